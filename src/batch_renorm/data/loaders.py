@@ -1,0 +1,150 @@
+"""Loaders: a rank's passes, from any step on, and the images that evaluation visits.
+
+A *source* is a data set. Loader processes call its `fetch`, which returns whatever is best prepared
+on the CPU; the training process calls its `images`, which finishes the work on the device.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from batch_renorm.data.minibatches import Regime
+from batch_renorm.data.workers import passes_per_step, split_evenly, workers_of_pass, workers_of_rank
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where in a run a minibatch stands: augmentation depends on this and the slot, and on nothing else."""
+
+    seed: int
+    step: int
+    worker: int
+
+
+class Source(Protocol):
+    """A data set: labelled training and validation images."""
+
+    classes: int
+    channels: int
+    size: int
+
+    def labels(self, split: str) -> np.ndarray:
+        """The label of every image of `split` ("train" or "val"), (images,) int64."""
+        ...
+
+    def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Any:
+        """Prepare images in a loader process; `draw` says how to augment, None is for evaluation."""
+        ...
+
+    def images(self, fetched: list[Any], device: torch.device) -> Tensor:
+        """Finish what some calls of `fetch` returned, on the device: (n, channels, size, size) float32."""
+        ...
+
+
+@dataclass
+class Pass:
+    """One forward/backward of a rank: some of the step's minibatches, in worker order.
+
+    `fetched` is a list with one entry a worker. An empty pass has no workers (see `workers_of_pass`).
+    """
+
+    step: int
+    last: bool
+    fetched: list[Any]
+    labels: Tensor
+
+    def pin_memory(self) -> "Pass":
+        fetched = [part.pin_memory() if isinstance(part, Tensor) else part for part in self.fetched]
+        return Pass(self.step, self.last, fetched, self.labels.pin_memory())
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a rank's share of a step is cut into passes."""
+
+    workers: int
+    rank: int = 0
+    ranks: int = 1
+    workers_per_pass: int | None = None
+
+    def __post_init__(self) -> None:
+        workers_of_rank(self.workers, self.rank, self.ranks)
+
+    @property
+    def passes(self) -> int:
+        return passes_per_step(self.workers, self.ranks, self.workers_per_pass)
+
+    def workers_of_pass(self, index: int) -> range:
+        return workers_of_pass(self.workers, self.rank, self.ranks, self.passes, index)
+
+
+class TrainingPasses(Dataset[Pass]):
+    """Item i is pass i % passes of step i // passes: a function of i and the seed alone."""
+
+    def __init__(self, source: Source, regime: Regime, division: Division, seed: int) -> None:
+        self.source, self.regime, self.division, self.seed = source, regime, division, seed
+        self.labels = torch.from_numpy(source.labels("train"))
+
+    def __getitem__(self, item: int) -> Pass:
+        step, index = divmod(item, self.division.passes)
+        fetched, labels = [], [torch.empty(0, dtype=torch.int64)]
+        for worker in self.division.workers_of_pass(index):
+            indices = self.regime(self.seed, step, worker)
+            fetched.append(self.source.fetch("train", indices, Draw(self.seed, step, worker)))
+            labels.append(self.labels[indices])
+        return Pass(step, index == self.division.passes - 1, fetched, torch.cat(labels))
+
+
+class _Items:
+    """A sampler with no length, so that nothing counts batches but the trainer's steps."""
+
+    def __init__(self, items: range) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.items)
+
+
+def training_loader(
+    dataset: TrainingPasses, start_step: int, steps: int, processes: int = 0, pin_memory: bool = False
+) -> DataLoader[Pass]:
+    """The rank's passes of steps `start_step` .. `steps` - 1, in order, prepared by `processes` processes."""
+    passes = dataset.division.passes
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=_Items(range(start_step * passes, steps * passes)),
+        num_workers=processes,
+        pin_memory=pin_memory,
+        persistent_workers=processes > 0,
+    )
+
+
+class EvaluationImages(Dataset[tuple[Any, Tensor]]):
+    """Batches of given images without augmentation; each batch is one row or slice of `batches`."""
+
+    def __init__(self, source: Source, split: str, batches: list[np.ndarray]) -> None:
+        self.source, self.split, self.batches = source, split, batches
+        self.labels = torch.from_numpy(source.labels(split))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, item: int) -> tuple[Any, Tensor]:
+        indices = self.batches[item]
+        return self.source.fetch(self.split, indices, None), self.labels[indices]
+
+
+def in_batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut indices into consecutive batches of `size`, the last one shorter."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def share(batches: list[np.ndarray], rank: int, ranks: int) -> list[np.ndarray]:
+    """A rank's contiguous share of evaluation batches; together the ranks visit every image once."""
+    return [batches[i] for i in split_evenly(range(len(batches)), ranks)[rank]]

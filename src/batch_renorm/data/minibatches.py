@@ -1,0 +1,132 @@
+"""(seed, step, worker) -> the images of that worker's minibatch in that step, for every regime.
+
+Contract: the result is a pure function of these three numbers, of the regime and of the data set's
+labels. There is no sampler state, so a run resumes by asking for another step, and neither ranks,
+passes nor loader processes can change what is trained on.
+
+Random numbers come from Philox, a counter-based generator: (seed, stream) is its key and
+(step, worker) its counter, so that every minibatch has a stream of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+Indices = np.ndarray
+"""(size,) int64: positions of images in the training set."""
+
+MINIBATCHES, PERMUTATIONS, AUGMENTATION, EVALUATION = range(4)
+"""Philox streams: one per purpose, so that none repeats another's numbers."""
+
+
+def generator(seed: int, stream: int, *counter: int) -> np.random.Generator:
+    """A generator that depends on nothing but its arguments (at most three counters)."""
+    words = np.zeros(4, dtype=np.uint64)
+    words[4 - len(counter) :] = counter
+    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=words))
+
+
+@lru_cache(maxsize=2)
+def epoch_permutation(images: int, seed: int, epoch: int) -> Indices:
+    """The order in which epoch number `epoch` visits all images once. Two are kept: an epoch may
+    end inside a minibatch."""
+    return generator(seed, PERMUTATIONS, epoch).permutation(images)
+
+
+@dataclass(frozen=True)
+class Iid:
+    """Independent images: a fresh permutation of the data set every epoch, dealt in step order.
+
+    The minibatches of a step's workers follow one another in the permutation, so that no image is
+    seen twice in an epoch, by any worker.
+    """
+
+    images: int
+    size: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        if self.size > self.images:
+            raise ValueError(f"a minibatch of {self.size} needs at least as many training images, got {self.images}")
+
+    def __call__(self, seed: int, step: int, worker: int) -> Indices:
+        first = (step * self.workers + worker) * self.size
+        epochs, offsets = np.divmod(np.arange(first, first + self.size), self.images)
+        return np.concatenate(
+            [epoch_permutation(self.images, seed, int(e))[offsets[epochs == e]] for e in np.unique(epochs)]
+        )
+
+
+class LabelsTimesImages:
+    """Labels drawn with replacement, then `images_per_label` distinct images of each (section 4.3).
+
+    The k-th images of all labels stand together: with 16 labels x 2, rows 0..15 hold one image of
+    each label and rows 16..31 the other. A group of 32 does not see the difference; in groups of 16
+    the two images of a label are in different halves, which is the paper's half-minibatch experiment.
+    """
+
+    def __init__(self, labels: np.ndarray, size: int, images_per_label: int) -> None:
+        if size % images_per_label:
+            raise ValueError(f"a minibatch of {size} does not divide into {images_per_label} images per label")
+        self.size, self.images_per_label = size, images_per_label
+        self.order = np.argsort(labels, kind="stable")
+        self.counts = np.bincount(labels)
+        self.starts = np.cumsum(self.counts) - self.counts
+        if (self.counts < images_per_label).any():
+            poorest = int(self.counts.argmin())
+            raise ValueError(
+                f"label {poorest} has {self.counts[poorest]} training images, fewer than the "
+                f"{images_per_label} images per label that the regime draws"
+            )
+
+    def __call__(self, seed: int, step: int, worker: int) -> Indices:
+        draw = generator(seed, MINIBATCHES, step, worker)
+        labels = draw.integers(len(self.counts), size=self.size // self.images_per_label)
+        picks = np.empty((self.images_per_label, len(labels)), dtype=np.int64)
+        for k in range(self.images_per_label):
+            # one of the images not yet picked: a place among those left, moved past each earlier pick
+            pick = draw.integers(self.counts[labels] - k)
+            for earlier in np.sort(picks[:k], axis=0):
+                pick += pick >= earlier
+            picks[k] = pick
+        return self.order[self.starts[labels] + picks].reshape(-1)
+
+
+Regime = Callable[[int, int, int], Indices]
+"""(seed, step, worker) -> image indices."""
+
+
+def regime(labels: np.ndarray, size: int, workers: int, images_per_label: int | None) -> Regime:
+    """The regime that a config describes; `images_per_label=None` is i.i.d."""
+    if images_per_label is None:
+        return Iid(len(labels), size, workers)
+    return LabelsTimesImages(labels, size, images_per_label)
+
+
+def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per_label: int) -> np.ndarray:
+    """Fixed minibatches for evaluation with batch statistics: the paper's 25 labels x 2 test images.
+
+    Every image stands in at most one minibatch. What a label's count, or the number of label draws,
+    leaves over after division is not used.
+
+    Returns:
+        (minibatches, labels_per_minibatch * images_per_label) int64 positions in `labels`.
+    """
+    draw = generator(0, EVALUATION)
+    shuffled = draw.permutation(len(labels))
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    ends = np.cumsum(counts)
+    sets = [
+        by_label[end - count : end - count % images_per_label].reshape(-1, images_per_label)
+        for count, end in zip(counts, ends, strict=True)
+    ]
+    pairs = draw.permutation(np.concatenate(sets))
+    whole = len(pairs) // labels_per_minibatch
+    if not whole:
+        raise ValueError(
+            f"{len(labels)} images give no minibatch of {labels_per_minibatch} labels x {images_per_label} images"
+        )
+    return pairs[: whole * labels_per_minibatch].reshape(whole, -1)

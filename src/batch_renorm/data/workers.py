@@ -1,0 +1,58 @@
+"""Workers -> ranks -> passes: who computes which minibatches of a step.
+
+The paper's step is the mean gradient of `workers` minibatches. A rank owns a contiguous range of
+them and computes it in a number of passes that is the same on every rank, so that collective calls
+match; the sizes of the ranges, and of the passes, differ by at most one worker.
+"""
+
+
+def split_evenly(items: range, parts: int) -> list[range]:
+    """Cut a range into `parts` contiguous ranges whose lengths differ by at most one, longest first.
+
+    >>> [len(part) for part in split_evenly(range(50), 8)]
+    [7, 7, 6, 6, 6, 6, 6, 6]
+    """
+    if parts < 1:
+        raise ValueError(f"cannot cut {len(items)} items into {parts} parts")
+    short, longer = divmod(len(items), parts)
+    ends = [part * short + min(part, longer) for part in range(parts + 1)]
+    return [items[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def workers_of_rank(workers: int, rank: int, ranks: int) -> range:
+    """The contiguous range of the step's workers that `rank` owns.
+
+    Raises:
+        ValueError: if there are more ranks than workers, so that a rank would have nothing to do.
+    """
+    if ranks > workers:
+        raise ValueError(
+            f"{ranks} ranks but only {workers} workers a step: a rank would have no minibatch; "
+            f"use at most {workers} devices or raise workers"
+        )
+    return split_evenly(range(workers), ranks)[rank]
+
+
+def passes_per_step(workers: int, ranks: int, workers_per_pass: int | None) -> int:
+    """Passes that every rank makes in a step, so that no pass holds more than `workers_per_pass`.
+
+    None means one pass: all of a rank's workers at once.
+    """
+    largest_share = -(-workers // ranks)
+    if workers_per_pass is None:
+        return 1
+    if workers_per_pass < 1:
+        raise ValueError(f"workers_per_pass must be at least 1, got {workers_per_pass}")
+    return -(-largest_share // workers_per_pass)
+
+
+def workers_of_pass(workers: int, rank: int, ranks: int, passes: int, index: int) -> range:
+    """The workers of the rank's pass number `index` of a step; later passes are never the shorter ones.
+
+    A rank with fewer workers than the largest share may have an empty pass. It comes first, because
+    the step's last pass is the one that exchanges gradients between ranks.
+    """
+    share = workers_of_rank(workers, rank, ranks)
+    lengths = [len(part) for part in split_evenly(share, passes)][::-1]
+    start = sum(lengths[:index])
+    return share[start : start + lengths[index]]

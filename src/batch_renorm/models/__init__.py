@@ -1,0 +1,1 @@
+"""Networks. A norm layer arrives as a factory; no network knows which norm it has."""

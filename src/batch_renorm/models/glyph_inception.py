@@ -1,0 +1,64 @@
+"""A small network in Inception's style for the embedded data set: a norm after every convolution.
+
+Parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, concatenated, as in Inception-v3; then
+1 x 1 convolutions, so that the last norms see few values of features that have become specific to
+labels, and a mean over positions before the classifier.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+
+
+def convolution(inputs: int, outputs: int, kernel: int, norm: Norm, stride: int = 1) -> nn.Sequential:
+    """Convolution without bias, norm, ReLU."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return nn.Sequential(layer, norm(outputs), nn.ReLU(inplace=True))
+
+
+class InceptionBlock(nn.Module):
+    """Branches 1x1, 1x1 -> 3x3 and pool -> 1x1, concatenated over channels."""
+
+    def __init__(self, inputs: int, single: int, reduced: int, wide: int, pooled: int, norm: Norm) -> None:
+        super().__init__()
+        self.single = convolution(inputs, single, 1, norm)
+        self.wide = nn.Sequential(convolution(inputs, reduced, 1, norm), convolution(reduced, wide, 3, norm))
+        self.pooled = convolution(inputs, pooled, 1, norm)
+        self.outputs = single + wide + pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.single(x), self.wide(x), self.pooled(F.avg_pool2d(x, 3, 1, 1))], 1)
+
+
+class GlyphInception(nn.Module):
+    """Images (n, channels, size, size) to logits (n, classes).
+
+    Args:
+        norm: makes the norm layer of a given number of channels.
+        head: channels of each of the 1 x 1 convolutions before the classifier.
+        head_layers: how many of them.
+    """
+
+    def __init__(self, classes: int, channels: int, norm: Norm, head: int, head_layers: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            convolution(channels, 16, 3, norm, stride=2),
+            convolution(16, 24, 3, norm),
+            nn.MaxPool2d(2, ceil_mode=True),
+        )
+        first = InceptionBlock(24, 16, 16, 24, 16, norm)
+        second = InceptionBlock(first.outputs, 32, 24, 48, 24, norm)
+        self.blocks = nn.Sequential(first, nn.MaxPool2d(2, ceil_mode=True), second)
+        widths = [second.outputs] + [head] * head_layers
+        self.head = nn.Sequential(*[convolution(a, b, 1, norm) for a, b in zip(widths, widths[1:], strict=False)])
+        self.classifier = nn.Linear(widths[-1], classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.head(self.blocks(self.stem(x))).mean((2, 3)))

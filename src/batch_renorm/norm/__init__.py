@@ -1,0 +1,27 @@
+"""Batch Renormalization, torch only: see README.md in this folder."""
+
+from batch_renorm.norm.convert import convert_batchnorm, to_batchnorm
+from batch_renorm.norm.functional import batch_renorm, normalize
+from batch_renorm.norm.layers import (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    batch_statistics,
+    set_limits,
+)
+from batch_renorm.norm.ramp import Ramp
+from batch_renorm.norm.statistics import StepStatistics
+
+__all__ = [
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "Ramp",
+    "StepStatistics",
+    "batch_renorm",
+    "batch_statistics",
+    "convert_batchnorm",
+    "normalize",
+    "set_limits",
+    "to_batchnorm",
+]

@@ -1,0 +1,177 @@
+"""nn.BatchNorm to Batch Renormalization in any model, and back.
+
+Departure from ``SyncBatchNorm.convert_sync_batchnorm``: a subclass that does something of its own
+in forward is kept working (timm's norm-and-activation layers) or is an error, never replaced by a
+layer that does less.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batch_renorm.norm.layers import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+
+Model = TypeVar("Model", bound=nn.Module)
+
+PLAIN: dict[type[nn.Module], type[BatchRenorm]] = {
+    nn.BatchNorm1d: BatchRenorm1d,
+    nn.BatchNorm2d: BatchRenorm2d,
+    nn.BatchNorm3d: BatchRenorm3d,
+    nn.SyncBatchNorm: BatchRenorm,
+}
+
+
+class BatchRenormAct(BatchRenorm):
+    """Batch Renormalization, then ``drop``, then ``act``: in the place of timm's BatchNormAct2d."""
+
+    def __init__(self, *args, source: type[nn.Module], drop: nn.Module, act: nn.Module, **options):
+        super().__init__(*args, **options)
+        plain = PLAIN[_plain(source)]
+        self.dims, self.expected, self.batchnorm = plain.dims, plain.expected, source
+        self.drop, self.act = drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
+    """Replaces every batchnorm of a model by the Batch Renormalization of its kind.
+
+    ``nn.BatchNorm1d/2d/3d``, ``nn.SyncBatchNorm`` (each rank then normalises its own batch) and
+    timm's batchnorm-and-activation layers. Parameters are the same objects, so an optimiser that
+    has them keeps working; eps is kept, and mu and sigma give the inference output of before.
+    momentum is not kept: its default is the paper's alpha, 0.01. Hooks are not kept.
+
+    Args:
+        model: changed in place, unless it is a batchnorm itself.
+        **options: for every layer, as in :class:`BatchRenorm2d`, for instance ``scale=False``,
+            ``group_size=4``.
+
+    Returns:
+        The model, or the layer in the place of a model that is a batchnorm itself.
+
+    Raises:
+        ValueError: a layer that cannot be carried over, by name: gamma not 1 with ``scale=False``,
+            beta not 0 with ``center=False``, no running statistics, not yet initialised.
+        TypeError: a subclass of batchnorm that is not known.
+    """
+
+    def convert(module: nn.Module, name: str) -> nn.Module | None:
+        return _renorm(module, name, options) if isinstance(module, _BatchNorm) else None
+
+    return _replace(model, convert)
+
+
+def to_batchnorm(model: nn.Module) -> nn.Module:
+    """Folds every Batch Renormalization into the plain batchnorm with equal inference outputs.
+
+    The weights then load into the stock model: running_var is ``sigma ** 2 - eps``, a gamma or beta
+    that the layer does not have is 1 or 0, and what :func:`convert_batchnorm` made of a timm layer
+    becomes that timm layer again. A sigma below ``sqrt(eps)``, which no batch has, counts as
+    ``sqrt(eps)`` in the layer's own evaluation too, so running_var = 0 is exact for it.
+
+    Args:
+        model: changed in place, unless it is a BatchRenorm layer itself.
+
+    Returns:
+        The model, or the layer in the place of a model that is a BatchRenorm layer itself.
+    """
+
+    def convert(module: nn.Module, name: str) -> nn.Module | None:
+        return _batchnorm(module) if isinstance(module, BatchRenorm) else None
+
+    return _replace(model, convert)
+
+
+@torch.no_grad()
+def _renorm(module: _BatchNorm, name: str, options: dict) -> BatchRenorm:
+    plain = _plain(type(module))
+    where = f"layer {name!r}" if name else "the model"
+    if plain is None:
+        raise TypeError(
+            f"{where} is a {type(module).__name__}, a batchnorm with a forward of its own: "
+            "replace it by hand before converting"
+        )
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        raise ValueError(f"{where} is not initialised yet: run the model once before converting")
+    mean, var = module.running_mean, module.running_var
+    if mean is None or var is None:
+        raise ValueError(
+            f"{where} has no running statistics: it normalises with the batch in evaluation too"
+        )
+    _check_droppable(where, module.weight, 1, "gamma", "scale", options)
+    _check_droppable(where, module.bias, 0, "beta", "center", options)
+    layer_options = {"eps": module.eps, "affine": module.affine, "device": mean.device, **options}
+    if mean.dtype == torch.float64:
+        layer_options.setdefault("dtype", torch.float64)
+    if type(module) is plain:
+        layer = PLAIN[plain](module.num_features, **layer_options)
+    else:
+        drop, act = (getattr(module, part, None) or nn.Identity() for part in ("drop", "act"))
+        layer = BatchRenormAct(
+            module.num_features, source=type(module), drop=drop, act=act, **layer_options
+        )
+    if layer.weight is not None and module.weight is not None:
+        layer.weight = module.weight
+    if layer.bias is not None and module.bias is not None:
+        layer.bias = module.bias
+    layer.mu.copy_(mean)
+    layer.sigma.copy_((var.to(layer.sigma.dtype) + module.eps).sqrt())
+    return layer.train(module.training)
+
+
+def _check_droppable(where, parameter, value, name, option, options) -> None:
+    dropped = not (options.get(option, True) and options.get("affine", True))
+    if dropped and parameter is not None and not bool((parameter == value).all()):
+        raise ValueError(
+            f"{where}: {option}=False drops a {name} that is not {value}: set it to {value} "
+            f"first, or convert with {option}=True"
+        )
+
+
+@torch.no_grad()
+def _batchnorm(layer: BatchRenorm) -> nn.Module:
+    device = layer.mu.device
+    parameter = layer.weight if layer.weight is not None else layer.bias
+    dtype = parameter.dtype if parameter is not None else layer.mu.dtype
+    module = layer.batchnorm(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, device=device, dtype=dtype
+    )
+    if layer.weight is not None:
+        module.weight = layer.weight
+    if layer.bias is not None:
+        module.bias = layer.bias
+    module.running_mean = layer.mu.clone()
+    module.running_var = (layer.sigma.square() - layer.eps).clamp_min(0)
+    if isinstance(layer, BatchRenormAct):
+        module.drop, module.act = layer.drop, layer.act
+    return module.train(layer.training)
+
+
+def _plain(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The torch class whose work a batchnorm class does, apart from timm's drop and activation."""
+    for base in cls.__mro__:
+        if base in PLAIN:
+            known = base.forward is cls.forward or cls.__module__.startswith("timm.layers.")
+            return base if known else None
+    return None
+
+
+def _replace(model: nn.Module, convert: Callable[[nn.Module, str], nn.Module | None]) -> nn.Module:
+    """Every module for which ``convert`` gives another one; a shared module stays shared."""
+    # All are made before the first is put in place: an error leaves the model as it was.
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in model.named_modules():
+        new = convert(module, name)
+        if new is not None:
+            made[module] = new
+    for parent in list(model.modules()):
+        if parent in made:
+            continue
+        for name, child in parent._modules.items():
+            if child in made:
+                parent._modules[name] = made[child]
+    return made.get(model, model)

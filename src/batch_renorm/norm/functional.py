@@ -1,0 +1,201 @@
+"""Batch Renormalization as a function of tensors (Ioffe 2017, Algorithm 1).
+
+Departures from the paper:
+
+1. Every ``group_size`` consecutive examples are a minibatch of their own, with the mu and sigma of
+   all; the moving averages are not updated here.
+2. sigma is never taken below ``sqrt(eps)``: no batch has less, and 0 would make r and d undefined.
+
+Departures from ``torch.nn.functional.batch_norm``:
+
+1. The batch statistics are returned; they are float32 whatever the input (float64 for float64).
+2. sigma is a standard deviation with eps inside, not a variance.
+3. One value per channel is enough: its xhat is d.
+4. Differentiable once.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from batch_renorm.norm import kernels
+
+
+def batch_renorm(
+    x: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    rmax: float | Tensor = 1.0,
+    dmax: float | Tensor = 0.0,
+    eps: float = 1e-3,
+    group_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Normalises every group of examples with its own statistics, corrected by r and d.
+
+    .. math::
+        \mu_B = \mathrm{mean}(x), \qquad
+        \sigma_B = \sqrt{\epsilon + \mathrm{mean}((x - \mu_B)^2)} \\
+        r = \mathrm{clip}_{[1/r_{max},\, r_{max}]}(\sigma_B / \sigma), \qquad
+        d = \mathrm{clip}_{[-d_{max},\, d_{max}]}((\mu_B - \mu) / \sigma) \\
+        y = \gamma \left(\frac{x - \mu_B}{\sigma_B}\, r + d\right) + \beta
+
+    The gradient flows through :math:`\mu_B` and :math:`\sigma_B` and never through r and d, so with
+    ``rmax=1, dmax=0``, the default, this is batchnorm.
+
+    Args:
+        x: input; any floating dtype, with statistics in float32 (float64 for float64).
+        mu, sigma: moving averages of :math:`\mu_B` and :math:`\sigma_B`. Not changed.
+        gamma, beta: scale and shift. Default: 1 and 0.
+        rmax, dmax: bounds of r and d, floats or 0-d tensors. Tensors are not checked, so that
+            nothing waits for the device, and can change without a recompilation.
+        eps: added to the variance, inside the root.
+        group_size: every so many consecutive examples are one group. Default: the whole batch.
+
+    Shape:
+        - x: :math:`(N, C, *)`; mu, sigma, gamma, beta: :math:`(C)`
+        - y: as x, in its dtype and memory format
+        - :math:`\mu_B`, :math:`\sigma_B`: :math:`(N / \text{group\_size}, C)`, without gradient
+
+    Raises:
+        ValueError: empty batch, groups that do not divide it, wrong channel count or bounds.
+        TypeError: an input that is not floating point.
+    """
+    groups = _check(x, mu, sigma, gamma, beta, group_size)
+    check_limits(rmax, dmax)
+    if eps <= 0:
+        raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
+    route = _formula if torch.compiler.is_compiling() else _BatchRenorm.apply
+    return route(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
+
+
+def normalize(
+    x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None
+) -> Tensor:
+    r"""Inference: :math:`y = \gamma (x - \mu) / \sigma + \beta`, differentiable in x, gamma, beta.
+
+    Shapes, dtypes and errors as in :func:`batch_renorm`.
+    """
+    _check(x, mu, sigma, gamma, beta, None)
+    dtype = kernels.statistics_dtype(x)
+    # sigma goes into the weight because sigma ** 2 would underflow where 1 / sigma does not.
+    weight = sigma.to(dtype).reciprocal()
+    weight = weight if gamma is None else gamma.to(dtype) * weight
+    bias = None if beta is None else beta.to(dtype)
+    return F.batch_norm(x, mu.to(dtype), torch.ones_like(weight), weight, bias, False, 0.0, 0.0)
+
+
+def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps: float) -> tuple[Tensor, Tensor]:
+    """The paper's r and d, in the dtype of the batch statistics."""
+    sigma = sigma.clamp_min(math.sqrt(eps))
+    rmin = rmax.reciprocal() if isinstance(rmax, Tensor) else 1 / rmax
+    r = torch.clamp(sigma_b / sigma, rmin, rmax)
+    d = torch.clamp((mu_b - mu) / sigma, -dmax, dmax)
+    return r.to(mu_b.dtype), d.to(mu_b.dtype)
+
+
+class _BatchRenorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
+        x = kernels.dense(x)
+        ctx.by_planes = kernels.by_planes(x, groups)
+        y = rest = None
+        if ctx.by_planes:
+            y, rest, mu_b, var = kernels.centred_statistics(x, groups)
+        else:
+            mu_b, var = kernels.statistics(x, groups)
+        sigma_b = (var + eps).sqrt_()
+        r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps)
+        weight, bias = _weight_bias(gamma, beta, r, d)
+        inv = sigma_b.reciprocal()
+        if y is not None:
+            y = kernels.affine_planes_(y, rest, inv, weight, bias)
+        else:
+            y = kernels.affine(x, mu_b, var, weight, bias, eps)
+        ctx.save_for_backward(x, weight, mu_b, inv, r, d)
+        ctx.dtypes = [None if t is None else t.dtype for t in (gamma, beta)]
+        mu_b, sigma_b = mu_b.view(groups, -1), sigma_b.view(groups, -1)
+        ctx.mark_non_differentiable(mu_b, sigma_b)
+        ctx.set_materialize_grads(False)
+        return y, mu_b, sigma_b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g, *_):
+        if g is None:
+            return (None,) * 9
+        x, weight, mu_b, inv, r, d = ctx.saved_tensors
+        need_x, need_gamma, need_beta = (ctx.needs_input_grad[i] for i in (0, 3, 4))
+        route = kernels.gradients_planes if ctx.by_planes else kernels.gradients
+        gx, g_weight, g_bias = route(kernels.like(g, x), x, mu_b, inv, weight, need_x)
+        gamma_dtype, beta_dtype = ctx.dtypes
+        # sum(g * xhat), and xhat is the kernels' normalised x times r plus d.
+        g_gamma = _total(torch.addcmul(g_weight * r, g_bias, d), gamma_dtype) if need_gamma else None
+        g_beta = _total(g_bias, beta_dtype) if need_beta else None
+        return gx, None, None, g_gamma, g_beta, None, None, None, None
+
+
+def _total(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return (t if t.dim() == 1 else t.sum(0)).to(dtype)
+
+
+def _weight_bias(gamma, beta, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    if gamma is not None:
+        gamma = gamma.to(r.dtype)
+        r, d = gamma * r, gamma * d
+    return r, d if beta is None else d + beta.to(r.dtype)
+
+
+def _formula(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
+    """What torch.compile sees: plain operations that it fuses (mean form; var_mean is slow)."""
+    x_GMC = x.unflatten(0, (groups, -1)).to(kernels.statistics_dtype(x))
+    dims = [1, *range(3, x_GMC.dim())]
+    mean = x_GMC.mean(dims, keepdim=True)
+    centred = x_GMC - mean
+    sigma_b = (centred.square().mean(dims, keepdim=True) + eps).sqrt()
+    with torch.no_grad():
+        shape = (groups, x.shape[1])
+        mu_out, sigma_out = mean.detach().reshape(shape), sigma_b.detach().reshape(shape)
+        r, d = correction(mu_out, sigma_out, mu, sigma, rmax, dmax, eps)
+    weight, bias = _weight_bias(gamma, beta, r, d)
+    y = centred * (weight.view(sigma_b.shape) / sigma_b) + bias.view(sigma_b.shape)
+    return y.flatten(0, 1).to(x.dtype), mu_out, sigma_out
+
+
+def check_limits(rmax: float | Tensor, dmax: float | Tensor) -> None:
+    if not isinstance(rmax, Tensor) and not rmax >= 1:
+        raise ValueError(f"rmax must be at least 1 (1 is batchnorm), got {rmax}")
+    if not isinstance(dmax, Tensor) and not dmax >= 0:
+        raise ValueError(f"dmax must be at least 0 (0 is batchnorm), got {dmax}")
+
+
+def _check(x, mu, sigma, gamma, beta, group_size) -> int:
+    """Number of groups of a good input."""
+    shape = tuple(x.shape)
+    if not x.is_floating_point():
+        raise TypeError(f"batch renorm needs a floating point input, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"batch renorm needs an input (N, C, ...), got shape {shape}")
+    for name, t in (("mu", mu), ("sigma", sigma), ("gamma", gamma), ("beta", beta)):
+        if t is not None and t.shape != x.shape[1:2]:
+            raise ValueError(
+                f"input of shape {shape} has {shape[1]} channels, but {name} has shape "
+                f"{tuple(t.shape)}"
+            )
+    if x.numel() == 0:
+        # The native backward kernel would divide by zero and end the process.
+        raise ValueError(f"batch renorm got an empty batch of shape {shape}: skip such a batch")
+    if group_size is None:
+        return 1
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}")
+    if shape[0] % group_size:
+        raise ValueError(
+            f"a batch of {shape[0]} examples does not divide into groups of {group_size}: use a "
+            f"multiple of {group_size}, or drop the last batch"
+        )
+    return shape[0] // group_size

@@ -1,0 +1,255 @@
+"""The native batchnorm kernels, arranged for groups of consecutive examples.
+
+With r and d held constant Batch Renormalization is batchnorm with weight ``gamma * r`` and bias
+``beta + gamma * d``, so forward and backward are the kernels behind ``nn.BatchNorm2d``. What is
+added here is the statistics, where those kernels are slow or inaccurate on CPU, and the groups.
+
+A tensor has one of two memory orders, and every function below knows both:
+
+* *planes*: ``(N, C, L)`` contiguous, one image plane after the other;
+* *rows*: channels innermost (channels_last, or a plain ``(N, C)`` matrix), seen as the
+  channels_last tensor ``(groups, C, rows of a group, 1)``.
+
+Suffixes name the axes: G groups, M values of a channel in a group, N examples, C channels,
+L positions in an example, P = N * C planes.
+"""
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+# Elements from which the blocked statistics are faster than the native kernel, and bytes of a block
+# (about an L2 cache, so that centring and squaring read it from there).
+BLOCKED_FROM = 250_000
+BLOCK_BYTES = 1 << 20
+# Values of a channel that the native channels_last kernel sums into one float32 accumulator. Over
+# 700,000 values that costs 3e-4 of the variance; merged chunks stay at 2e-6.
+CHUNK = 8192
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` in one of the two memory orders, copied only if it has neither."""
+    return x if x.is_contiguous() or in_rows(x) else x.contiguous()
+
+
+def like(g: Tensor, x: Tensor) -> Tensor:
+    """``g`` in the memory order of the dense ``x``."""
+    return torch.empty_like(x, dtype=g.dtype).copy_(g) if g.stride() != x.stride() else g
+
+
+def in_rows(x: Tensor) -> bool:
+    if x.dim() == 4 and not x.is_contiguous():
+        return x.is_contiguous(memory_format=torch.channels_last)
+    if x.dim() == 5 and not x.is_contiguous():
+        return x.is_contiguous(memory_format=torch.channels_last_3d)
+    return x.is_contiguous() and x.numel() == x.shape[0] * x.shape[1]
+
+
+def by_planes(x: Tensor, groups: int) -> bool:
+    """Whether the whole batch can be one image of N * C channels: a few native calls for any G."""
+    return groups > 1 and x.dtype in (torch.float32, torch.float64) and not in_rows(x)
+
+
+def split(x: Tensor, groups: int) -> list[Tensor]:
+    """Views of the groups, each in a shape that the native kernels take without a copy."""
+    if in_rows(x):
+        return list(_as_rows(x, groups).split(1))
+    return list(x.split(x.shape[0] // groups))
+
+
+def _as_rows(x: Tensor, groups: int) -> Tensor:
+    return x.movedim(1, -1).reshape(groups, -1, 1, x.shape[1]).permute(0, 3, 1, 2)
+
+
+# ---- mean and biased variance of every channel ---------------------------------------------------
+
+
+def statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Of shape (G, C); of shape (C) for the whole batch, where handling G would cost time."""
+    if groups == 1:
+        return _statistics(x)
+    means, variances = zip(*map(_statistics, split(x, groups)), strict=True)
+    return torch.stack(means), torch.stack(variances)
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    if x.device.type != "cpu":
+        return _native_statistics(x)
+    if not x.is_contiguous():
+        return _chunked_statistics(x)
+    if x.dtype in (torch.float32, torch.float64) and x.numel() > BLOCKED_FROM:
+        return _blocked_statistics(x)
+    return _native_statistics(x)
+
+
+def _native_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dtype in (torch.float32, torch.float64):
+        return aten.batch_norm_update_stats(x, None, None, 0.0)
+    # Without running statistics of a wider dtype the kernel returns bfloat16 statistics.
+    mean = x.new_zeros(x.shape[1], dtype=statistics_dtype(x))
+    return aten.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
+
+
+def _chunked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows: chunks short enough for one float32 accumulator, merged."""
+    rows = x.numel() // x.shape[1]
+    if rows <= CHUNK:
+        return _native_statistics(x)
+    chunks = _as_rows(x, 1).tensor_split(-(-rows // CHUNK), dim=2)
+    pairs = [_native_statistics(chunk) for chunk in chunks]
+    means, variances = (torch.stack(part) for part in zip(*pairs, strict=True))
+    share = means.new_tensor([[chunk.shape[2] / rows] for chunk in chunks])
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + (means - mean).square())).sum(0)
+
+
+def _blocked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Planes in float32 or float64, a block of examples at a time.
+
+    The native kernel sums contiguous float32 one value after the other in float64. Here a block is
+    centred at its own mean and the backward kernel, which is vectorised, gives the sum and the sum
+    of squares of what is left in one pass: neither loses digits to a mean far from zero.
+    """
+    x = x.view(*x.shape[:2], -1)
+    N, C, L = x.shape
+    size = max(1, min(N, BLOCK_BYTES // (C * L * x.element_size())))
+    one, zero = x.new_ones(C), x.new_zeros(C)
+    centred = torch.empty_like(x[:size])
+    counts, means, sums, squares = [], [], [], []
+    for block in x.split(size):
+        y = centred[: len(block)]
+        mean = block.mean((0, 2))
+        torch.sub(block, mean.view(C, 1), out=y)
+        square, total = _reduce(y, y, zero, one)
+        counts.append(len(block) * L)
+        means.append(mean)
+        sums.append(total)
+        squares.append(square)
+    count = x.new_tensor(counts).unsqueeze(1)
+    share = count / (N * L)
+    rest = torch.stack(sums) / count
+    means_B = torch.stack(means) + rest
+    mean = (share * means_B).sum(0)
+    inner = torch.stack(squares) / count - rest.square()
+    return mean, (share * (inner + (means_B - mean).square())).sum(0).clamp_min_(0)
+
+
+def _reduce(g: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
+    """Per channel: sum of ``g * (x - mean)`` and sum of ``g``."""
+    mask = [False, True, True]
+    _, product, total = aten.native_batch_norm_backward(
+        g, x, one, None, None, mean, one, True, 0.0, mask
+    )
+    return product, total
+
+
+# ---- the affine map and its gradients ------------------------------------------------------------
+
+
+def affine(x: Tensor, mean, var, weight, bias, eps: float) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * weight + bias``, all (C) or (G, C)."""
+    if mean.dim() == 1:
+        return aten.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+    # A new tensor, never a view: autograd refuses an in-place ReLU on a view out of a Function.
+    y = torch.empty_like(x)
+    groups = mean.shape[0]
+    parts, outs = split(x, groups), split(y, groups)
+    for group in zip(parts, mean, var, weight, bias, outs, strict=True):
+        _scale_shift(*group, eps=eps)
+    return y
+
+
+def gradients(g: Tensor, x: Tensor, mean, inv, weight, need_x: bool):
+    """dL/dx, and dL/d(weight), dL/d(bias) of batchnorm with that weight, all (C) or (G, C)."""
+    if mean.dim() == 1:
+        return _gradients(g, x, weight, mean, inv, need_x)
+    gx = torch.empty_like(x) if need_x else None
+    groups = mean.shape[0]
+    g_weight, g_bias = torch.empty_like(mean), torch.empty_like(mean)
+    parts = zip(split(g, groups), split(x, groups), weight, mean, inv, strict=True)
+    outs = split(gx, groups) if gx is not None else []
+    for k, part in enumerate(parts):
+        gk, g_weight[k], g_bias[k] = _gradients(*part, need_x)
+        if gx is not None:
+            outs[k].copy_(gk)
+    return gx, g_weight, g_bias
+
+
+def _gradients(g: Tensor, x: Tensor, weight, mean, inv, need_x: bool):
+    mask = [need_x, True, True]
+    return aten.native_batch_norm_backward(
+        g, x, weight, None, None, mean, inv, True, 0.0, mask
+    )
+
+
+def _scale_shift(x: Tensor, mean, var, weight, bias, out: Tensor, eps: float = 0.0) -> None:
+    unused = mean.new_empty(0)
+    aten.native_batch_norm.out(
+        x, weight, bias, mean, var, False, 0.0, eps, out=out, save_mean=unused, save_invstd=unused
+    )
+
+
+# ---- the same with the batch as one image of N * C channels --------------------------------------
+
+
+def _planes(x: Tensor) -> Tensor:
+    return x.view(1, x.shape[0] * x.shape[1], -1)
+
+
+def _per_plane(t_GC: Tensor, x: Tensor) -> Tensor:
+    groups, C = t_GC.shape
+    return t_GC.view(groups, 1, C).expand(groups, x.shape[0] // groups, C).reshape(-1)
+
+
+def _per_group(t_P: Tensor, groups: int, x: Tensor) -> Tensor:
+    return t_P.view(groups, -1, x.shape[1]).sum(1)
+
+
+def centred_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``x`` minus a first mean, the remaining mean, the mean and the variance of every group."""
+    N, C = x.shape[:2]
+    count = x.numel() // (groups * C)
+    x_GMCL = x.view(groups, N // groups, C, -1)
+    first = x_GMCL.mean((1, 3))
+    y = torch.empty_like(x)
+    torch.sub(x_GMCL, first.view(groups, 1, C, 1), out=y.view(x_GMCL.shape))
+    planes = _planes(y)
+    square, total = _reduce(planes, planes, x.new_zeros(N * C), x.new_ones(N * C))
+    rest = _per_group(total, groups, x) / count
+    var = (_per_group(square, groups, x) / count - rest.square()).clamp_min_(0)
+    return y, rest, first + rest, var
+
+
+def affine_planes_(y: Tensor, rest, inv, weight, bias) -> Tensor:
+    """In place on the centred ``y``: ``(y - rest) * inv * weight + bias``."""
+    scale = weight * inv
+    one = y.new_ones(y.shape[0] * y.shape[1])
+    slope, offset = _per_plane(scale, y), _per_plane(bias - rest * scale, y)
+    _scale_shift(_planes(y), torch.zeros_like(one), one, slope, offset, _planes(y))
+    return y
+
+
+def gradients_planes(g: Tensor, x: Tensor, mean, inv, weight, need_x: bool):
+    """As :func:`gradients`, without a call per group."""
+    groups, C = mean.shape
+    count = x.numel() // (groups * C)
+    mean_P = _per_plane(mean, x)
+    one = torch.ones_like(mean_P)
+    product, total = _reduce(_planes(g), _planes(x), mean_P, one)
+    product, total = _per_group(product, groups, x), _per_group(total, groups, x)
+    gx = None
+    if need_x:
+        # gx = scale * (g - mean(g) - xhat * mean(g * xhat)): first the part that is affine in x.
+        gx = torch.empty_like(x)
+        scale = weight * inv
+        slope = _per_plane(-scale * inv.square() * product / count, x)
+        offset = _per_plane(-scale * total / count, x)
+        _scale_shift(_planes(x), mean_P, one, slope, offset, _planes(gx))
+        shape = (groups, x.shape[0] // groups, C, -1)
+        gx.view(shape).addcmul_(g.view(shape), scale.view(groups, 1, C, 1))
+    return gx, product * inv, total

@@ -1,0 +1,377 @@
+"""BatchRenorm1d, 2d and 3d: the layer in the spelling of nn.BatchNorm.
+
+Departures from the paper:
+
+1. ``group_size``: every so many consecutive examples are a minibatch of their own.
+2. ``averages="variance"`` averages the variance, as batchnorm's inference does; with limits (1, 0)
+   that is the paper's baseline.
+3. A channel whose batch is not finite leaves its mu and sigma as they were.
+
+Departures from nn.BatchNorm:
+
+1. ``momentum`` is the paper's alpha. As in torch it is the rate of the update, not of what is kept;
+   its default is the paper's 0.01, and eps is the recipe's 0.001.
+2. mu and sigma are the only buffers: no counter, a standard deviation instead of a variance (eps
+   inside, biased). They stay float32 in a half precision model.
+3. The limits are no buffer either: they follow the step, see :func:`set_limits`.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from batch_renorm.norm.functional import batch_renorm, check_limits, normalize
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Deferred(Protocol):
+    """What takes a layer's group statistics when the layer does not update at once."""
+
+    def add(self, layer: "BatchRenorm", mu_b: Tensor, sigma_b: Tensor) -> None: ...
+
+    def to(self, device: torch.device) -> None: ...
+
+
+class BatchRenorm(nn.Module):
+    r"""Batch Renormalization of an input of any dimension; see :class:`BatchRenorm2d`."""
+
+    dims: tuple[int, ...] = ()
+    expected = "(N, C, ...)"
+    batchnorm: type[nn.Module] = nn.SyncBatchNorm  # what it folds into; takes any dimension too
+
+    mu: Tensor
+    sigma: Tensor
+    limits: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-3,
+        momentum: float = 0.01,
+        affine: bool = True,
+        *,
+        group_size: int | None = None,
+        rmax: float = 3.0,
+        dmax: float = 5.0,
+        scale: bool = True,
+        center: bool = True,
+        averages: Literal["sigma", "variance"] = "sigma",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(num_features, eps, momentum, group_size, averages)
+        check_limits(rmax, dmax)
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.group_size = group_size
+        self.averages = averages
+
+        def parameter(wanted: bool) -> nn.Parameter | None:
+            if not (affine and wanted):
+                return None
+            return nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+
+        self.register_parameter("weight", parameter(scale))
+        self.register_parameter("bias", parameter(center))
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.register_buffer("mu", torch.empty(num_features, device=device, dtype=wide))
+        self.register_buffer("sigma", torch.empty(num_features, device=device, dtype=wide))
+        self.limits = _limits(rmax, dmax, self.mu.device)
+        self.deferred: Deferred | None = None
+        self.batch_statistics: int | None = None  # group size in evaluation, 0 for the whole batch
+        self.reset_parameters()
+
+    @property
+    def rmax(self) -> float:
+        """The bound of r; on an accelerator reading it waits for the device."""
+        return self.limits[0].item()
+
+    @property
+    def dmax(self) -> float:
+        """The bound of d; on an accelerator reading it waits for the device."""
+        return self.limits[1].item()
+
+    def reset_running_stats(self) -> None:
+        self.mu.zero_()
+        self.sigma.fill_(1)
+
+    def reset_parameters(self) -> None:
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dims and x.dim() not in self.dims:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs an input {self.expected}, got shape {tuple(x.shape)}")
+        if self.training:
+            return self._train(x)
+        mu, weight, bias = self.mu, self.weight, self.bias
+        if self.batch_statistics is not None:
+            group_size = self.batch_statistics or None
+            return batch_renorm(x, mu, self.sigma, weight, bias, 1.0, 0.0, self.eps, group_size)[0]
+        return normalize(x, mu, self.sigma.clamp_min(math.sqrt(self.eps)), weight, bias)
+
+    def _train(self, x: Tensor) -> Tensor:
+        recomputing = _inside_backward()
+        if recomputing and self.deferred is None:
+            raise RuntimeError(
+                "BatchRenorm ran again inside backward (activation checkpointing) after mu and "
+                "sigma had moved, which gives wrong gradients: defer their update to the end of "
+                "the step with StepStatistics(model), or exclude the layer from checkpointing"
+            )
+        if self.limits.device.type == "cpu" and not torch.compiler.is_compiling():
+            rmax, dmax = self.limits.tolist()  # floats are faster here and wait for nothing
+        else:
+            rmax, dmax = self.limits[0], self.limits[1]
+        mu, sigma, weight, bias = self.mu, self.sigma, self.weight, self.bias
+        y, mu_b, sigma_b = batch_renorm(
+            x, mu, sigma, weight, bias, rmax, dmax, self.eps, self.group_size
+        )
+        if not recomputing:
+            self._take(mu_b, sigma_b)
+        return y
+
+    @torch.no_grad()
+    def _take(self, mu_b: Tensor, sigma_b: Tensor) -> None:
+        # Looking at a value waits for the device: only where that costs nothing. A mean that is
+        # not finite makes sigma so.
+        look = mu_b.device.type == "cpu" and not torch.compiler.is_compiling()
+        finite = look and math.isfinite(sigma_b.sum().item())
+        if look and not finite:
+            self._warn_not_finite(mu_b, sigma_b)
+        if self.deferred is not None:
+            self.deferred.add(self, mu_b, sigma_b)
+            return
+        spread = self.spread(sigma_b)
+        one = mu_b.shape[0] == 1
+        mean, spread = (t[0] if one else t.mean(0) for t in (mu_b, spread))
+        variance = self.averages == "variance"
+        mu, sigma = moved(self.mu, self.sigma, mean, spread, self.momentum, self.eps, variance)
+        if not finite:
+            mu, sigma = where_finite(mu, sigma, self.mu, self.sigma)
+        self.mu.copy_(mu)
+        self.sigma.copy_(sigma)
+
+    def _warn_not_finite(self, mu_b: Tensor, sigma_b: Tensor) -> None:
+        count = int((~torch.isfinite(mu_b + sigma_b)).any(0).sum())
+        warnings.warn(
+            f"{type(self).__name__}({self.num_features}): the batch is not finite in {count} of "
+            f"{self.num_features} channels; their mu and sigma are not updated",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def spread(self, sigma_b: Tensor) -> Tensor:
+        """What is averaged: sigmaB, or the variance."""
+        return sigma_b if self.averages == "sigma" else sigma_b.square() - self.eps
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+        if not self.affine:
+            text += ", affine=False"
+        else:
+            text += "" if self.weight is not None else ", scale=False"
+            text += "" if self.bias is not None else ", center=False"
+        if self.group_size is not None:
+            text += f", group_size={self.group_size}"
+        text += f", rmax={self.rmax:g}, dmax={self.dmax:g}"
+        return text + (", averages='variance'" if self.averages == "variance" else "")
+
+    def _apply(self, fn, recurse=True):
+        before = {"mu": self.mu, "sigma": self.sigma}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = getattr(self, name)
+            if new.dtype in HALF:
+                # In half precision they stall long before they arrive: keep them float32.
+                setattr(self, name, old.to(new.device, torch.float32))
+        device = self.mu.device
+        if device != self.limits.device and device.type != "meta":
+            self.limits = self.limits.to(device)
+            if self.deferred is not None:
+                self.deferred.to(device)
+        return self
+
+    def __getstate__(self) -> dict:
+        # A copy stands on its own: the sums belong to the model that StepStatistics looks after.
+        return {**self.__dict__, "deferred": None}
+
+
+class BatchRenorm1d(BatchRenorm):
+    r"""Batch Renormalization of :math:`(N, C)` or :math:`(N, C, L)`; see :class:`BatchRenorm2d`."""
+
+    dims, expected, batchnorm = (2, 3), "(N, C) or (N, C, L)", nn.BatchNorm1d
+
+
+class BatchRenorm2d(BatchRenorm):
+    r"""Batch Renormalization of a 4-D input, in training
+
+    .. math::
+        y = \gamma \left(\frac{x - \mu_B}{\sigma_B}\, r + d\right) + \beta, \qquad
+        r = \mathrm{clip}_{[1/r_{max},\, r_{max}]}(\sigma_B / \sigma), \quad
+        d = \mathrm{clip}_{[-d_{max},\, d_{max}]}((\mu_B - \mu) / \sigma)
+
+    and in evaluation :math:`y = \gamma (x - \mu) / \sigma + \beta`. Every training forward moves
+    :math:`\mu \leftarrow \mu + \alpha (\mu_B - \mu)` and :math:`\sigma` likewise, by the mean over
+    the groups of the batch, unless a :class:`StepStatistics` has put that off to the end of the
+    step. The paper starts with limits (1, 0), which is batchnorm, and relaxes them: call
+    :func:`set_limits` with a :class:`Ramp` once a step.
+
+    .. note::
+        A batch with a NaN or infinity leaves mu and sigma of its channels as they were. On CPU a
+        RuntimeWarning says so; on an accelerator nothing does, since asking would wait for it.
+
+    .. note::
+        Activation checkpointing repeats the forward after mu and sigma have moved. That is an error
+        here, unless the update is deferred to the end of the step, where it is exact.
+
+    Args:
+        num_features: channels, :math:`C`.
+        eps: added to the variance, inside the root. sigma counts as at least its root.
+        momentum: the paper's alpha, the rate at which mu and sigma move.
+        affine: whether there are gamma and beta, as ``weight`` and ``bias``.
+        group_size: consecutive examples that are normalised together. Default: the whole batch.
+        rmax, dmax: bounds of r and d until :func:`set_limits` is called.
+        scale, center: whether there is gamma; beta. The paper's experiments have ``scale=False``.
+        averages: ``"sigma"``, or ``"variance"`` for the batchnorm baseline.
+        device, dtype: of the parameters. mu and sigma are float32, or float64 for float64.
+
+    Shape:
+        - Input and output: :math:`(N, C, H, W)`, same dtype and memory format.
+
+    Raises:
+        ValueError: wrong dimension or channels, an empty batch, a batch that does not divide into
+            groups.
+        RuntimeError: a training forward inside backward without a deferred update.
+
+    Example::
+
+        >>> norm = BatchRenorm2d(64, group_size=4)
+        >>> y = norm(torch.randn(32, 64, 35, 35))
+    """
+
+    dims, expected, batchnorm = (4,), "(N, C, H, W)", nn.BatchNorm2d
+
+
+class BatchRenorm3d(BatchRenorm):
+    r"""Batch Renormalization of :math:`(N, C, D, H, W)`; see :class:`BatchRenorm2d`."""
+
+    dims, expected, batchnorm = (5,), "(N, C, D, H, W)", nn.BatchNorm3d
+
+
+def moved(mu, sigma, mean, spread, alpha, eps, variance) -> tuple[Tensor, Tensor]:
+    """mu and sigma after a step towards the mean muB and the mean spread of its groups.
+
+    alpha, eps and variance are numbers, or tensors with an entry per channel.
+    """
+    mean, spread = mean.to(mu.dtype), spread.to(mu.dtype)
+    new_mu = mu.lerp(mean, alpha)
+    if variance is False:
+        return new_mu, sigma.lerp(spread, alpha)
+    by_variance = (eps + (sigma.square() - eps).lerp(spread, alpha)).clamp_min(0).sqrt()
+    if variance is True:
+        return new_mu, by_variance
+    return new_mu, torch.where(variance, by_variance, sigma.lerp(spread, alpha))
+
+
+def where_finite(new_mu, new_sigma, mu, sigma) -> tuple[Tensor, Tensor]:
+    """The new statistics, but the old of a channel where one of the new is not finite."""
+    finite = torch.isfinite(new_mu + new_sigma)
+    return torch.where(finite, new_mu, mu), torch.where(finite, new_sigma, sigma)
+
+
+def layers_of(model: nn.Module) -> dict[str, BatchRenorm]:
+    """Every BatchRenorm layer of a model by name; a model without one is an error."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, BatchRenorm)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no BatchRenorm layer: build it with one, or convert its "
+            "batchnorm with convert_batchnorm(model)"
+        )
+    return layers
+
+
+def set_limits(model: nn.Module, rmax: float, dmax: float) -> int:
+    """Sets the bounds of r and d in every BatchRenorm layer of a model; once a step.
+
+    The layers of a device share one small tensor, filled on the device: nothing waits for it.
+
+    Returns:
+        The number of layers set.
+
+    Raises:
+        ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
+
+    Example::
+
+        >>> set_limits(model, *ramp(step))
+    """
+    check_limits(rmax, dmax)
+    shared: dict[torch.device, Tensor] = {}
+    layers = layers_of(model)
+    for layer in layers.values():
+        device = layer.mu.device
+        if device not in shared:
+            shared[device] = _limits(rmax, dmax, device)
+        layer.limits = shared[device]
+    return len(layers)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module, group_size: int | None = None) -> Iterator[None]:
+    """Within it, layers in evaluation mode normalise with muB and sigmaB of the examples they see.
+
+    The paper's diagnosis in figure 3: how good the same model is when it sees the statistics that
+    it was trained with. Nothing is updated; layers in training mode are as always.
+
+    Args:
+        group_size: every so many consecutive examples are normalised together. Default: the batch.
+    """
+    layers = layers_of(model).values()
+    before = [layer.batch_statistics for layer in layers]
+    try:
+        for layer in layers:
+            layer.batch_statistics = group_size or 0
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.batch_statistics = value
+
+
+def _limits(rmax: float, dmax: float, device: torch.device) -> Tensor:
+    limits = torch.empty(2, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
+    limits[0].fill_(rmax)
+    limits[1].fill_(dmax)
+    return limits
+
+
+def _inside_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _check_options(num_features, eps, momentum, group_size, averages) -> None:
+    if num_features < 1:
+        raise ValueError(f"num_features must be at least 1, got {num_features}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
+    if momentum is None or not 0 <= momentum <= 1:
+        raise ValueError(
+            f"momentum must be between 0 and 1, got {momentum}: it is the rate of the update, as "
+            "in torch"
+        )
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}")
+    if averages not in ("sigma", "variance"):
+        raise ValueError(f"averages must be 'sigma' or 'variance', got {averages!r}")

@@ -1,0 +1,174 @@
+"""mu and sigma moved once a step, by the mean over all groups of all passes and ranks.
+
+The paper leaves open how the statistics of its 50 workers reach the shared mu and sigma. Here every
+group of a step uses the values that the last step left, and afterwards
+
+    mu += alpha * (mean over all groups of muB - mu),      sigma likewise,
+
+so that the result is the same however the groups are dealt out to ranks and passes. A layer that is
+updated at every forward, as nn.BatchNorm is, keeps what one rank has seen and moves once a pass.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from batch_renorm.norm.layers import BatchRenorm, layers_of, moved, where_finite
+
+
+class GroupSums:
+    """One layer's sums over the groups of the step so far, on its device."""
+
+    def __init__(self, layer: BatchRenorm) -> None:
+        new = layer.mu.new_zeros
+        self.moments = new(2, layer.num_features)  # sum of muB; of sigmaB or the variance
+        self.groups = new(1)
+        self.clipped = new(2)  # group-channels whose r, whose d lies outside the bounds
+        self.measure_clipping = False
+
+    def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
+        self.moments.add_(torch.stack([mu_b.sum(0), layer.spread(sigma_b).sum(0)]))
+        self.groups.add_(mu_b.shape[0])
+        if self.measure_clipping:
+            rmax, dmax = layer.limits.unbind()
+            sigma = layer.sigma.clamp_min(layer.eps**0.5)
+            r, d = sigma_b / sigma, (mu_b - layer.mu) / sigma
+            r_out = ((r > rmax) | (r < 1 / rmax)).sum()
+            self.clipped.add_(torch.stack([r_out, (d.abs() > dmax).sum()]))
+
+    def tensors(self) -> list[Tensor]:
+        return [self.moments, self.groups, self.clipped]
+
+    def to(self, device: torch.device) -> None:
+        self.moments, self.groups, self.clipped = (t.to(device) for t in self.tensors())
+
+
+class StepStatistics:
+    """Defers the update of mu and sigma of a whole model to one call a step.
+
+    From construction to :meth:`release` every training forward of a BatchRenorm layer adds its
+    groups' statistics to sums on the device, and :meth:`update` moves mu and sigma of all layers.
+    A layer without a group in the step stays as it is, as does a channel that was not finite.
+
+    Args:
+        model: has BatchRenorm layers, all on one device.
+
+    Raises:
+        ValueError: no BatchRenorm layer, or one that another StepStatistics looks after.
+
+    Example::
+
+        >>> statistics = StepStatistics(model)
+        >>> for images, labels in passes:
+        ...     cross_entropy(model(images), labels).backward()
+        >>> optimizer.step()
+        >>> statistics.update()
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = layers_of(model)
+        taken = [name for name, layer in self.layers.items() if layer.deferred is not None]
+        if taken:
+            raise ValueError(
+                f"layer {taken[0]!r} belongs to another StepStatistics: release() that one first"
+            )
+        self._sums = [GroupSums(layer) for layer in self.layers.values()]
+        for layer, sums in zip(self.layers.values(), self._sums, strict=True):
+            layer.deferred = sums
+        self._clipped: tuple[Tensor, Tensor] | None = None
+        self._settings: tuple | None = None
+
+    @property
+    def measure_clipping(self) -> bool:
+        """Whether training forwards also count the r and d that the bounds clip."""
+        return self._sums[0].measure_clipping
+
+    @measure_clipping.setter
+    def measure_clipping(self, value: bool) -> None:
+        for sums in self._sums:
+            sums.measure_clipping = value
+
+    @torch.no_grad()
+    def update(
+        self, extra: Tensor | None = None, reduce: Callable[[Tensor], object] | None = None
+    ) -> Tensor | None:
+        """Moves mu and sigma of every layer and clears the sums: one all-reduce, on every rank.
+
+        Args:
+            extra: 1-d tensor of floats to be summed over the ranks in the same all-reduce.
+            reduce: sums a flat tensor over the ranks, in place. Default: torch.distributed's
+                all-reduce where a process group with several ranks is initialised.
+
+        Returns:
+            extra summed over the ranks, or None.
+        """
+        if extra is not None and extra.dim() != 1:
+            raise ValueError(f"extra must be 1-d, got shape {tuple(extra.shape)}")
+        moments = torch.cat([s.moments for s in self._sums], dim=1)
+        counts = [s.groups for s in self._sums] + [s.clipped for s in self._sums]
+        parts = [moments.reshape(-1), *counts]
+        if extra is not None:
+            parts.append(extra.detach().to(moments.device))
+        flat = torch.cat(parts)
+        if reduce is not None:
+            reduce(flat)
+        elif dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(flat)
+        sizes = [moments.numel(), len(self._sums), 2 * len(self._sums)]
+        total, groups, clipped, rest = flat.split([*sizes, len(flat) - sum(sizes)])
+        self._move(total.view_as(moments), groups)
+        self._clipped = (groups, clipped.view(-1, 2)) if self.measure_clipping else None
+        torch._foreach_zero_([t for s in self._sums for t in s.tensors()])
+        return None if extra is None else rest.to(extra.dtype)
+
+    def _move(self, total: Tensor, groups: Tensor) -> None:
+        layers = list(self.layers.values())
+        mus, sigmas = [layer.mu for layer in layers], [layer.sigma for layer in layers]
+        index, alpha, eps, variance = self._per_channel(total)
+        groups = groups[index]
+        mu, sigma = torch.cat(mus).to(total.dtype), torch.cat(sigmas).to(total.dtype)
+        new = moved(mu, sigma, *(total / groups), alpha, eps, variance)
+        # A layer without a group in the step has 0 / 0: not finite either.
+        new_mu, new_sigma = where_finite(*new, mu, sigma)
+        sizes = [layer.num_features for layer in layers]
+        torch._foreach_copy_(mus, new_mu.split(sizes))
+        torch._foreach_copy_(sigmas, new_sigma.split(sizes))
+
+    def _per_channel(self, total: Tensor) -> list[Tensor]:
+        """The layers' index, momentum, eps and averages for every channel, made when they change."""
+        layers = self.layers.values()
+        rows = tuple((layer.momentum, layer.eps, layer.averages) for layer in layers)
+        key = (rows, total.device, total.dtype)
+        if self._settings is None or self._settings[0] != key:
+            sizes = torch.tensor([layer.num_features for layer in layers])
+            alpha, eps = (total.new_tensor([row[i] for row in rows]) for i in (0, 1))
+            variance = torch.tensor([row[2] == "variance" for row in rows], device=total.device)
+            index = torch.arange(len(sizes)).repeat_interleave(sizes).to(total.device)
+            self._settings = key, [index, alpha[index], eps[index], variance[index]]
+        return self._settings[1]
+
+    def clipped_fractions(self) -> dict[str, tuple[float, float]]:
+        """Fractions of r and of d outside their bounds in the step of the last :meth:`update`.
+
+        By layer name, and over all layers under ``""``. While rmax is 1 and dmax is 0 all are
+        outside. A layer without a group has NaN.
+
+        Raises:
+            RuntimeError: ``measure_clipping`` was not set in that step.
+        """
+        if self._clipped is None:
+            raise RuntimeError("nothing was counted: set measure_clipping = True before the step")
+        features = [layer.num_features for layer in self.layers.values()]
+        groups, clipped = (t.double().cpu() for t in self._clipped)
+        values = groups * groups.new_tensor(features)
+        shares = (clipped / values.unsqueeze(1)).tolist()
+        overall = (clipped.sum(0) / values.sum()).tolist()
+        fractions = {name: (r, d) for name, (r, d) in zip(self.layers, shares, strict=True)}
+        return {"": tuple(overall), **fractions}
+
+    def release(self) -> None:
+        """Gives the layers back to updating at every training forward."""
+        for layer in self.layers.values():
+            layer.deferred = None

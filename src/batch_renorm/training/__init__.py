@@ -1,0 +1,1 @@
+"""Training: Lightning is known here and nowhere else."""

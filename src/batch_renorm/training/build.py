@@ -1,0 +1,190 @@
+"""From a config to the objects of a run. Every leaf reaches a constructor; what none takes is an error."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning
+import yaml
+from hydra.utils import instantiate
+from torch import nn
+
+from batch_renorm.data.loaders import Division, Source, TrainingPasses
+from batch_renorm.data.minibatches import Regime, regime
+from batch_renorm.norm import BatchRenorm2d, Ramp
+from batch_renorm.training.evaluation import Evaluation
+from batch_renorm.training.module import Training
+from batch_renorm.training.optimizer import Optimization
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """configs/scale: everything about size. Other sections refer to these; workers and steps are read here."""
+
+    workers: int
+    steps: int
+    lr: float
+    lr_decay: float
+    lr_decay_steps: float
+    rmsprop_eps: float
+    alpha: float
+    average_decay: float
+    evaluate_every: int
+    train_sample: int
+    evaluation_batch: int
+
+
+@dataclass(frozen=True)
+class Norm:
+    """configs/norm: which transform, and how mu and sigma move."""
+
+    name: str
+    eps: float
+    alpha: float
+    averages: str
+
+    def layer(self, group_size: int) -> partial[nn.Module]:
+        """A factory of norm layers; gamma is fixed at 1 in every experiment (section 4)."""
+        return partial(
+            BatchRenorm2d, eps=self.eps, momentum=self.alpha, averages=self.averages,
+            group_size=group_size, scale=False, rmax=1.0, dmax=0.0,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """configs/minibatch: how a worker's images are drawn, and how many are normalised together."""
+
+    name: str
+    size: int
+    images_per_label: int | None
+    group: int
+
+    def __post_init__(self) -> None:
+        if self.size % self.group:
+            raise ValueError(f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)")
+
+    def regime(self, labels: Any, workers: int) -> Regime:
+        return regime(labels, self.size, workers, self.images_per_label)
+
+
+@dataclass(frozen=True)
+class Average:
+    """The inference model's decay, before its warm-up."""
+
+    decay: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """configs/trainer: where and how fast a run trains; none of it changes what is trained."""
+
+    accelerator: str
+    devices: int
+    num_nodes: int
+    workers_per_pass: int | None
+    loader_processes: int
+    threads: int | None
+    log_every: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a config describes. `training` is the Lightning module, `passes` makes a rank's data."""
+
+    config: Config
+    size: Size
+    machine: Machine
+    evaluation: Evaluation
+    source: Source
+    regime: Regime
+    training: Training
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    def passes(self, rank: int, ranks: int) -> TrainingPasses:
+        division = Division(self.size.workers, rank, ranks, self.machine.workers_per_pass)
+        return TrainingPasses(self.source, self.regime, division, self.seed)
+
+
+SECTIONS = (
+    "seed", "average", "evaluation", "folder", "fresh", "scale", "size", "norm", "minibatch", "ramp",
+    "model", "data", "optim", "trainer", "logger", "experiment",
+)  # fmt: skip
+
+
+def build(config: Config) -> Run:
+    """Make a run of a resolved config, its weights initialised from `seed`.
+
+    Raises:
+        ValueError: an option that nothing takes, or one with an impossible value; names it.
+    """
+    for name in config:
+        if name not in SECTIONS:
+            raise ValueError(f"nothing reads the option {name!r}{near(name, SECTIONS)}")
+    size = construct(Size, config["size"], "size")
+    machine = construct(Machine, config["trainer"], "trainer")
+    minibatch = construct(Minibatch, config["minibatch"], "minibatch")
+    norm = construct(Norm, config["norm"], "norm")
+    evaluation = construct(Evaluation, config["evaluation"], "evaluation")
+    optimization = construct(Optimization, config["optim"], "optim")
+    ramp = construct(Ramp, config["ramp"], "ramp")
+    Division(size.workers, 0, machine.devices * machine.num_nodes, machine.workers_per_pass)
+    pytorch_lightning.seed_everything(config["seed"], verbose=False)
+    source: Source = construct(instantiate, config["data"], "data")
+    layer = norm.layer(minibatch.group)
+    model = construct(instantiate, config["model"], "model", classes=source.classes, channels=source.channels, norm=layer)
+    average = construct(Average, config["average"], "average")
+    training = Training(
+        model, source, optimization,
+        ramp=ramp if norm.name == "renorm" else None,
+        average_decay=average.decay,
+        examples=size.workers * minibatch.size,
+        log_every=machine.log_every,
+    )  # fmt: skip
+    labels = source.labels("train")
+    return Run(config, size, machine, evaluation, source, minibatch.regime(labels, size.workers), training)
+
+
+def load(folder: Path) -> Run:
+    """Make the run that a run folder's config.yaml describes."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
+    return build(yaml.safe_load(path.read_text()))
+
+
+def construct(make: Callable[..., Any], section: Config, name: str, **given: Any) -> Any:
+    """Call a constructor with a config section, naming the section and near misses if it does not fit."""
+    target = section.get("_target_")
+    if target is not None:
+        from hydra.utils import get_method
+
+        make = get_method(target)
+        section = {key: value for key, value in section.items() if key != "_target_"}
+    parameters = inspect.signature(make).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for key in section:
+        if key not in parameters and not open_ended:
+            raise ValueError(f"nothing reads the option {name}.{key}{near(key, parameters)}")
+    missing = [
+        key for key, p in parameters.items()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and key not in section and key not in given
+    ]  # fmt: skip
+    if missing:
+        raise ValueError(f"the config has no {', '.join(f'{name}.{key}' for key in missing)}")
+    return make(**section, **given)
+
+
+def near(name: str, known: Any) -> str:
+    """', did you mean ...?' for a misspelt name, or nothing."""
+    matches = get_close_matches(name, [str(k) for k in known], n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""

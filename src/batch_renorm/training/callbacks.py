@@ -1,0 +1,72 @@
+"""What happens at the end of a step besides the step itself: evaluation and the run's record."""
+
+import time
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from batch_renorm.data.loaders import Pass
+from batch_renorm.training.build import Run
+from batch_renorm.training.evaluation import evaluate
+from batch_renorm.training.folder import Folder, provenance
+
+
+class Evaluate(Callback):
+    """Evaluates the inference model when due; comes before the checkpoint of the same step."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pass, batch_idx: int
+    ) -> None:
+        run, step = self.run, batch.step + 1
+        if not batch.last or not run.evaluation.due(step, run.size.steps):
+            return
+        metrics = evaluate(
+            run.training.average.module, run.source, run.evaluation, run.training.device,
+            run.machine.loader_processes, trainer.global_rank, trainer.world_size,
+        )  # fmt: skip
+        run.training.record(metrics, step)
+        for logger in trainer.loggers:
+            logger.save()
+
+
+class Record(Callback):
+    """Keeps run.json: state, steps done, time spent, and what the result depends on."""
+
+    def __init__(self, run: Run, folder: Folder) -> None:
+        self.run, self.folder = run, folder
+        self.started, self.earlier = time.perf_counter(), 0.0
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        self.earlier = self.folder.record()["wall_seconds"]
+        self._write("running", trainer.global_step, ranks=trainer.world_size, **provenance(name))
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pass, batch_idx: int
+    ) -> None:
+        if batch.last and self.run.evaluation.due(batch.step + 1, self.run.size.steps):
+            self._write("running", batch.step + 1)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self.run.size.steps:
+            self._write("finished", trainer.global_step)
+
+    @rank_zero_only
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write("stopped", trainer.global_step, reason=str(exception) or type(exception).__name__)
+
+    def _write(self, state: str, step: int, **more: Any) -> None:
+        seconds = time.perf_counter() - self.started
+        self.folder.write_record(
+            state=state, step=step, steps=self.run.size.steps, wall_seconds=round(self.earlier + seconds, 1),
+            images_per_second=self.run.training.latest.get("images_per_second"), **more,
+        )  # fmt: skip

@@ -1,0 +1,82 @@
+"""One clear line for what a user got wrong, instead of a traceback or a page of Hydra's."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+import yaml
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from batch_renorm.training.errors import NotFiniteError
+
+
+def knee(numerator: int, denominator: int, *, _root_: OmegaConf) -> int:
+    """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
+    return round(_root_.size.steps * numerator / denominator)  # type: ignore[attr-defined]
+
+
+OmegaConf.register_new_resolver("knee", knee, replace=True)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """End the program with one line on bad input; let anything else through with its traceback.
+
+    Stands around composing the config and, within Hydra's main, around the run: Hydra would print a
+    page of its own before an exception leaves its main.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises composition errors, too
+    try:
+        yield
+    except MissingConfigException as error:
+        exit_with(missing(error))
+    except (ConfigCompositionException, OverrideParseException, OmegaConfBaseException, HydraException) as error:
+        exit_with(composition(error))
+    except (ValueError, NotFiniteError) as error:
+        exit_with(str(error))
+
+
+def exit_with(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def missing(error: MissingConfigException) -> str:
+    """An unknown choice of a group, with the near misses among the known ones."""
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or [])
+    if not options:
+        return str(error).splitlines()[0]
+    close = get_close_matches(name, options, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}? All: " if close else "one of: "
+    return f"no {group}={name}; {hint}{', '.join(options)}"
+
+
+def composition(error: Exception) -> str:
+    """An unknown option, with the near misses among all options of the default run."""
+    text = str(error).strip() or str(error.__cause__)
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match is None:
+        return text.splitlines()[0]
+    name = match[1]
+    close = get_close_matches(name, known_options(), n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(close)}?" if close else " (python train.py --help lists them)"
+    return f"no option {name}{hint}"
+
+
+def known_options() -> list[str]:
+    """Dotted names of every option of the default run."""
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+
+    from batch_renorm.training.folder import leaves
+
+    if not GlobalHydra.instance().is_initialized():
+        return []
+    config = compose("train")
+    return [name for name, _ in leaves(yaml.safe_load(OmegaConf.to_yaml(config)))]

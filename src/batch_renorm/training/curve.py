@@ -1,0 +1,62 @@
+"""curve.csv: what a run measured, in rows of step, metric, value. Everything that reports reads this file."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+HEADER = ["step", "metric", "value"]
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop the rows after `step`, and a last row that a killed run left half written.
+
+    A run that resumes from a checkpoint repeats what came after it, so that no row is lost or doubled.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [line for line in lines[1:] if line.endswith("\n") and line.count(",") == 2]
+    kept = [line for line in rows if int(line.split(",")[0]) <= step]
+    temporary = path.with_suffix(".part")
+    temporary.write_text(",".join(HEADER) + "\n" + "".join(kept))
+    temporary.replace(path)
+
+
+class CurveLogger(Logger):
+    """Appends rows to curve.csv; `save` makes them durable, which must happen before a checkpoint counts on them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return "curve"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                writer.writerow(HEADER)
+            writer.writerows([step, name, f"{value:.6g}"] for name, value in metrics.items())
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run folder's config.yaml has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,157 @@
+"""The Lightning module: one exact step of the paper, in any number of passes on any number of ranks.
+
+A step is the mean over workers x minibatch examples of d(loss)/d(theta), one RMSProp update, one
+move of mu and sigma, one update of the inference model. A batch of Lightning's is a *pass*: the
+module accumulates gradients over the passes of a step and updates after the last one, which is why
+optimisation is manual.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from batch_renorm.data.loaders import Pass, Source
+from batch_renorm.norm import StepStatistics, set_limits
+from batch_renorm.training.averaging import inference_model
+from batch_renorm.training.errors import NotFiniteError
+from batch_renorm.training.optimizer import Optimization
+
+
+class Training(LightningModule):
+    """Trains `model` on passes; the decayed average, which is evaluated, is `average.module`.
+
+    Args:
+        model: images (n, channels, size, size) to logits (n, classes), or in training to logits and
+            the auxiliary head's logits. Its norms are BatchRenorm layers.
+        source: turns what loader processes fetched into images.
+        optimization: loss and update.
+        ramp: step -> (rmax, dmax); None keeps (1, 0), which is batchnorm.
+        average_decay: of the inference model.
+        examples: workers x minibatch size, what a step's loss is the mean over.
+        log_every: steps between recorded rows of loss, rates and clipping.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        optimization: Optimization,
+        ramp: Callable[[int], tuple[float, float]] | None,
+        average_decay: float,
+        examples: int,
+        log_every: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.source, self.optimization, self.examples, self.log_every = source, optimization, examples, log_every
+        self.ramp = ramp
+        set_limits(model, 1.0, 0.0)
+        self.average = inference_model(model, average_decay)
+        self.statistics = StepStatistics(model)
+        self.latest: dict[str, float] = {}
+        self._loss_sum: Tensor | None = None
+        self._clock = (0, time.perf_counter())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimization.optimizer(self.model)
+
+    def on_train_start(self) -> None:
+        self._clock = (self.trainer.global_step, time.perf_counter())
+
+    def losses(self, output: Any, labels: Tensor) -> Tensor:
+        """The loss of each example, (n,): smoothed cross entropy, plus the weighted auxiliary one."""
+        smoothing = self.optimization.label_smoothing
+        logits, *auxiliary = output if isinstance(output, tuple) else (output,)
+        loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        for logits in auxiliary:
+            extra = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+            loss = loss + self.optimization.aux_weight * extra
+        return loss
+
+    def training_step(self, batch: Pass, index: int) -> None:
+        if self._loss_sum is None:
+            self._begin_step(batch.step)
+        if len(batch.labels):  # a rank may own fewer workers than there are passes
+            self._backward(batch)
+        if batch.last:
+            self._end_step(batch.step)
+
+    def _begin_step(self, step: int) -> None:
+        self._loss_sum = torch.zeros(1, device=self.device)
+        if self.ramp is not None:
+            set_limits(self.model, *self.ramp(step))
+            self.statistics.measure_clipping = self._recorded(step + 1)
+
+    def _backward(self, batch: Pass) -> None:
+        images = self.source.images(batch.fetched, self.device)
+        losses = self.losses(self.model(images), batch.labels.to(self.device))
+        # DDP takes the mean over ranks, whatever their shares; times ranks, that is the sum.
+        loss = losses.sum() * (self.trainer.world_size / self.examples)
+        ddp = self.trainer.world_size > 1
+        with nullcontext() if batch.last or not ddp else self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
+            self.manual_backward(loss)
+        assert self._loss_sum is not None
+        self._loss_sum += losses.detach().sum()
+
+    def _end_step(self, step: int) -> None:
+        """Update weights, then mu and sigma, then the inference model; `step` updates came before."""
+        optimizer = self.optimizers()
+        rate = self.optimization.learning_rate(step)
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = rate
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip_norm, foreach=True)
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        loss = self.statistics.update(extra=self._loss_sum)
+        assert loss is not None
+        self._loss_sum = None
+        self.average.update_parameters(self.model)
+        recorded = self._recorded(step + 1)
+        # On an accelerator looking at a value waits for the device: only where it is recorded anyway.
+        if recorded or self.device.type == "cpu":
+            self._check_finite(step + 1, loss.item() / self.examples, norm.item())
+        if recorded:
+            self._record_step(step + 1, loss.item() / self.examples, norm.item(), rate)
+
+    def _recorded(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.trainer.max_steps
+
+    def _record_step(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
+        rmax, dmax = self.ramp(step - 1) if self.ramp is not None else (1.0, 0.0)
+        since, start = self._clock
+        self._clock = (step, time.perf_counter())
+        speed = (step - since) * self.examples / (self._clock[1] - start)
+        row = {"loss": loss, "gradient_norm": gradient_norm, "lr": rate, "rmax": rmax, "dmax": dmax}
+        row["images_per_second"] = speed
+        if self.ramp is not None:
+            for name, (r, d) in self.statistics.clipped_fractions().items():
+                row[f"r_clipped/{name}" if name else "r_clipped"] = r
+                row[f"d_clipped/{name}" if name else "d_clipped"] = d
+        self.record(row, step)
+
+    def record(self, metrics: dict[str, float], step: int) -> None:
+        """Write metrics of the model after `step` updates to every logger."""
+        self.latest |= metrics
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
+
+    def _check_finite(self, step: int, loss: float, gradient_norm: float) -> None:
+        if all(map(torch.isfinite, torch.tensor([loss, gradient_norm]))):
+            return
+        largest = {
+            name: torch.maximum(layer.mu.abs(), layer.sigma).max().item()
+            for name, layer in self.statistics.layers.items()
+        }
+        name = max(largest, key=largest.__getitem__)
+        raise NotFiniteError(
+            f"step {step}: loss {loss}, gradient norm {gradient_norm}. The layer with the largest moving "
+            f"statistics is {name!r} ({largest[name]:.4g}). The last checkpoint is good; try a lower "
+            "learning rate (optim.lr) or a slower ramp"
+        )
