@@ -1,12 +1,14 @@
 """Train one of the paper's experiments: `python train.py experiment=noniid_renorm`. `--help` lists the options."""
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
 from batch_renorm.training.cli import explained
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
 def main(config: DictConfig) -> None:
     from batch_renorm.training.run import train
 

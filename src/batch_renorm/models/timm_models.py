@@ -1,13 +1,14 @@
 """Networks of timm by name, with the experiment's norm in every place of batchnorm."""
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
-from batch_renorm.norm import convert_batchnorm
+from batch_renorm.norm import BatchRenorm2d, convert_batchnorm
 
 
-def create(name: str, classes: int, channels: int, norm: partial[nn.Module], **options: object) -> nn.Module:
+def create(name: str, classes: int, channels: int, norm: partial[BatchRenorm2d], **options: Any) -> nn.Module:
     """timm's model `name`, untrained, each BatchNorm replaced by a layer with `norm`'s settings.
 
     Args:

@@ -2,13 +2,8 @@
 
 from batch_renorm.norm.convert import convert_batchnorm, to_batchnorm
 from batch_renorm.norm.functional import batch_renorm, normalize
-from batch_renorm.norm.layers import (
-    BatchRenorm1d,
-    BatchRenorm2d,
-    BatchRenorm3d,
-    batch_statistics,
-    set_limits,
-)
+from batch_renorm.norm.layers import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from batch_renorm.norm.modes import batch_statistics, set_limits
 from batch_renorm.norm.ramp import Ramp
 from batch_renorm.norm.statistics import StepStatistics
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from batch_renorm.norm.layers import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 
@@ -29,8 +30,10 @@ class BatchRenormAct(BatchRenorm):
 
     def __init__(self, *args, source: type[nn.Module], drop: nn.Module, act: nn.Module, **options):
         super().__init__(*args, **options)
-        plain = PLAIN[_plain(source)]
-        self.dims, self.expected, self.batchnorm = plain.dims, plain.expected, source
+        plain = _plain(source)
+        assert plain is not None
+        self.dims, self.expected = PLAIN[plain].dims, PLAIN[plain].expected
+        self.batchnorm = source
         self.drop, self.act = drop, act
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,18 +93,16 @@ def to_batchnorm(model: nn.Module) -> nn.Module:
 def _renorm(module: _BatchNorm, name: str, options: dict) -> BatchRenorm:
     plain = _plain(type(module))
     where = f"layer {name!r}" if name else "the model"
+    if any(is_lazy(parameter) for parameter in module.parameters()):
+        raise ValueError(f"{where} is not initialised yet: run the model once before converting")
     if plain is None:
         raise TypeError(
             f"{where} is a {type(module).__name__}, a batchnorm with a forward of its own: "
             "replace it by hand before converting"
         )
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        raise ValueError(f"{where} is not initialised yet: run the model once before converting")
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
-        raise ValueError(
-            f"{where} has no running statistics: it normalises with the batch in evaluation too"
-        )
+        raise ValueError(f"{where} has no running statistics: it normalises with the batch in evaluation too")
     _check_droppable(where, module.weight, 1, "gamma", "scale", options)
     _check_droppable(where, module.bias, 0, "beta", "center", options)
     layer_options = {"eps": module.eps, "affine": module.affine, "device": mean.device, **options}
@@ -111,9 +112,7 @@ def _renorm(module: _BatchNorm, name: str, options: dict) -> BatchRenorm:
         layer = PLAIN[plain](module.num_features, **layer_options)
     else:
         drop, act = (getattr(module, part, None) or nn.Identity() for part in ("drop", "act"))
-        layer = BatchRenormAct(
-            module.num_features, source=type(module), drop=drop, act=act, **layer_options
-        )
+        layer = BatchRenormAct(module.num_features, source=type(module), drop=drop, act=act, **layer_options)
     if layer.weight is not None and module.weight is not None:
         layer.weight = module.weight
     if layer.bias is not None and module.bias is not None:
@@ -137,9 +136,7 @@ def _batchnorm(layer: BatchRenorm) -> nn.Module:
     device = layer.mu.device
     parameter = layer.weight if layer.weight is not None else layer.bias
     dtype = parameter.dtype if parameter is not None else layer.mu.dtype
-    module = layer.batchnorm(
-        layer.num_features, layer.eps, layer.momentum, layer.affine, device=device, dtype=dtype
-    )
+    module = layer.batchnorm(layer.num_features, layer.eps, layer.momentum, layer.affine, device=device, dtype=dtype)
     if layer.weight is not None:
         module.weight = layer.weight
     if layer.bias is not None:

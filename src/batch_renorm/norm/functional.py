@@ -73,9 +73,7 @@ def batch_renorm(
     return route(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
 
 
-def normalize(
-    x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None
-) -> Tensor:
+def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
     r"""Inference: :math:`y = \gamma (x - \mu) / \sigma + \beta`, differentiable in x, gamma, beta.
 
     Shapes, dtypes and errors as in :func:`batch_renorm`.
@@ -125,7 +123,7 @@ class _BatchRenorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g, *_):
+    def backward(ctx, g, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if g is None:
             return (None,) * 9
         x, weight, mu_b, inv, r, d = ctx.saved_tensors
@@ -160,10 +158,26 @@ def _formula(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
     with torch.no_grad():
         shape = (groups, x.shape[1])
         mu_out, sigma_out = mean.detach().reshape(shape), sigma_b.detach().reshape(shape)
-        r, d = correction(mu_out, sigma_out, mu, sigma, rmax, dmax, eps)
+        rmax, dmax = (t if isinstance(t, Tensor) else mu_out.new_full((), t) for t in (rmax, dmax))
+        r, d = _opaque_correction(mu_out, sigma_out, mu, sigma, rmax, dmax, eps)
     weight, bias = _weight_bias(gamma, beta, r, d)
     y = centred * (weight.view(sigma_b.shape) / sigma_b) + bias.view(sigma_b.shape)
     return y.flatten(0, 1).to(x.dtype), mu_out, sigma_out
+
+
+@torch.library.custom_op("batch_renorm::correction", mutates_args=())
+def _opaque_correction(
+    mu_b: Tensor, sigma_b: Tensor, mu: Tensor, sigma: Tensor, rmax: Tensor, dmax: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """An operation that the compiler keeps: it would recompute r and d in backward, from the mu and
+    sigma that the layer has moved since (pytorch/pytorch#197039), and the gradients would be wrong.
+    """
+    return correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps)
+
+
+@_opaque_correction.register_fake
+def _(mu_b, sigma_b, mu, sigma, rmax, dmax, eps):
+    return torch.empty_like(mu_b), torch.empty_like(sigma_b)
 
 
 def check_limits(rmax: float | Tensor, dmax: float | Tensor) -> None:
@@ -182,10 +196,7 @@ def _check(x, mu, sigma, gamma, beta, group_size) -> int:
         raise ValueError(f"batch renorm needs an input (N, C, ...), got shape {shape}")
     for name, t in (("mu", mu), ("sigma", sigma), ("gamma", gamma), ("beta", beta)):
         if t is not None and t.shape != x.shape[1:2]:
-            raise ValueError(
-                f"input of shape {shape} has {shape[1]} channels, but {name} has shape "
-                f"{tuple(t.shape)}"
-            )
+            raise ValueError(f"input of shape {shape} has {shape[1]} channels, but {name} has shape {tuple(t.shape)}")
     if x.numel() == 0:
         # The native backward kernel would divide by zero and end the process.
         raise ValueError(f"batch renorm got an empty batch of shape {shape}: skip such a batch")

@@ -14,18 +14,23 @@ Suffixes name the axes: G groups, M values of a channel in a group, N examples, 
 L positions in an example, P = N * C planes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 aten = torch.ops.aten
+HALF = (torch.float16, torch.bfloat16)
 
 # Elements from which the blocked statistics are faster than the native kernel, and bytes of a block
 # (about an L2 cache, so that centring and squaring read it from there).
 BLOCKED_FROM = 250_000
 BLOCK_BYTES = 1 << 20
-# Values of a channel that the native channels_last kernel sums into one float32 accumulator. Over
-# 700,000 values that costs 3e-4 of the variance; merged chunks stay at 2e-6.
-CHUNK = 8192
+# Values of a channel that may be summed into one float32 accumulator (rows), or into one for each
+# vector lane (planes). Over 700,000 values those are off by 3e-4 and 2e-5 of the variance; chunks of
+# these sizes, merged, by 2e-6.
+ROWS_CHUNK = 8192
+PLANES_CHUNK = 1 << 16
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
@@ -52,7 +57,9 @@ def in_rows(x: Tensor) -> bool:
 
 def by_planes(x: Tensor, groups: int) -> bool:
     """Whether the whole batch can be one image of N * C channels: a few native calls for any G."""
-    return groups > 1 and x.dtype in (torch.float32, torch.float64) and not in_rows(x)
+    if groups == 1 or x.dtype in HALF or in_rows(x):
+        return False
+    return x.numel() <= PLANES_CHUNK * x.shape[0] * x.shape[1]
 
 
 def split(x: Tensor, groups: int) -> list[Tensor]:
@@ -80,32 +87,49 @@ def statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.device.type != "cpu":
         return _native_statistics(x)
-    if not x.is_contiguous():
-        return _chunked_statistics(x)
-    if x.dtype in (torch.float32, torch.float64) and x.numel() > BLOCKED_FROM:
-        return _blocked_statistics(x)
-    return _native_statistics(x)
+    if in_rows(x):
+        return _rows_statistics(x)
+    N, C = x.shape[:2]
+    L = x.numel() // (N * C)
+    if L > PLANES_CHUNK and x.dim() > 3:
+        # Lines as channels, then merged: a plane is too long for one sum.
+        mean, var = (t.view(C, -1).t() for t in _statistics(x.flatten(1, 2)))
+        return _merge(mean, var, mean.new_ones(x.shape[2]))
+    if x.dtype in HALF:
+        return _in_chunks(x.split(max(1, PLANES_CHUNK // L)))
+    return _blocked_statistics(x) if x.numel() > BLOCKED_FROM else _native_statistics(x)
 
 
 def _native_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dtype in (torch.float32, torch.float64):
+    if x.dtype not in HALF:
         return aten.batch_norm_update_stats(x, None, None, 0.0)
     # Without running statistics of a wider dtype the kernel returns bfloat16 statistics.
     mean = x.new_zeros(x.shape[1], dtype=statistics_dtype(x))
     return aten.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
 
 
-def _chunked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows: chunks short enough for one float32 accumulator, merged."""
+def _rows_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     rows = x.numel() // x.shape[1]
-    if rows <= CHUNK:
+    if rows <= ROWS_CHUNK:
         return _native_statistics(x)
-    chunks = _as_rows(x, 1).tensor_split(-(-rows // CHUNK), dim=2)
+    return _in_chunks(_as_rows(x, 1).tensor_split(-(-rows // ROWS_CHUNK), dim=2))
+
+
+def _in_chunks(chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The native statistics of chunks, merged."""
     pairs = [_native_statistics(chunk) for chunk in chunks]
-    means, variances = (torch.stack(part) for part in zip(*pairs, strict=True))
-    share = means.new_tensor([[chunk.shape[2] / rows] for chunk in chunks])
-    mean = (share * means).sum(0)
-    return mean, (share * (variances + (means - mean).square())).sum(0)
+    if len(pairs) == 1:
+        return pairs[0]
+    means, variances = zip(*pairs, strict=True)
+    counts = means[0].new_tensor([chunk.numel() for chunk in chunks])
+    return _merge(torch.stack(means), torch.stack(variances), counts)
+
+
+def _merge(means_BC: Tensor, variances_BC: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of B parts together (Chan, Golub and LeVeque)."""
+    share = (counts_B / counts_B.sum()).unsqueeze(1)
+    mean = (share * means_BC).sum(0)
+    return mean, (share * (variances_BC + (means_BC - mean).square())).sum(0)
 
 
 def _blocked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,21 +154,16 @@ def _blocked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         means.append(mean)
         sums.append(total)
         squares.append(square)
-    count = x.new_tensor(counts).unsqueeze(1)
-    share = count / (N * L)
-    rest = torch.stack(sums) / count
-    means_B = torch.stack(means) + rest
-    mean = (share * means_B).sum(0)
-    inner = torch.stack(squares) / count - rest.square()
-    return mean, (share * (inner + (means_B - mean).square())).sum(0).clamp_min_(0)
+    count = x.new_tensor(counts)
+    rest = torch.stack(sums) / count.unsqueeze(1)
+    var = torch.stack(squares) / count.unsqueeze(1) - rest.square()
+    return _merge(torch.stack(means) + rest, var.clamp_min_(0), count)
 
 
 def _reduce(g: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
     """Per channel: sum of ``g * (x - mean)`` and sum of ``g``."""
     mask = [False, True, True]
-    _, product, total = aten.native_batch_norm_backward(
-        g, x, one, None, None, mean, one, True, 0.0, mask
-    )
+    _, product, total = aten.native_batch_norm_backward(g, x, one, None, None, mean, one, True, 0.0, mask)
     return product, total
 
 
@@ -182,9 +201,7 @@ def gradients(g: Tensor, x: Tensor, mean, inv, weight, need_x: bool):
 
 def _gradients(g: Tensor, x: Tensor, weight, mean, inv, need_x: bool):
     mask = [need_x, True, True]
-    return aten.native_batch_norm_backward(
-        g, x, weight, None, None, mean, inv, True, 0.0, mask
-    )
+    return aten.native_batch_norm_backward(g, x, weight, None, None, mean, inv, True, 0.0, mask)
 
 
 def _scale_shift(x: Tensor, mean, var, weight, bias, out: Tensor, eps: float = 0.0) -> None:

@@ -13,21 +13,19 @@ Departures from nn.BatchNorm:
    its default is the paper's 0.01, and eps is the recipe's 0.001.
 2. mu and sigma are the only buffers: no counter, a standard deviation instead of a variance (eps
    inside, biased). They stay float32 in a half precision model.
-3. The limits are no buffer either: they follow the step, see :func:`set_limits`.
+3. The limits are no buffer either: they follow the step, see ``modes.py``.
 """
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from batch_renorm.norm.averages import moved, where_finite
 from batch_renorm.norm.functional import batch_renorm, check_limits, normalize
-
-HALF = (torch.float16, torch.bfloat16)
+from batch_renorm.norm.kernels import HALF
 
 
 class Deferred(Protocol):
@@ -45,6 +43,8 @@ class BatchRenorm(nn.Module):
     expected = "(N, C, ...)"
     batchnorm: type[nn.Module] = nn.SyncBatchNorm  # what it folds into; takes any dimension too
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     mu: Tensor
     sigma: Tensor
     limits: Tensor
@@ -85,7 +85,7 @@ class BatchRenorm(nn.Module):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.register_buffer("mu", torch.empty(num_features, device=device, dtype=wide))
         self.register_buffer("sigma", torch.empty(num_features, device=device, dtype=wide))
-        self.limits = _limits(rmax, dmax, self.mu.device)
+        self.limits = limits_tensor(rmax, dmax, self.mu.device)
         self.deferred: Deferred | None = None
         self.batch_statistics: int | None = None  # group size in evaluation, 0 for the whole batch
         self.reset_parameters()
@@ -136,9 +136,7 @@ class BatchRenorm(nn.Module):
         else:
             rmax, dmax = self.limits[0], self.limits[1]
         mu, sigma, weight, bias = self.mu, self.sigma, self.weight, self.bias
-        y, mu_b, sigma_b = batch_renorm(
-            x, mu, sigma, weight, bias, rmax, dmax, self.eps, self.group_size
-        )
+        y, mu_b, sigma_b = batch_renorm(x, mu, sigma, weight, bias, rmax, dmax, self.eps, self.group_size)
         if not recomputing:
             self._take(mu_b, sigma_b)
         return y
@@ -271,27 +269,6 @@ class BatchRenorm3d(BatchRenorm):
     dims, expected, batchnorm = (5,), "(N, C, D, H, W)", nn.BatchNorm3d
 
 
-def moved(mu, sigma, mean, spread, alpha, eps, variance) -> tuple[Tensor, Tensor]:
-    """mu and sigma after a step towards the mean muB and the mean spread of its groups.
-
-    alpha, eps and variance are numbers, or tensors with an entry per channel.
-    """
-    mean, spread = mean.to(mu.dtype), spread.to(mu.dtype)
-    new_mu = mu.lerp(mean, alpha)
-    if variance is False:
-        return new_mu, sigma.lerp(spread, alpha)
-    by_variance = (eps + (sigma.square() - eps).lerp(spread, alpha)).clamp_min(0).sqrt()
-    if variance is True:
-        return new_mu, by_variance
-    return new_mu, torch.where(variance, by_variance, sigma.lerp(spread, alpha))
-
-
-def where_finite(new_mu, new_sigma, mu, sigma) -> tuple[Tensor, Tensor]:
-    """The new statistics, but the old of a channel where one of the new is not finite."""
-    finite = torch.isfinite(new_mu + new_sigma)
-    return torch.where(finite, new_mu, mu), torch.where(finite, new_sigma, sigma)
-
-
 def layers_of(model: nn.Module) -> dict[str, BatchRenorm]:
     """Every BatchRenorm layer of a model by name; a model without one is an error."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BatchRenorm)}
@@ -303,54 +280,7 @@ def layers_of(model: nn.Module) -> dict[str, BatchRenorm]:
     return layers
 
 
-def set_limits(model: nn.Module, rmax: float, dmax: float) -> int:
-    """Sets the bounds of r and d in every BatchRenorm layer of a model; once a step.
-
-    The layers of a device share one small tensor, filled on the device: nothing waits for it.
-
-    Returns:
-        The number of layers set.
-
-    Raises:
-        ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
-
-    Example::
-
-        >>> set_limits(model, *ramp(step))
-    """
-    check_limits(rmax, dmax)
-    shared: dict[torch.device, Tensor] = {}
-    layers = layers_of(model)
-    for layer in layers.values():
-        device = layer.mu.device
-        if device not in shared:
-            shared[device] = _limits(rmax, dmax, device)
-        layer.limits = shared[device]
-    return len(layers)
-
-
-@contextmanager
-def batch_statistics(model: nn.Module, group_size: int | None = None) -> Iterator[None]:
-    """Within it, layers in evaluation mode normalise with muB and sigmaB of the examples they see.
-
-    The paper's diagnosis in figure 3: how good the same model is when it sees the statistics that
-    it was trained with. Nothing is updated; layers in training mode are as always.
-
-    Args:
-        group_size: every so many consecutive examples are normalised together. Default: the batch.
-    """
-    layers = layers_of(model).values()
-    before = [layer.batch_statistics for layer in layers]
-    try:
-        for layer in layers:
-            layer.batch_statistics = group_size or 0
-        yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer.batch_statistics = value
-
-
-def _limits(rmax: float, dmax: float, device: torch.device) -> Tensor:
+def limits_tensor(rmax: float, dmax: float, device: torch.device) -> Tensor:
     limits = torch.empty(2, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
     limits[0].fill_(rmax)
     limits[1].fill_(dmax)
@@ -367,10 +297,7 @@ def _check_options(num_features, eps, momentum, group_size, averages) -> None:
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
     if momentum is None or not 0 <= momentum <= 1:
-        raise ValueError(
-            f"momentum must be between 0 and 1, got {momentum}: it is the rate of the update, as "
-            "in torch"
-        )
+        raise ValueError(f"momentum must be between 0 and 1, got {momentum}: it is the rate of the update, as in torch")
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1, got {group_size}")
     if averages not in ("sigma", "variance"):

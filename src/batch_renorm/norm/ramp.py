@@ -32,8 +32,7 @@ class Ramp:
         for name in ("rmax_end", "dmax_end"):
             if not getattr(self, name) >= self.start:
                 raise ValueError(
-                    f"the ramp ends before it starts: {name}={getattr(self, name)} is smaller "
-                    f"than start={self.start}"
+                    f"the ramp ends before it starts: {name}={getattr(self, name)} is smaller than start={self.start}"
                 )
         if not self.rmax >= 1:
             raise ValueError(f"rmax must be at least 1 (1 is batchnorm), got {self.rmax}")
@@ -63,4 +62,6 @@ class Ramp:
     def _progress(self, step: float, end: float) -> float:
         if step >= end:
             return 1.0
-        return max(0.0, (step - self.start) / (end - self.start))
+        if step <= self.start:
+            return 0.0
+        return (step - self.start) / (end - self.start)

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from batch_renorm.norm.layers import BatchRenorm, layers_of, moved, where_finite
+from batch_renorm.norm.averages import moved, where_finite
+from batch_renorm.norm.layers import BatchRenorm, layers_of
 
 
 class GroupSums:
@@ -71,9 +72,7 @@ class StepStatistics:
         self.layers = layers_of(model)
         taken = [name for name, layer in self.layers.items() if layer.deferred is not None]
         if taken:
-            raise ValueError(
-                f"layer {taken[0]!r} belongs to another StepStatistics: release() that one first"
-            )
+            raise ValueError(f"layer {taken[0]!r} belongs to another StepStatistics: release() that one first")
         self._sums = [GroupSums(layer) for layer in self.layers.values()]
         for layer, sums in zip(self.layers.values(), self._sums, strict=True):
             layer.deferred = sums
@@ -91,9 +90,7 @@ class StepStatistics:
             sums.measure_clipping = value
 
     @torch.no_grad()
-    def update(
-        self, extra: Tensor | None = None, reduce: Callable[[Tensor], object] | None = None
-    ) -> Tensor | None:
+    def update(self, extra: Tensor | None = None, reduce: Callable[[Tensor], object] | None = None) -> Tensor | None:
         """Moves mu and sigma of every layer and clears the sums: one all-reduce, on every rank.
 
         Args:
@@ -120,7 +117,9 @@ class StepStatistics:
         total, groups, clipped, rest = flat.split([*sizes, len(flat) - sum(sizes)])
         self._move(total.view_as(moments), groups)
         self._clipped = (groups, clipped.view(-1, 2)) if self.measure_clipping else None
-        torch._foreach_zero_([t for s in self._sums for t in s.tensors()])
+        torch._foreach_zero_(  # pyright: ignore[reportPrivateImportUsage]
+            [t for s in self._sums for t in s.tensors()]
+        )
         return None if extra is None else rest.to(extra.dtype)
 
     def _move(self, total: Tensor, groups: Tensor) -> None:
@@ -129,12 +128,13 @@ class StepStatistics:
         index, alpha, eps, variance = self._per_channel(total)
         groups = groups[index]
         mu, sigma = torch.cat(mus).to(total.dtype), torch.cat(sigmas).to(total.dtype)
-        new = moved(mu, sigma, *(total / groups), alpha, eps, variance)
+        mean, spread = (total / groups).unbind()
+        new_mu, new_sigma = moved(mu, sigma, mean, spread, alpha, eps, variance)
         # A layer without a group in the step has 0 / 0: not finite either.
-        new_mu, new_sigma = where_finite(*new, mu, sigma)
+        new_mu, new_sigma = where_finite(new_mu, new_sigma, mu, sigma)
         sizes = [layer.num_features for layer in layers]
-        torch._foreach_copy_(mus, new_mu.split(sizes))
-        torch._foreach_copy_(sigmas, new_sigma.split(sizes))
+        new = [*new_mu.split(sizes), *new_sigma.split(sizes)]
+        torch._foreach_copy_(mus + sigmas, new)  # pyright: ignore[reportPrivateImportUsage]
 
     def _per_channel(self, total: Tensor) -> list[Tensor]:
         """The layers' index, momentum, eps and averages for every channel, made when they change."""

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning
 import yaml
 from hydra.utils import instantiate
-from torch import nn
 
 from batch_renorm.data.loaders import Division, Source, TrainingPasses
 from batch_renorm.data.minibatches import Regime, regime
@@ -47,9 +46,9 @@ class Norm:
     name: str
     eps: float
     alpha: float
-    averages: str
+    averages: Literal["sigma", "variance"]
 
-    def layer(self, group_size: int) -> partial[nn.Module]:
+    def layer(self, group_size: int) -> partial[BatchRenorm2d]:
         """A factory of norm layers; gamma is fixed at 1 in every experiment (section 4)."""
         return partial(
             BatchRenorm2d, eps=self.eps, momentum=self.alpha, averages=self.averages,
@@ -138,6 +137,8 @@ def build(config: Config) -> Run:
     optimization = construct(Optimization, config["optim"], "optim")
     ramp = construct(Ramp, config["ramp"], "ramp")
     Division(size.workers, 0, machine.devices * machine.num_nodes, machine.workers_per_pass)
+    if not isinstance(config["seed"], int) or not 0 <= config["seed"] < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {config['seed']}")
     pytorch_lightning.seed_everything(config["seed"], verbose=False)
     source: Source = construct(instantiate, config["data"], "data")
     layer = norm.layer(minibatch.group)

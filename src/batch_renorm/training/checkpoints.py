@@ -37,7 +37,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint that loads, and the newer ones that do not."""
-    corrupt = []
+    corrupt: list[Path] = []
     for path in checkpoints(folder):
         if readable(path):
             return path, corrupt

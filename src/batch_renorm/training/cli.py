@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
-import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,9 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from batch_renorm.training.errors import NotFiniteError
 
 
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
 def knee(numerator: int, denominator: int, *, _root_: OmegaConf) -> int:
     """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
-    return round(_root_.size.steps * numerator / denominator)  # type: ignore[attr-defined]
+    steps = _root_.size.steps  # type: ignore[attr-defined]
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"size.steps must be a whole number of at least 1, got {steps}")
+    return round(steps * numerator / denominator)
 
 
 OmegaConf.register_new_resolver("knee", knee, replace=True)
@@ -60,6 +66,7 @@ def missing(error: MissingConfigException) -> str:
 def composition(error: Exception) -> str:
     """An unknown option, with the near misses among all options of the default run."""
     text = str(error).strip() or str(error.__cause__)
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     match = re.search(r"Could not override '([^']+)'", text)
     if match is None:
         return text.splitlines()[0]
@@ -71,12 +78,11 @@ def composition(error: Exception) -> str:
 
 def known_options() -> list[str]:
     """Dotted names of every option of the default run."""
-    from hydra import compose
+    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from batch_renorm.training.folder import leaves
 
-    if not GlobalHydra.instance().is_initialized():
-        return []
-    config = compose("train")
-    return [name for name, _ in leaves(yaml.safe_load(OmegaConf.to_yaml(config)))]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return [name for name, _ in leaves(OmegaConf.to_container(compose("train")))]

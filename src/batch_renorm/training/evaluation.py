@@ -61,7 +61,9 @@ def count_correct(
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     for fetched, labels in loader:
         labels = labels.to(device)
-        guesses = model(source.images([fetched], device)).topk(min(5, source.classes), dim=1).indices
+        output = model(source.images([fetched], device))
+        logits = output[0] if isinstance(output, tuple) else output  # timm keeps the auxiliary head in evaluation
+        guesses = logits.topk(min(5, source.classes), dim=1).indices
         right = guesses == labels[:, None]
         counts += torch.stack([right.new_tensor(len(labels), dtype=torch.int64), right[:, 0].sum(), right.sum()])
     return counts

@@ -42,6 +42,6 @@ class Optimization:
 def decayed_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The weights of convolutions and linear layers, told by type, and all other parameters."""
     layers = (nn.modules.conv._ConvNd, nn.Linear)
-    weights = [module.weight for module in model.modules() if isinstance(module, layers)]
+    weights: list[nn.Parameter] = [m.weight for m in model.modules() if isinstance(m, layers)]  # type: ignore[misc]
     decayed = {id(weight) for weight in weights}
     return weights, [parameter for parameter in model.parameters() if id(parameter) not in decayed]

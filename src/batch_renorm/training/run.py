@@ -36,7 +36,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(settings["trainer"]["threads"])
     hush()
     run = build(settings)
-    if rank_zero_only.rank == 0:
+    if first_process():
         prepare(folder, settings, fresh)
     if folder.record().get("state") == "finished":
         say(f"This run is finished; fresh=true repeats it.\n{summary(folder)}")
@@ -50,6 +50,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     fit(run, folder, checkpoint)
     say("\n" + summary(folder))
     return folder.record()
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes the run folder; Lightning numbers processes from their environment."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @rank_zero_only
@@ -105,7 +110,7 @@ def loggers(run: Run, folder: Folder) -> list[Logger]:
     """curve.csv always; W&B as configs/logger says, the same run again after a resume."""
     result: list[Logger] = [curve.CurveLogger(folder.curve)]
     config, wandb = run.config, run.config["logger"]["wandb"]
-    if wandb is not None and rank_zero_only.rank == 0:
+    if wandb is not None and first_process():
         from pytorch_lightning.loggers import WandbLogger
 
         result.append(

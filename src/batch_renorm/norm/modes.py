@@ -1,0 +1,57 @@
+"""What is set in all layers of a model at once: the limits, and evaluation with batch statistics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from batch_renorm.norm.functional import check_limits
+from batch_renorm.norm.layers import layers_of, limits_tensor
+
+
+def set_limits(model: nn.Module, rmax: float, dmax: float) -> int:
+    """Sets the bounds of r and d in every BatchRenorm layer of a model; once a step.
+
+    The layers of a device share one small tensor, filled on the device: nothing waits for it.
+
+    Returns:
+        The number of layers set.
+
+    Raises:
+        ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
+
+    Example::
+
+        >>> set_limits(model, *ramp(step))
+    """
+    check_limits(rmax, dmax)
+    shared: dict[torch.device, Tensor] = {}
+    layers = layers_of(model)
+    for layer in layers.values():
+        device = layer.mu.device
+        if device not in shared:
+            shared[device] = limits_tensor(rmax, dmax, device)
+        layer.limits = shared[device]
+    return len(layers)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module, group_size: int | None = None) -> Iterator[None]:
+    """Within it, layers in evaluation mode normalise with muB and sigmaB of the examples they see.
+
+    The paper's diagnosis in figure 3: how good the same model is when it sees the statistics that
+    it was trained with. Nothing is updated; layers in training mode are as always.
+
+    Args:
+        group_size: every so many consecutive examples are normalised together. Default: the batch.
+    """
+    layers = layers_of(model).values()
+    before = [layer.batch_statistics for layer in layers]
+    try:
+        for layer in layers:
+            layer.batch_statistics = group_size or 0
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.batch_statistics = value

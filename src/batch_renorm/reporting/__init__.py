@@ -1,0 +1,1 @@
+"""Reads run folders and sets them against the published results. Knows files, never models."""

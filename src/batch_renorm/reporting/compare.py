@@ -1,0 +1,262 @@
+"""Our runs against the paper: means over seeds, gaps, steps to reach an accuracy, and whether its orderings hold.
+
+- *final* is a curve's last value, *best* its largest. The paper's printed numbers are its curves' largest
+  values, so gaps to them use *best*; claims are decided by *final*, which nothing was selected for.
+- Only finished runs count. Differences are taken seed by seed (the same seed draws the same images) and their
+  mean carries a two-sided 95% t-interval over the seeds.
+- Accuracies in percent, differences in points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from statistics import fmean, stdev
+
+import numpy as np
+
+from batch_renorm.reporting.paper import (
+    BASELINE,
+    CLAIMS,
+    EXPERIMENTS,
+    SERIES,
+    Claim,
+    Curve,
+    Published,
+    Series,
+)
+from batch_renorm.reporting.runs import Run
+
+HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"
+FAILS, FAILS_UNSURE = "does not hold", "does not hold, not sure"
+NOT_RUN = "not run"
+
+# Shares of the baseline's best accuracy. A share means the same on any data set; the paper's curves start too
+# high (30%) for smaller ones.
+SHARES = (0.80, 0.90, 0.95, 0.98)
+
+# The 97.5% quantile of Student's t for 1, 2, ... 30 degrees of freedom. Above 30 the last is kept: a little wide.
+T975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One number per seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The sample's (n - 1) standard deviation; one seed has none."""
+        return stdev(self.values) if self.n > 1 else None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The mean's two-sided 95% t-interval; one seed has none."""
+        if self.std is None:
+            return None
+        half = T975[min(self.n - 1, len(T975)) - 1] * self.std / sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+
+def steps_to_reach(curve: Curve, accuracy: float) -> float | None:
+    """The step at which the curve first reaches the accuracy, interpolated; None if it never does.
+
+    A curve that starts above it gives its first step, which is then an upper bound.
+    """
+    steps, values = curve
+    above = np.flatnonzero(values >= accuracy)
+    if not len(above):
+        return None
+    i = above[0]
+    if i == 0:
+        return float(steps[0])
+    share = (accuracy - values[i - 1]) / (values[i] - values[i - 1])
+    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One curve of the paper and our runs of it."""
+
+    series: Series
+    label: str
+    seeds: tuple[int, ...]  # finished
+    unfinished: tuple[Run, ...]
+    final: Sample | None
+    best: Sample | None
+    published: float | None
+    gap: float | None  # best mean - published; None on another data set than the paper's
+    to_baseline: Sample | None  # best - the baseline's best, by seed
+    published_to_baseline: float | None
+    reach: tuple[tuple[float, ...], ...]  # for each threshold, the steps of those seeds that reach it
+    published_reach: tuple[float | None, ...]
+    minutes: float | None  # mean wall time of a run
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    claim: Claim
+    published: float | None  # the difference of the printed numbers
+    final: Sample | None  # left - right, by seed
+    best: Sample | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    scale: str
+    rows: tuple[Row, ...]
+    claims: tuple[ClaimResult, ...]
+    thresholds: tuple[float, ...]  # percent, one for each of SHARES; empty without a finished baseline
+    published_thresholds: tuple[float, ...]
+    missing: tuple[str, ...]  # commands that make what is missing
+    notes: tuple[str, ...] = field(default=())
+
+
+def compare(runs: Sequence[Run], published: Published, scale: str, notes: Sequence[str] = ()) -> Comparison:
+    runs = [run for run in runs if run.scale == scale]
+    on_imagenet = scale == "imagenet"
+    baseline = published.number(BASELINE)
+    published_thresholds = tuple(s * baseline.top1 for s in SHARES) if baseline else ()
+    ours = values_by_seed(runs, BASELINE, "best")
+    if on_imagenet:
+        thresholds = published_thresholds
+    else:
+        thresholds = tuple(share * fmean(ours.values()) for share in SHARES) if ours else ()
+    return Comparison(
+        scale,
+        tuple(_row(runs, published, s, thresholds, published_thresholds, on_imagenet) for s in SERIES),
+        tuple(check(claim, runs, published) for claim in CLAIMS),
+        thresholds,
+        published_thresholds,
+        tuple(missing_commands(runs, scale)),
+        (*notes, *unequal_lengths(runs)),
+    )
+
+
+def values_by_seed(runs: Sequence[Run], series: Series, which: str) -> dict[int, float]:
+    """seed -> the "final" or "best" value of the finished runs."""
+    experiment, metric = series
+    found = {r.seed: getattr(r, which)(metric) for r in runs if r.finished and r.experiment == experiment}
+    return {seed: found[seed] for seed in sorted(found) if found[seed] is not None}
+
+
+def paired(runs: Sequence[Run], left: Series, right: Series, which: str) -> Sample | None:
+    """left - right for every seed that has both."""
+    a, b = values_by_seed(runs, left, which), values_by_seed(runs, right, which)
+    return _sample(a[seed] - b[seed] for seed in a if seed in b)
+
+
+def check(claim: Claim, runs: Sequence[Run], published: Published) -> ClaimResult:
+    final = paired(runs, claim.left, claim.right, "final")
+    best = paired(runs, claim.left, claim.right, "best")
+    return ClaimResult(claim, published.difference(claim.left, claim.right), final, best, verdict(claim, final))
+
+
+def verdict(claim: Claim, difference: Sample | None) -> str:
+    """Decided by the mean; sure if the whole interval says the same, which takes two seeds at least."""
+    if difference is None:
+        return NOT_RUN
+    interval = difference.interval
+    if claim.agrees(difference.mean):
+        return HOLDS if interval and all(map(claim.agrees, interval)) else HOLDS_UNSURE
+    low, high = claim.range()
+    return FAILS if interval and (interval[1] < low or interval[0] > high) else FAILS_UNSURE
+
+
+def missing_commands(runs: Sequence[Run], scale: str) -> list[str]:
+    """The commands that would complete the table: each experiment with each seed that any experiment has."""
+    seeds = sorted({run.seed for run in runs}) or [0]
+    there = {(run.experiment, run.seed): run for run in runs}
+    commands = []
+    for experiment in EXPERIMENTS:
+        for seed in seeds:
+            run = there.get((experiment, seed))
+            if run is None or not run.finished:
+                extra = "" if scale == "glyphs" else f" scale={scale}"
+                why = f"  # resumes: {run.progress}" if run else ""
+                commands.append(f"python train.py experiment={experiment} seed={seed}{extra}{why}")
+    return commands
+
+
+def unequal_lengths(runs: Sequence[Run]) -> list[str]:
+    """Runs of another length were trained on another schedule and are no comparison."""
+    lengths: dict[int, list[str]] = {}
+    for run in runs:
+        if run.steps is not None:
+            lengths.setdefault(run.steps, []).append(f"{run.experiment} seed {run.seed}")
+    if len(lengths) < 2:
+        return []
+    usual = max(lengths, key=lambda steps: len(lengths[steps]))
+    return [
+        f"not comparable: {', '.join(who)} planned {steps} steps, the others {usual}"
+        for steps, who in sorted(lengths.items())
+        if steps != usual
+    ]
+
+
+def mean_curve(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """steps, mean, least, largest over the runs, on all steps that lie within every one of them."""
+    curves = [run.curve[metric] for run in runs if metric in run.curve]
+    if not curves:
+        return None
+    first, last = max(s[0] for s, _ in curves), min(s[-1] for s, _ in curves)
+    steps = np.unique(np.concatenate([s for s, _ in curves]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    values = np.stack([np.interp(steps, s, v) for s, v in curves])
+    return steps, values.mean(0), values.min(0), values.max(0)
+
+
+def _row(
+    runs: Sequence[Run],
+    published: Published,
+    series: Series,
+    thresholds: Sequence[float],
+    published_thresholds: Sequence[float],
+    on_imagenet: bool,
+) -> Row:
+    experiment, metric = series
+    ours = [run for run in runs if run.experiment == experiment]
+    finished = [run for run in ours if run.finished and metric in run.curve]
+    final, best = (_sample(values_by_seed(runs, series, which).values()) for which in ("final", "best"))
+    number = published.number(series)
+    reached = [[steps_to_reach(run.curve[metric], t) for run in finished] for t in thresholds]
+    walls = [run.info["wall_seconds"] for run in finished if run.info.get("wall_seconds")]
+    return Row(
+        series,
+        SERIES[series],
+        tuple(sorted(run.seed for run in finished)),
+        tuple(run for run in ours if not run.finished),
+        final,
+        best,
+        number.top1 if number else None,
+        best.mean - number.top1 if best and number and on_imagenet else None,
+        None if series == BASELINE else paired(runs, series, BASELINE, "best"),
+        None if series == BASELINE else published.difference(series, BASELINE),
+        tuple(tuple(s for s in steps if s is not None) for steps in reached),
+        tuple(steps_to_reach(published.curves[series], t) for t in published_thresholds),
+        fmean(walls) / 60 if walls else None,
+    )
+
+
+def _sample(values) -> Sample | None:
+    values = tuple(values)
+    return Sample(values) if values else None

@@ -1,0 +1,233 @@
+"""What the paper published: experiments, figures, numbers, curves and the orderings it claims, as data.
+
+Accuracies are percent (0..100), differences are points, steps are optimiser updates.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+Series = tuple[str, str]  # experiment, metric
+
+VAL = "val_top1"
+TRAIN = "train_top1"
+BATCH_STATISTICS = "val_top1_batch_statistics"
+BASELINE: Series = ("iid_batchnorm", VAL)
+
+
+PAIRS = "non-i.i.d., 16 labels \N{MULTIPLICATION SIGN} 2"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str
+    title: str  # stands alone
+    regime: str  # heads the experiments that share it
+    arm: str  # tells them apart under that heading
+
+
+EXPERIMENTS = {
+    e.name: e
+    for e in (
+        Experiment("iid_batchnorm", "Batchnorm, i.i.d.", "i.i.d., groups of 32", "Batchnorm"),
+        Experiment("iid_renorm", "Batch Renorm, i.i.d.", "i.i.d., groups of 32", "Batch Renorm"),
+        Experiment("micro4_batchnorm", "Batchnorm, groups of 4", "i.i.d., groups of 4", "Batchnorm"),
+        Experiment("micro4_renorm", "Batch Renorm, groups of 4", "i.i.d., groups of 4", "Batch Renorm"),
+        Experiment("noniid_batchnorm", "Batchnorm, non-i.i.d.", PAIRS, "Batchnorm"),
+        Experiment(
+            "noniid_halves_batchnorm",
+            "Batchnorm on halves, non-i.i.d.",
+            PAIRS,
+            "Batchnorm on halves",
+        ),
+        Experiment("noniid_renorm", "Batch Renorm, non-i.i.d.", PAIRS, "Batch Renorm"),
+    )
+}
+
+# Everything that the paper gives a curve for, in the order of the tables.
+SERIES: dict[Series, str] = {}
+for _experiment in EXPERIMENTS.values():
+    SERIES[_experiment.name, VAL] = _experiment.title
+    if _experiment.name == "noniid_batchnorm":
+        SERIES[_experiment.name, TRAIN] = "- its accuracy on training images"
+        SERIES[_experiment.name, BATCH_STATISTICS] = "- evaluated with batch statistics"
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    title: str
+    lines: dict[Series, str]  # curve -> its name in the legend, in drawing order
+
+
+FIGURES = {
+    f.name: f
+    for f in (
+        Figure(
+            "fig1",
+            "Figure 1: i.i.d. minibatches of 32",
+            {("iid_batchnorm", VAL): "Batchnorm (baseline)", ("iid_renorm", VAL): "Batch Renorm"},
+        ),
+        Figure(
+            "fig2",
+            "Figure 2: normalised in groups of 4",
+            {
+                # Not in the paper's figure, but what its text compares the other two with.
+                ("iid_batchnorm", VAL): "Batchnorm, groups of 32 (baseline)",
+                ("micro4_batchnorm", VAL): "Batchnorm, groups of 4",
+                ("micro4_renorm", VAL): "Batch Renorm, groups of 4",
+            },
+        ),
+        Figure(
+            "fig3",
+            "Figure 3: non-i.i.d. minibatches, 16 labels \N{MULTIPLICATION SIGN} 2 images",
+            {
+                ("noniid_batchnorm", VAL): "Batchnorm",
+                ("noniid_batchnorm", TRAIN): "Batchnorm, train accuracy",
+                ("noniid_batchnorm", BATCH_STATISTICS): r"Batchnorm, evaluated with $\mu_B$, $\sigma_B$",
+                ("noniid_halves_batchnorm", VAL): "Batchnorm on half-minibatches",
+                ("noniid_renorm", VAL): "Batch Renorm",
+            },
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`left relation right`, as the paper orders them, with the margin in points that we ask for.
+
+    ">"  left - right > margin
+    ">=" left - right >= -margin: level or better
+    "="  |left - right| <= margin: level
+    """
+
+    text: str
+    left: Series
+    relation: str
+    right: Series
+    margin: float = 0.0
+
+    def range(self) -> tuple[float, float]:
+        """The differences left - right, in points, that agree with the claim."""
+        if self.relation == ">":
+            return self.margin, float("inf")
+        if self.relation == ">=":
+            return -self.margin, float("inf")
+        if self.relation == "=":
+            return -self.margin, self.margin
+        raise ValueError(f"no relation {self.relation!r}: use '>', '>=' or '='")
+
+    def agrees(self, difference: float) -> bool:
+        low, high = self.range()
+        return low < difference if self.relation == ">" else low <= difference <= high
+
+
+CLAIMS = (
+    Claim(
+        "i.i.d.: Batch Renorm at least level with batchnorm",
+        ("iid_renorm", VAL), ">=", ("iid_batchnorm", VAL), 1.0,
+    ),
+    Claim(
+        "groups of 4: Batch Renorm above batchnorm",
+        ("micro4_renorm", VAL), ">", ("micro4_batchnorm", VAL),
+    ),
+    Claim(
+        "batchnorm: groups of 4 at or below groups of 32",
+        ("iid_batchnorm", VAL), ">=", ("micro4_batchnorm", VAL),
+    ),
+    Claim(
+        "Batch Renorm: groups of 4 at or below groups of 32",
+        ("iid_renorm", VAL), ">=", ("micro4_renorm", VAL),
+    ),
+    Claim(
+        "batchnorm: non-i.i.d. below i.i.d.",
+        ("iid_batchnorm", VAL), ">", ("noniid_batchnorm", VAL),
+    ),
+    Claim(
+        "batchnorm: non-i.i.d. clearly below i.i.d.",
+        ("iid_batchnorm", VAL), ">", ("noniid_batchnorm", VAL), 5.0,
+    ),
+    Claim(
+        "non-i.i.d.: Batch Renorm above batchnorm",
+        ("noniid_renorm", VAL), ">", ("noniid_batchnorm", VAL),
+    ),
+    Claim(
+        "non-i.i.d.: batchnorm on halves above batchnorm",
+        ("noniid_halves_batchnorm", VAL), ">", ("noniid_batchnorm", VAL),
+    ),
+    Claim(
+        "batchnorm: non-i.i.d. halves at or below i.i.d.",
+        ("iid_batchnorm", VAL), ">=", ("noniid_halves_batchnorm", VAL),
+    ),
+    Claim(
+        "Batch Renorm: non-i.i.d. level with i.i.d.",
+        ("noniid_renorm", VAL), "=", ("iid_renorm", VAL), 2.0,
+    ),
+    Claim(
+        "non-i.i.d. batchnorm: batch statistics above the normal evaluation",
+        ("noniid_batchnorm", BATCH_STATISTICS), ">", ("noniid_batchnorm", VAL),
+    ),
+    Claim(
+        "non-i.i.d. batchnorm: training accuracy below the i.i.d. validation accuracy",
+        ("iid_batchnorm", VAL), ">", ("noniid_batchnorm", TRAIN),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Number:
+    top1: float  # percent
+    at_step: int | None  # where the paper names it
+    printed_in: str  # "section 4.1", "figure 3"
+
+
+@dataclass(frozen=True)
+class Published:
+    numbers: dict[Series, list[Number]]
+    curves: dict[Series, Curve]
+
+    def number(self, series: Series, printed_in: str | None = None) -> Number | None:
+        """The number printed there, else the first one, which is the text's."""
+        numbers = self.numbers.get(series, [])
+        there = [n for n in numbers if n.printed_in == printed_in]
+        return next(iter(there + numbers), None)
+
+    def difference(self, left: Series, right: Series) -> float | None:
+        a, b = self.number(left), self.number(right)
+        return a.top1 - b.top1 if a and b else None
+
+
+def paper_folder() -> Path:
+    """results/paper of the repository that this package is installed from, or of the working directory."""
+    places = [root / "results" / "paper" for root in (Path(__file__).resolve().parents[3], Path.cwd())]
+    for place in places:
+        if (place / "numbers.csv").is_file() and (place / "curves.csv").is_file():
+            return place
+    raise FileNotFoundError(
+        "the published numbers.csv and curves.csv are in neither of "
+        + ", ".join(map(str, places))
+        + ": work in a clone of the repository, installed with 'pip install -e .'"
+    )
+
+
+def load(folder: Path | None = None) -> Published:
+    folder = folder or paper_folder()
+    numbers: dict[Series, list[Number]] = {}
+    with open(folder / "numbers.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            at_step = int(row["at_step"]) if row["at_step"] else None
+            number = Number(float(row["top1_percent"]), at_step, row["printed_in"])
+            numbers.setdefault((row["experiment"], row["metric"]), []).append(number)
+    points: dict[Series, list[tuple[float, float]]] = {}
+    with open(folder / "curves.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            point = float(row["step"]), float(row["top1_percent"])
+            points.setdefault((row["experiment"], row["metric"]), []).append(point)
+    curves = {series: (np.array(p)[:, 0], np.array(p)[:, 1]) for series, p in points.items()}
+    return Published(numbers, curves)

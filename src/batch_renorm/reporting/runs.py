@@ -1,0 +1,162 @@
+"""Finds and reads run folders: `<root>/<scale>/<experiment>/seed<k>/` with config.yaml, curve.csv and run.json.
+
+A run may be in the middle of writing, killed or broken: whatever can be read is, and what cannot is said.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from batch_renorm.reporting.paper import Curve
+
+FILES = ("config.yaml", "curve.csv", "run.json")  # small; checkpoints and W&B's files stay where they are
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    scale: str
+    experiment: str
+    seed: int
+    steps: int | None  # planned
+    step: int  # reached
+    state: str  # "finished", "running", "failed"; "unknown" without a readable run.json
+    curve: dict[str, Curve]  # metric -> steps, values; accuracies in percent
+    config: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)  # run.json
+    notes: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+    @property
+    def progress(self) -> str:
+        return f"{self.state} at step {self.step}" + (f" of {self.steps}" if self.steps else "")
+
+    def final(self, metric: str) -> float | None:
+        """The last value: chosen by the clock, never by its accuracy."""
+        return float(self.curve[metric][1][-1]) if metric in self.curve else None
+
+    def best(self, metric: str) -> float | None:
+        return float(self.curve[metric][1].max()) if metric in self.curve else None
+
+
+def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
+    """A curve file as metric -> (steps, values), and what was left out.
+
+    The last line counts only with its line end: a torn "3000,val_top1,7" of 71.2 would read as a number. Where
+    a step was logged twice the later value counts.
+    """
+    text = path.read_text()
+    lines = text.splitlines()
+    if lines and not text.endswith("\n"):
+        lines.pop()
+    points: dict[str, dict[int, float]] = {}
+    bad: list[int] = []
+    for number, row in enumerate(csv.reader(lines), 1):
+        if number == 1 and row == ["step", "metric", "value"]:
+            continue
+        try:
+            step, metric, value = int(row[0]), row[1], float(row[2])
+        except (ValueError, IndexError):
+            bad.append(number)
+            continue
+        if math.isfinite(value):
+            points.setdefault(metric, {})[step] = value
+        else:
+            bad.append(number)
+    curve = {}
+    for metric, values in points.items():
+        steps = sorted(values)
+        curve[metric] = np.array(steps), np.array([values[s] for s in steps])
+    notes = [f"{path}: {len(bad)} lines are not a finite number (the first is line {bad[0]})"] if bad else []
+    return curve, notes
+
+
+def read_run(folder: Path) -> Run:
+    """Reads one run folder. Raises ValueError, in one line, where there is nothing to show."""
+    if not (folder / "curve.csv").is_file():
+        raise ValueError(f"{folder}: no curve.csv, nothing to show yet")
+    curve, notes = read_curve(folder / "curve.csv")
+    if not curve:
+        raise ValueError(f"{folder}: curve.csv has no complete line yet")
+    config = _mapping(folder / "config.yaml", notes)
+    info = _mapping(folder / "run.json", notes)
+
+    # A run's place says what it is; the config, which was written by the run itself, says it better.
+    *_, scale, experiment, name = folder.resolve().parts
+    seed = int(name.removeprefix("seed"))
+    place = f"{scale}/{experiment}/seed{seed}"
+    scale = config["scale"] if isinstance(config.get("scale"), str) else scale
+    experiment = config["experiment"] if isinstance(config.get("experiment"), str) else experiment
+    seed = config["seed"] if isinstance(config.get("seed"), int) else seed
+    if place != f"{scale}/{experiment}/seed{seed}":
+        notes.append(f"{folder}: read as {scale}/{experiment}/seed{seed}, which its config.yaml says")
+
+    steps = next((s for s in (info.get("steps"), config.get("steps")) if isinstance(s, int)), None)
+    step = max(int(s[-1]) for s, _ in curve.values())
+    if isinstance(info.get("step"), int):
+        step = max(step, info["step"])
+    state = str(info.get("state", "unknown"))
+    return Run(folder, scale, experiment, seed, steps, step, state, curve, config, info, tuple(notes))
+
+
+def find_runs(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """All runs under the roots, and a line for each folder that could not be read.
+
+    A root may hold scales, be one scale, one experiment or one run. Of two runs of the same scale, experiment
+    and seed the one under the earlier root counts.
+    """
+    runs: dict[tuple[str, str, int], Run] = {}
+    problems = []
+    for root in roots:
+        places = {p for pattern in ("seed*", "*/seed*", "*/*/seed*") for p in root.glob(pattern)} | {root}
+        # An exact name: a run that `fresh=true` moved aside is not a run any more.
+        for folder in sorted(p for p in places if p.is_dir() and re.fullmatch(r"seed\d+", p.name)):
+            try:
+                run = read_run(folder)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+                continue
+            first = runs.setdefault((run.scale, run.experiment, run.seed), run)
+            if first is run:
+                problems.extend(run.notes)
+            else:
+                problems.append(f"{folder}: left out, {first.folder} is the same run and comes first")
+    return list(runs.values()), problems
+
+
+def keep(run: Run, root: Path) -> Path:
+    """Copies the run's small files to `<root>/<scale>/<experiment>/seed<k>/`."""
+    place = root / run.scale / run.experiment / f"seed{run.seed}"
+    if place.resolve() != run.folder.resolve():
+        place.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (run.folder / name).is_file():
+                shutil.copyfile(run.folder / name, place / name)
+    return place
+
+
+def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A YAML or JSON mapping; what stands in the way of reading it becomes a note."""
+    try:
+        text = path.read_text()
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if isinstance(value, dict):
+            return value
+        notes.append(f"{path}: not a mapping, left out")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        notes.append(f"{path}: left out, {str(error).splitlines()[0]}")
+    return {}

@@ -1,0 +1,63 @@
+"""The paper's Algorithm 1 and its printed gradients, for one group, in plain operations."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Result(NamedTuple):
+    y: Tensor
+    mu_b: Tensor
+    sigma_b: Tensor
+    xhat: Tensor
+    r: Tensor
+    d: Tensor
+
+
+def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps) -> Result:
+    """x: (m, C), as in the paper: m values per channel."""
+    m = len(x)
+    mu_b = x.sum(0) / m
+    sigma_b = torch.sqrt(eps + ((x - mu_b) ** 2).sum(0) / m)
+    r = torch.clip(sigma_b / sigma, 1 / rmax, rmax).detach()
+    d = torch.clip((mu_b - mu) / sigma, -dmax, dmax).detach()
+    xhat = (x - mu_b) / sigma_b * r + d
+    return Result(gamma * xhat + beta, mu_b, sigma_b, xhat, r, d)
+
+
+def printed_gradients(g, x, gamma, result: Result) -> tuple[Tensor, Tensor, Tensor]:
+    """dl/dx, dl/dgamma, dl/dbeta from dl/dy, line by line as printed."""
+    m = len(x)
+    _, mu_b, sigma_b, xhat, r, _ = result
+    g_xhat = g * gamma
+    g_sigma_b = (g_xhat * (x - mu_b) * -r / sigma_b**2).sum(0)
+    g_mu_b = (g_xhat * -r / sigma_b).sum(0)
+    g_x = g_xhat * r / sigma_b + g_sigma_b * (x - mu_b) / (m * sigma_b) + g_mu_b / m
+    return g_x, (g * xhat).sum(0), g.sum(0)
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    """(N, C, *) to (values of a channel, C)."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def as_input(matrix: Tensor, shape) -> Tensor:
+    """Back from :func:`as_matrix`."""
+    return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def state(channels: int, dtype=torch.float64, seed: int = 0) -> dict[str, Tensor]:
+    """Some mu, sigma, gamma, beta; with bounds of 1.5 and 0.5 about half of the r and d clip."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(low: float, high: float) -> Tensor:
+        values = torch.rand(channels, generator=generator, dtype=torch.float64)
+        return (low + (high - low) * values).to(dtype)
+
+    return {
+        "mu": random(-1, 2),
+        "sigma": random(0.5, 5),
+        "gamma": random(0.5, 2),
+        "beta": random(-1, 1),
+    }

@@ -1,0 +1,99 @@
+"""torch.compile: one graph, and none again as the ramp moves. Backends without a C++ compiler."""
+
+import copy
+
+import pytest
+import torch
+import torch._dynamo
+from norm_reference import state
+from torch import nn
+
+from batch_renorm.norm import BatchRenorm2d, Ramp, StepStatistics, batch_renorm, set_limits
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def network():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), BatchRenorm2d(4, momentum=0.1, group_size=2), nn.ReLU(inplace=True),
+        nn.Conv2d(4, 4, 3), BatchRenorm2d(4, momentum=0.1, averages="variance"), nn.ReLU(),
+    )  # fmt: skip
+    set_limits(model, 1.0, 0.0)
+    return model
+
+
+def counting(counter):
+    from torch._dynamo.backends.debugging import aot_eager
+
+    def backend(graph, inputs):
+        counter.append(1)
+        return aot_eager(graph, inputs)
+
+    return backend
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_compiled_training_equals_eager_without_recompiling_as_the_ramp_moves(deferred):
+    """The gradients too: the compiler must not recompute r and d from the moved mu and sigma."""
+    models = [network(), network()]
+    graphs = []
+    run = torch.compile(models[1], backend=counting(graphs), fullgraph=True, dynamic=False)
+    statistics = [StepStatistics(model) for model in models] if deferred else []
+    ramp = Ramp(1, 4, 3)
+    for step in range(5):
+        x = torch.randn(4, 3, 8, 8) * 3 + 1
+        for model, forward in zip(models, (models[0], run), strict=True):
+            set_limits(model, *ramp(step))
+            model.zero_grad()
+            forward(x).square().mean().backward()
+        for one in statistics:
+            one.update()
+        for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+        for a, b in zip(models[0].buffers(), models[1].buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 1
+
+
+def test_compiled_evaluation_equals_eager():
+    model = network()
+    model(torch.randn(4, 3, 8, 8))
+    model.eval()
+    x = torch.randn(3, 3, 8, 8)
+    run = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(run(x), model(x))
+
+
+def test_compiled_batch_that_is_not_finite_poisons_nothing():
+    model = BatchRenorm2d(3)
+    before = copy.deepcopy(model.state_dict())
+    torch.compile(model, backend="aot_eager", fullgraph=True)(torch.full((4, 3, 2, 2), torch.nan))
+    assert torch.equal(model.mu, before["mu"])
+    assert torch.equal(model.sigma, before["sigma"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_compiled_function_equals_eager(dtype, group_size):
+    values = state(5, torch.promote_types(dtype, torch.float32))
+    x = (torch.randn(4, 5, 3, 3) * 2 + 1).to(dtype)
+
+    def run(x, gamma, beta):
+        return batch_renorm(x, values["mu"], values["sigma"], gamma, beta, 1.5, 0.5, 1e-3, group_size)
+
+    results = []
+    for function in (run, torch.compile(run, backend="aot_eager", fullgraph=True)):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, values["gamma"], values["beta"])]
+        y, mu_b, sigma_b = function(*leaves)
+        y.to(mu_b.dtype).square().sum().backward()
+        assert y.dtype == dtype
+        results.append([y, mu_b, sigma_b, *(leaf.grad for leaf in leaves)])
+    tolerance = 1e-9 if dtype == torch.float64 else 5e-2
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * a.abs().max().item())

@@ -1,0 +1,201 @@
+"""Batchnorm to Batch Renormalization and back, on stock models with random weights."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from batch_renorm.norm import (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    convert_batchnorm,
+    set_limits,
+    to_batchnorm,
+)
+from batch_renorm.norm.layers import BatchRenorm
+
+
+def randomised(model):
+    """Running statistics and parameters of batchnorm away from 0 and 1."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+MODELS = {
+    "timm resnet18": lambda: timm.create_model("resnet18", num_classes=5),
+    "torchvision resnet18": lambda: torchvision.models.resnet18(num_classes=5),
+    "timm efficientnet_b0, BatchNormAct2d": lambda: timm.create_model("efficientnet_b0", num_classes=5),
+    "timm inception_v3, BatchNormAct2d": lambda: timm.create_model("inception_v3", num_classes=5, aux_logits=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_stock_model_there_and_back(name):
+    torch.manual_seed(0)
+    stock = randomised(MODELS[name]())
+    size = 80 if "inception" in name else 32
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        expected = stock(x)
+    names = list(stock.state_dict())
+    norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in stock.modules())
+
+    model = convert_batchnorm(stock, group_size=1)
+    assert model is stock
+    assert sum(isinstance(m, BatchRenorm) for m in model.modules()) == norms
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+        # Training moves mu and sigma; then the folded model is another, but the same function.
+        set_limits(model, 1.5, 0.5)
+        model.train()(x)
+        expected = model.eval()(x)
+    folded = to_batchnorm(model)
+    assert list(folded.state_dict()) == names
+    twin = MODELS[name]().eval()
+    twin.load_state_dict(folded.state_dict(), strict=True)
+    for found in (folded, twin):
+        with torch.no_grad():
+            torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-5)
+    assert [type(m) for m in folded.modules()] == [type(m) for m in twin.modules()]
+
+
+def test_gamma_that_was_never_there_is_1():
+    """The paper's models have no gamma; the stock model does."""
+    torch.manual_seed(0)
+    model = convert_batchnorm(timm.create_model("resnet18", num_classes=5, zero_init_last=False), scale=False)
+    assert all(m.weight is None for m in model.modules() if isinstance(m, BatchRenorm))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        model(x)
+        expected = model.eval()(x)
+        twin = timm.create_model("resnet18", num_classes=5).eval()
+        twin.load_state_dict(to_batchnorm(model).state_dict(), strict=True)
+        torch.testing.assert_close(twin(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_norm_and_activation_keep_their_order_and_training_works():
+    norm = BatchNormAct2d(4, act_layer=nn.SiLU, drop_layer=nn.Dropout)
+    model = convert_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), norm), group_size=2)
+    layer = model[1]
+    assert isinstance(layer.act, nn.SiLU)
+    assert isinstance(layer.drop, nn.Dropout)
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    model(x).sum().backward()
+    assert x.grad is not None
+    model.eval()
+    plain = BatchRenorm.forward(layer, model[0](x))
+    torch.testing.assert_close(model(x), nn.functional.silu(plain))
+    twin = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(copy.deepcopy(twin)(x), model(x))
+    assert type(to_batchnorm(twin)[1]) is BatchNormAct2d
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\)"):
+        layer(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "converted", "shape"),
+    [
+        (nn.BatchNorm1d, BatchRenorm1d, (4, 3)),
+        (nn.BatchNorm2d, BatchRenorm2d, (4, 3, 2, 2)),
+        (nn.BatchNorm3d, BatchRenorm3d, (4, 3, 2, 2, 2)),
+        (nn.SyncBatchNorm, BatchRenorm, (4, 3, 2)),
+    ],
+)
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batchnorm_itself(kind, converted, shape, affine):
+    norm = randomised(kind(3, eps=1e-4, affine=affine))
+    x = torch.randn(shape)
+    expected = norm(x)
+    layer = convert_batchnorm(norm)
+    assert type(layer) is converted
+    assert layer.eps == 1e-4
+    assert layer.momentum == 0.01
+    assert not layer.training
+    assert layer.weight is norm.weight
+    torch.testing.assert_close(layer(x), expected)
+    back = to_batchnorm(layer)
+    assert type(back) is kind
+    torch.testing.assert_close(back(x), expected)
+    torch.testing.assert_close(back.running_var, norm.running_var)
+    assert back.state_dict().keys() == norm.state_dict().keys()
+
+
+def test_options_reach_every_layer():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm2d(3))
+    convert_batchnorm(model, group_size=4, rmax=1.5, dmax=0.5, averages="variance", momentum=0.1)
+    for layer in model:
+        assert (layer.group_size, layer.rmax, layer.dmax) == (4, 1.5, 0.5)
+        assert (layer.averages, layer.momentum) == ("variance", 0.1)
+
+
+def test_a_shared_layer_stays_shared():
+    norm = nn.BatchNorm1d(3)
+    model = convert_batchnorm(nn.Sequential(norm, nn.ReLU(), norm))
+    assert isinstance(model[0], BatchRenorm1d)
+    assert model[0] is model[2]
+
+
+def test_half_precision_and_double():
+    layer = convert_batchnorm(nn.BatchNorm2d(3).bfloat16())
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.sigma.dtype == torch.float32
+    assert convert_batchnorm(nn.BatchNorm2d(3).double()).sigma.dtype == torch.float64
+    assert to_batchnorm(BatchRenorm2d(3).double()).running_var.dtype == torch.float64
+
+
+def test_sigma_below_the_root_of_eps_folds_exactly():
+    layer = BatchRenorm2d(3).eval()
+    layer.sigma.copy_(torch.tensor([0.0, 0.01, 1.0]))
+    x = torch.randn(2, 3, 2, 2)
+    expected = layer(x)
+    folded = to_batchnorm(layer)
+    assert folded.running_var[0] == 0
+    torch.testing.assert_close(folded(x), expected)
+
+
+class Odd(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Named(nn.BatchNorm2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error", "message"),
+    [
+        (lambda n: nn.init.zeros_(n.weight), {"scale": False}, ValueError, "'1'.*scale=False.*gamma"),
+        (lambda n: nn.init.ones_(n.bias), {"center": False}, ValueError, "'1'.*center=False.*beta"),
+        (lambda n: nn.init.ones_(n.bias), {"affine": False}, ValueError, "'1'.*beta"),
+        (lambda n: Odd(3), {}, TypeError, "'1'.*Odd"),
+        (lambda n: nn.BatchNorm2d(3, track_running_stats=False), {}, ValueError, "'1'.*running"),
+        (lambda n: nn.LazyBatchNorm2d(), {}, ValueError, "'1'.*not initialised"),
+    ],
+)
+def test_what_cannot_be_carried_over_is_named_and_nothing_changes(change, options, error, message):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    new = change(model[1])
+    if isinstance(new, nn.Module):
+        model[1] = new
+    before = list(model)
+    with pytest.raises(error, match=message):
+        convert_batchnorm(model, **options)
+    assert list(model) == before
+
+
+def test_a_subclass_without_a_forward_of_its_own_is_plain():
+    assert isinstance(convert_batchnorm(Named(3)), BatchRenorm2d | BatchRenorm)

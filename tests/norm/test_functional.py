@@ -1,0 +1,309 @@
+"""batch_renorm and normalize against the paper."""
+
+import pytest
+import torch
+from norm_reference import algorithm1, as_input, as_matrix, printed_gradients, state
+from torch import nn
+
+from batch_renorm.norm import batch_renorm, normalize
+
+EPS = 1e-3
+BOUNDS = [(1.0, 0.0), (1.5, 0.5), (3.0, 5.0), (float("inf"), float("inf"))]
+SHAPES = [(6, 5), (6, 5, 7), (6, 5, 4, 3), (6, 5, 3, 2, 4), (6, 1, 4, 3), (6, 5, 1, 1), (2, 5, 1, 3)]
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def random_input(shape, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    spread = torch.linspace(0.3, 3, shape[1], dtype=torch.float64)
+    return (as_input(as_matrix(x) * spread + spread.flip(0), shape)).contiguous().to(dtype)
+
+
+def arranged(x, layout):
+    """x in another memory layout, with the same values."""
+    if layout == "channels_last":
+        return x.contiguous(memory_format=FORMATS[x.dim()]) if x.dim() in FORMATS else x
+    if layout == "slice":
+        wide = torch.empty(2 * x.shape[0], x.shape[1] + 3, *x.shape[2:], dtype=x.dtype)
+        wide[::2, 1:-2] = x
+        return wide[::2, 1:-2]
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    return x
+
+
+def reference(x, g, group_size, rmax, dmax, mu, sigma, gamma, beta):
+    """y, mu_b, sigma_b and the gradients of x, gamma, beta, group by group."""
+    outs = []
+    for xs, gs in zip(x.split(group_size), g.split(group_size), strict=True):
+        matrix = as_matrix(xs)
+        result = algorithm1(matrix, mu, sigma, gamma, beta, rmax, dmax, EPS)
+        gx, g_gamma, g_beta = printed_gradients(as_matrix(gs), matrix, gamma, result)
+        outs.append((as_input(result.y, xs.shape), *result[1:3], as_input(gx, xs.shape), g_gamma, g_beta))
+    y, mu_b, sigma_b, gx, g_gamma, g_beta = zip(*outs, strict=True)
+    return [
+        torch.cat(y), torch.stack(mu_b), torch.stack(sigma_b), torch.cat(gx), sum(g_gamma), sum(g_beta),
+    ]  # fmt: skip
+
+
+def ours(x, g, group_size, rmax, dmax, mu, sigma, gamma, beta):
+    x, gamma, beta = (t.detach().requires_grad_() for t in (x, gamma, beta))
+    y, mu_b, sigma_b = batch_renorm(x, mu, sigma, gamma, beta, rmax, dmax, EPS, group_size)
+    y.backward(g)
+    return [y.detach(), mu_b, sigma_b, x.grad, gamma.grad, beta.grad]
+
+
+@pytest.mark.parametrize("group_size", [None, 2, 1])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice", "transposed"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_algorithm_1_and_its_printed_gradients(shape, layout, group_size):
+    x = random_input(shape)
+    g = random_input(shape, seed=2)
+    for bounds in BOUNDS:
+        expected = reference(x, g, group_size or len(x), *bounds, **state(shape[1]))
+        found = ours(arranged(x, layout), g, group_size, *bounds, **state(shape[1]))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        assert found[1].shape == found[2].shape == (len(x) // (group_size or len(x)), shape[1])
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(6, 2), (4, 2, 3), (4, 2, 2, 1), (2, 2, 2, 2)])
+def test_gradcheck_with_r_and_d_frozen(shape, layout, group_size):
+    """The difference quotient moves r and d, so bounds that hold them: r = 1/1.25, d = 0."""
+    x = arranged(random_input(shape), layout).requires_grad_()
+    gamma, beta = (state(2)[name].requires_grad_() for name in ("gamma", "beta"))
+    mu, sigma = torch.zeros(2).double(), torch.full((2,), 100.0).double()
+
+    def run(x, gamma, beta):
+        return batch_renorm(x, mu, sigma, gamma, beta, 1.25, 0.0, EPS, group_size)[0]
+
+    assert torch.autograd.gradcheck(run, (x, gamma, beta))
+
+
+def test_gradcheck_of_inference():
+    values = state(3)
+    x = random_input((2, 3, 2, 1)).requires_grad_()
+    gamma, beta = (values[name].requires_grad_() for name in ("gamma", "beta"))
+    assert torch.autograd.gradcheck(lambda *a: normalize(a[0], values["mu"], values["sigma"], *a[1:]), (x, gamma, beta))
+
+
+def test_second_derivative_is_an_error_and_not_wrong():
+    x = random_input((4, 3)).requires_grad_()
+    y = batch_renorm(x, **state(3))[0]
+    (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_input_gradient_lies_in_the_null_space(bounds, group_size):
+    """sum(g) = 0 and sum(x g) = 0 in every group: the loss ignores shifting and scaling x."""
+    x = random_input((6, 4, 3, 3)).requires_grad_()
+    values = state(4)
+    y = batch_renorm(
+        x, values["mu"], values["sigma"], rmax=bounds[0], dmax=bounds[1], eps=1e-14, group_size=group_size
+    )[0]
+    y.backward(random_input(x.shape, seed=2))
+    for xs, gs in zip(x.detach().split(group_size or 6), x.grad.split(group_size or 6), strict=True):
+        scale = gs.abs().sum((0, 2, 3))
+        assert (gs.sum((0, 2, 3)) / scale).abs().max() < 1e-12
+        assert ((xs * gs).sum((0, 2, 3)) / scale).abs().max() < 1e-11
+
+
+def test_gradient_is_batchnorm_s_times_r():
+    values = state(5)
+    x = random_input((6, 5, 4, 4))
+    g = random_input(x.shape, seed=2)
+    gamma, beta = values.pop("gamma"), values.pop("beta")
+    renormed = ours(x, g, None, 1.5, 0.5, **values, gamma=gamma, beta=beta)
+    plain = ours(x, g, None, 1.0, 0.0, **values, gamma=gamma, beta=beta)
+    r = (renormed[2][0] / values["sigma"]).clamp(1 / 1.5, 1.5)
+    torch.testing.assert_close(renormed[3], plain[3] * r.view(1, 5, 1, 1))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_groups_equal_separate_calls(layout):
+    x = arranged(random_input((8, 5, 4, 3), torch.float32), layout)
+    values = state(5, torch.float32)
+    together = batch_renorm(x, **values, rmax=1.5, dmax=0.5, group_size=2)
+    separate = [batch_renorm(part, **values, rmax=1.5, dmax=0.5) for part in x.split(2)]
+    for a, parts in zip(together, zip(*separate, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.cat(parts))
+
+
+def test_limits_of_1_and_0_are_batchnorm():
+    bn = nn.BatchNorm2d(5, eps=EPS).double()
+    x = random_input((6, 5, 4, 3)).requires_grad_()
+    g = random_input(x.shape, seed=2)
+    expected = bn(x)
+    expected.backward(g)
+    gx, x.grad = x.grad, None
+    values = state(5)
+    y = batch_renorm(x, values["mu"], values["sigma"], bn.weight.detach(), bn.bias.detach())[0]
+    y.backward(g)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(x.grad, gx)
+
+
+def test_without_gamma_and_beta_they_are_1_and_0():
+    values = state(5)
+    x = random_input((6, 5, 4, 3))
+    one, zero = torch.ones(5).double(), torch.zeros(5).double()
+    mu, sigma = values["mu"], values["sigma"]
+    for gamma, beta in [(None, None), (None, zero), (one, None)]:
+        found = batch_renorm(x, mu, sigma, gamma, beta, 1.5, 0.5)[0]
+        torch.testing.assert_close(found, batch_renorm(x, mu, sigma, one, zero, 1.5, 0.5)[0])
+        found = normalize(x, mu, sigma, gamma, beta)
+        torch.testing.assert_close(found, normalize(x, mu, sigma, one, zero))
+
+
+def test_inference_equals_training_when_the_statistics_agree():
+    x = random_input((6, 5, 4, 3))
+    values = state(5)
+    gamma, beta = values["gamma"], values["beta"]
+    _, mu_b, sigma_b = batch_renorm(x, **values)
+    y = batch_renorm(x, mu_b[0], sigma_b[0], gamma, beta, 3.0, 5.0)[0]
+    torch.testing.assert_close(y, normalize(x, mu_b[0], sigma_b[0], gamma, beta))
+
+
+def test_unclipped_training_output_is_the_inference_output():
+    """The paper's identity: with r and d unbounded, training normalises with mu and sigma."""
+    x, values = random_input((6, 5, 4, 3)), state(5)
+    y = batch_renorm(x, **values, rmax=float("inf"), dmax=float("inf"))[0]
+    torch.testing.assert_close(y, normalize(x, **values))
+
+
+def test_inference_formula():
+    x, values = random_input((6, 5, 4, 3)), state(5)
+    matrix = as_matrix(x)
+    expected = values["gamma"] * (matrix - values["mu"]) / values["sigma"] + values["beta"]
+    torch.testing.assert_close(normalize(x, **values), as_input(expected, x.shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_dtypes(dtype, layout, group_size):
+    """Output and gradient in the input's dtype, statistics in float32 to its accuracy."""
+    x = arranged(random_input((8, 5, 6, 5), dtype), layout)
+    g = random_input(x.shape, dtype, seed=2)
+    found = ours(x, g, group_size, 1.5, 0.5, **state(5, torch.float32))
+    values = state(5, torch.float32)
+    exact = reference(x.double(), g.double(), group_size or 8, 1.5, 0.5, **{k: v.double() for k, v in values.items()})
+    assert [t.dtype for t in found] == [dtype, *2 * [torch.float32], dtype, *2 * [torch.float32]]
+    assert found[0].stride() == found[3].stride() == x.stride()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    for k, (a, b) in enumerate(zip(found, exact, strict=True)):
+        limit = 1e-5 if k in (1, 2) else tolerance
+        torch.testing.assert_close(a.double(), b, rtol=limit, atol=limit * b.abs().max().item())
+
+
+def test_parameters_in_half_precision_get_gradients_in_it():
+    x = random_input((4, 3, 2, 2), torch.bfloat16)
+    values = state(3, torch.float32)
+    gamma, beta = (values[name].bfloat16().requires_grad_() for name in ("gamma", "beta"))
+    y = batch_renorm(x, values["mu"], values["sigma"], gamma, beta, 1.5, 0.5)[0]
+    y.sum().backward()
+    assert gamma.grad.dtype == beta.grad.dtype == y.dtype == torch.bfloat16
+    assert normalize(x, values["mu"], values["sigma"], gamma, beta).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+def test_output_can_be_changed_in_place(layout, group_size):
+    """An in-place ReLU after the layer: y is neither a view nor needed for the gradient."""
+    x = arranged(random_input((4, 5, 3, 3)), layout)
+    grads = []
+    for inplace in (False, True):
+        leaf = x.detach().requires_grad_()
+        y = batch_renorm(leaf, **state(5), rmax=1.5, dmax=0.5, group_size=group_size)[0]
+        nn.functional.relu(y, inplace=inplace).square().sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_expanded_input_and_gradient():
+    x = random_input((1, 5, 3, 3)).expand(4, 5, 3, 3)
+    leaf = x.clone().requires_grad_()
+    expected = batch_renorm(leaf, **state(5), rmax=1.5, dmax=0.5)[0]
+    expected.sum().backward()
+    view = x.detach().requires_grad_()
+    y = batch_renorm(view, **state(5), rmax=1.5, dmax=0.5)[0]
+    y.sum().backward()
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(view.grad, leaf.grad)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    values = state(5)
+    x = random_input((4, 5, 3, 3))
+    gamma = values.pop("gamma").requires_grad_()
+    for group_size in (None, 2):
+        gamma.grad = None
+        y, mu_b, sigma_b = batch_renorm(x, **values, gamma=gamma, group_size=group_size)
+        y.square().sum().backward()
+        assert gamma.grad is not None
+        assert not mu_b.requires_grad
+        assert not sigma_b.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(0, 5, 3, 3)}, "empty batch"),
+        ({"x": torch.zeros(2, 5, 0)}, "empty batch"),
+        ({"x": torch.zeros(5)}, r"\(N, C, ...\)"),
+        ({"x": torch.zeros(4, 6, 3, 3)}, r"6 channels.*mu.*\(5,\)"),
+        ({"gamma": torch.ones(6)}, r"5 channels.*gamma.*\(6,\)"),
+        ({"group_size": 3}, "8 examples.*groups of 3"),
+        ({"group_size": 16}, "8 examples.*groups of 16"),
+        ({"group_size": 0}, "group_size.*0"),
+        ({"rmax": 0.5}, "rmax.*0.5"),
+        ({"rmax": float("nan")}, "rmax.*nan"),
+        ({"dmax": -1.0}, "dmax.*-1"),
+        ({"eps": 0.0}, "eps.*0"),
+    ],
+)
+def test_bad_input_names_the_thing(change, message):
+    arguments = {"x": torch.zeros(8, 5, 3, 3), **state(5, torch.float32), **change}
+    with pytest.raises(ValueError, match=message):
+        batch_renorm(**arguments)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="int64"):
+        batch_renorm(torch.zeros(2, 5, dtype=torch.int64), **state(5))
+
+
+@pytest.mark.parametrize("group_size", [None, 1])
+def test_one_value_per_channel_or_no_variance_is_finite(group_size):
+    """y = gamma * clip((x - mu) / sigma) + beta, and no gradient; batchnorm raises here."""
+    values = state(5)
+    x = random_input((1, 5, 1, 1)).expand(2, 5, 1, 1).clone().requires_grad_()
+    y = batch_renorm(x, **values, rmax=3.0, dmax=0.5, group_size=group_size)[0]
+    y.sum().backward()
+    matrix = as_matrix(x.detach())
+    d = ((matrix - values["mu"]) / values["sigma"]).clamp(-0.5, 0.5)
+    torch.testing.assert_close(as_matrix(y), values["gamma"] * d + values["beta"])
+    assert x.grad.abs().max() < 1e-12
+
+
+def test_sigma_of_0_counts_as_the_root_of_eps():
+    x, values = random_input((4, 5, 3, 3)), state(5)
+    values["sigma"] = torch.zeros(5).double()
+    values["mu"] = x.mean((0, 2, 3))  # (muB - mu) / sigma would be 0 / 0
+    y = batch_renorm(x, **values, rmax=3.0, dmax=5.0)[0]
+    values["sigma"].fill_(EPS**0.5)
+    torch.testing.assert_close(y, batch_renorm(x, **values, rmax=3.0, dmax=5.0)[0])
+    assert y.isfinite().all()
+
+
+def test_inference_with_a_tiny_sigma_does_not_underflow():
+    """sigma ** 2 is 0 in float32 below 1e-23; sigma is not."""
+    x = torch.full((2, 3), 2e-30)
+    y = normalize(x, torch.zeros(3), torch.full((3,), 1e-30))
+    torch.testing.assert_close(y, torch.full((2, 3), 2.0))

@@ -1,0 +1,389 @@
+"""The modules: moving averages, limits, modes, and what nn.Module does to them."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from norm_reference import algorithm1, as_matrix, state
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from batch_renorm.norm import (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    Ramp,
+    StepStatistics,
+    batch_statistics,
+    set_limits,
+)
+
+
+def filled(layer):
+    """The layer with some statistics and parameters."""
+    with torch.no_grad():
+        values = state(layer.num_features)
+        layer.mu.copy_(values["mu"])
+        layer.sigma.copy_(values["sigma"])
+        for parameter, name in ((layer.weight, "gamma"), (layer.bias, "beta")):
+            if parameter is not None:
+                parameter.copy_(values[name])
+    return layer
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), BatchRenorm2d(4, momentum=0.1), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3),
+        BatchRenorm2d(6, momentum=0.1, group_size=2), nn.Flatten(), nn.Linear(96, 5), BatchRenorm1d(5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_training_is_algorithm_1(group_size):
+    layer = filled(BatchRenorm2d(5, momentum=0.1, group_size=group_size, rmax=1.5, dmax=0.5, dtype=torch.float64))
+    start = {"mu": layer.mu.clone(), "sigma": layer.sigma.clone()}
+    x = torch.randn(6, 5, 4, 3, dtype=torch.float64) * 2 + 1
+    y = layer(x)
+    parts = [
+        algorithm1(as_matrix(part), **start, gamma=layer.weight, beta=layer.bias, rmax=1.5, dmax=0.5, eps=1e-3)
+        for part in x.split(group_size or 6)
+    ]
+    torch.testing.assert_close(as_matrix(y), torch.cat([part.y for part in parts]))
+    for name, values in (("mu", [p.mu_b for p in parts]), ("sigma", [p.sigma_b for p in parts])):
+        mean = torch.stack(values).mean(0)
+        torch.testing.assert_close(getattr(layer, name), start[name] + 0.1 * (mean - start[name]))
+
+
+def test_evaluation_uses_mu_and_sigma():
+    layer = filled(BatchRenorm2d(5)).eval()
+    x = torch.randn(6, 5, 4, 3)
+    before = copy.deepcopy(layer.state_dict())
+    matrix = as_matrix(x)
+    expected = layer.weight * (matrix - layer.mu) / layer.sigma + layer.bias
+    torch.testing.assert_close(as_matrix(layer(x)), expected)
+    assert all(torch.equal(a, before[k]) for k, a in layer.state_dict().items())
+
+
+def test_limits_of_1_and_0_with_averages_of_the_variance_are_nn_batchnorm():
+    """Forward, backward and running statistics of training; torch's running_var is unbiased."""
+    torch.manual_seed(0)
+    ours = BatchRenorm2d(5, rmax=1, dmax=0, averages="variance", momentum=0.1)
+    theirs = nn.BatchNorm2d(5, eps=1e-3, momentum=0.1)
+    ours.sigma.fill_((1 + 1e-3) ** 0.5)
+    running_var = torch.ones(5)
+    for _ in range(20):
+        x = torch.randn(4, 5, 6, 6) * torch.tensor([0.01, 0.1, 1.0, 3.0, 10.0]).view(1, 5, 1, 1) + 1
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [layer(z) for layer, z in zip((ours, theirs), inputs, strict=True)]
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+        g = torch.randn_like(x)
+        for y in outputs:
+            y.backward(g)
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=1e-4, atol=1e-3)
+        running_var += 0.1 * (x.var((0, 2, 3), correction=0) - running_var)
+    torch.testing.assert_close(ours.mu, theirs.running_mean)
+    torch.testing.assert_close(ours.sigma.square() - 1e-3, running_var, rtol=1e-4, atol=1e-6)
+
+
+def test_mu_and_sigma_are_the_only_state_besides_the_parameters():
+    layer = BatchRenorm2d(5)
+    assert list(layer.state_dict()) == ["weight", "bias", "mu", "sigma"]
+    assert [name for name, _ in layer.named_buffers()] == ["mu", "sigma"]
+    assert list(BatchRenorm2d(5, scale=False).state_dict()) == ["bias", "mu", "sigma"]
+    assert list(BatchRenorm2d(5, center=False).state_dict()) == ["weight", "mu", "sigma"]
+    assert list(BatchRenorm2d(5, affine=False).state_dict()) == ["mu", "sigma"]
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}, {"affine": False}])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (BatchRenorm1d, (4, 3)), (BatchRenorm1d, (4, 3, 5)),
+        (BatchRenorm2d, (4, 3, 2, 2)), (BatchRenorm3d, (4, 3, 2, 2, 2)),
+    ],
+)  # fmt: skip
+def test_dimensions_and_switches(kind, shape, options):
+    layer = kind(3, **options)
+    x = torch.randn(shape, requires_grad=True)
+    layer(x).sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+    assert layer.eval()(x).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BatchRenorm2d(0), "num_features.*0"),
+        (lambda: BatchRenorm2d(3, eps=0), "eps.*0"),
+        (lambda: BatchRenorm2d(3, momentum=2), "momentum.*2"),
+        (lambda: BatchRenorm2d(3, momentum=None), "momentum.*None"),
+        (lambda: BatchRenorm2d(3, rmax=0.9), "rmax.*0.9"),
+        (lambda: BatchRenorm2d(3, dmax=-1), "dmax.*-1"),
+        (lambda: BatchRenorm2d(3, group_size=0), "group_size.*0"),
+        (lambda: BatchRenorm2d(3, averages="mean"), "averages.*'mean'"),
+        (lambda: BatchRenorm2d(3)(torch.zeros(4, 3)), r"BatchRenorm2d.*\(N, C, H, W\).*\(4, 3\)"),
+        (lambda: BatchRenorm1d(3)(torch.zeros(4, 3, 2, 2)), "BatchRenorm1d"),
+        (lambda: BatchRenorm2d(3)(torch.zeros(4, 5, 2, 2)), "5 channels"),
+        (lambda: BatchRenorm2d(3).eval()(torch.zeros(4, 5, 2, 2)), "5 channels"),
+        (lambda: BatchRenorm2d(3)(torch.zeros(0, 3, 2, 2)), "empty batch"),
+        (lambda: BatchRenorm2d(3, group_size=4)(torch.zeros(6, 3, 2, 2)), "6 examples.*groups of 4"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_repr():
+    assert repr(BatchRenorm2d(8)) == "BatchRenorm2d(8, eps=0.001, momentum=0.01, rmax=3, dmax=5)"
+    layer = BatchRenorm2d(8, group_size=4, scale=False, averages="variance", rmax=1, dmax=0)
+    assert "scale=False, group_size=4, rmax=1, dmax=0, averages='variance'" in repr(layer)
+    assert "affine=False" in repr(BatchRenorm2d(8, affine=False))
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def test_set_limits_sets_every_layer():
+    model = network()
+    ramp = Ramp(0, 10, 10)
+    assert set_limits(model, *ramp(5)) == 3
+    layers = [m for m in model if isinstance(m, BatchRenorm2d | BatchRenorm1d)]
+    assert all((layer.rmax, layer.dmax) == (2.0, 2.5) for layer in layers)
+    assert all(layer.limits is layers[0].limits for layer in layers)
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.0), (1.0, -0.1), (float("nan"), 0.0)])
+def test_set_limits_refuses_bad_limits(limits):
+    model = network()
+    with pytest.raises(ValueError, match="must be at least"):
+        set_limits(model, *limits)
+    assert model[1].rmax == 3
+
+
+def test_set_limits_refuses_a_model_without_layers():
+    with pytest.raises(ValueError, match="convert_batchnorm"):
+        set_limits(nn.Sequential(nn.BatchNorm2d(3)), 1, 0)
+
+
+def test_limits_take_effect():
+    layer = BatchRenorm2d(3, momentum=0)
+    x = 10 * torch.randn(8, 3, 4, 4)
+    set_limits(layer, 1, 0)
+    assert layer(x).std() < 1.1
+    set_limits(layer, 4, 0)
+    assert 3.5 < layer(x).std() < 4.1
+
+
+# ---- copies, dtypes, devices ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: saved(m)])
+def test_copies_are_equal_and_independent(duplicate):
+    layer = filled(BatchRenorm2d(3, momentum=0.1))
+    set_limits(layer, 1.5, 0.5)
+    x = torch.randn(4, 3, 2, 2)
+    twin = duplicate(layer)
+    torch.testing.assert_close(twin(x), layer(x))
+    assert torch.equal(twin.sigma, layer.sigma)
+    set_limits(twin, 1, 0)
+    twin(x)
+    assert (layer.rmax, layer.dmax) == (1.5, 0.5)
+    assert not torch.equal(twin.sigma, layer.sigma)
+
+
+def saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def test_a_copy_of_a_deferred_layer_stands_on_its_own():
+    model = network()
+    statistics = StepStatistics(model)
+    twin = copy.deepcopy(model)
+    twin(torch.randn(4, 3, 8, 8))
+    assert twin[1].deferred is None
+    before = model[1].mu.clone()
+    statistics.update()
+    assert torch.equal(model[1].mu, before)
+
+
+def test_state_dict_round_trip():
+    model = network()
+    model(torch.randn(4, 3, 8, 8))
+    twin = network()
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(twin.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mu_and_sigma_stay_float32_in_half_precision(dtype):
+    """A half precision mu stalls: this one would never get past 2.5."""
+    layer = filled(BatchRenorm2d(3, rmax=1, dmax=0))
+    exact = layer.mu.clone()
+    layer.to(dtype)
+    assert layer.weight.dtype == dtype
+    assert layer.mu.dtype == layer.sigma.dtype == layer.limits.dtype == torch.float32
+    assert torch.equal(layer.mu, exact)
+    for _ in range(700):
+        y = layer(torch.full((2, 3, 2, 2), 3.0, dtype=dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(layer.mu, torch.full((3,), 3.0), rtol=1e-2, atol=1e-2)
+    assert layer.eval()(torch.zeros(2, 3, 2, 2, dtype=dtype)).dtype == dtype
+
+
+def test_double_and_back():
+    layer = filled(BatchRenorm2d(3)).double()
+    assert layer.mu.dtype == torch.float64
+    assert layer(torch.randn(4, 3, 2, 2).double()).dtype == torch.float64
+    assert layer.half().mu.dtype == torch.float32
+    assert layer.float().mu.dtype == torch.float32
+    assert BatchRenorm2d(3, dtype=torch.float64).sigma.dtype == torch.float64
+    assert BatchRenorm2d(3, dtype=torch.bfloat16).sigma.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("x_dtype", "dtype"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_input_and_statistics_of_different_precision(x_dtype, dtype):
+    layer = BatchRenorm2d(3, dtype=dtype)
+    for averages in ("sigma", "variance"):
+        layer.averages = averages
+        y = layer(torch.randn(4, 3, 2, 2, dtype=x_dtype))
+        assert y.dtype == x_dtype
+        assert layer.mu.dtype == dtype
+    assert layer.eval()(torch.randn(4, 3, 2, 2, dtype=x_dtype)).dtype == x_dtype
+
+
+def test_meta_device():
+    layer = BatchRenorm2d(3, device="meta")
+    assert layer.mu.is_meta
+    layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    assert layer(torch.randn(4, 3, 2, 2)).isfinite().all()
+    assert layer.rmax == 3
+
+
+def test_autocast():
+    """Under autocast a bfloat16 activation stays bfloat16; statistics are float32."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchRenorm2d(4, group_size=2), nn.ReLU(inplace=True))
+    x = torch.randn(4, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+        model.eval()(x)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert model[1].weight.grad.dtype == model[1].mu.dtype == torch.float32
+
+
+# ---- values that are not finite ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("averages", ["sigma", "variance"])
+@pytest.mark.parametrize("group_size", [None, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_batch_that_is_not_finite_never_poisons_mu_and_sigma(value, group_size, averages):
+    layer = filled(BatchRenorm2d(3, momentum=0.5, group_size=group_size, averages=averages))
+    mu, sigma = layer.mu.clone(), layer.sigma.clone()
+    x = torch.randn(4, 3, 2, 2)
+    x[0, 1, 0, 0] = value
+    with pytest.warns(RuntimeWarning, match=r"BatchRenorm2d\(3\).*in 1 of 3 channels"):
+        layer(x)
+    assert layer.mu[1] == mu[1]
+    assert layer.sigma[1] == sigma[1]
+    assert (layer.mu != mu)[[0, 2]].all()
+    assert (layer.sigma != sigma)[[0, 2]].all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert layer(torch.randn(4, 3, 2, 2)).isfinite().all()
+
+
+def test_an_overflow_in_half_precision_is_a_batch_that_is_not_finite():
+    layer = BatchRenorm2d(3)
+    x = torch.full((4, 3, 2, 2), float("inf"), dtype=torch.float16)
+    with pytest.warns(RuntimeWarning, match="3 of 3"):
+        layer(x)
+    assert torch.equal(layer.sigma, torch.ones(3))
+
+
+# ---- batch statistics in evaluation --------------------------------------------------------------
+
+
+def test_batch_statistics_is_batchnorm_of_the_whole_batch():
+    model = filled(BatchRenorm2d(3, group_size=2)).eval()
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(5, 3, 2, 2) * 3 + 1  # 5 examples: one group, whatever group_size
+    with batch_statistics(model):
+        y = model(x)
+    expected = nn.functional.batch_norm(x, None, None, model.weight, model.bias, True, eps=1e-3)
+    torch.testing.assert_close(y, expected)
+    assert all(torch.equal(a, before[k]) for k, a in model.state_dict().items())
+    assert not torch.allclose(model(x), expected)
+
+
+def test_batch_statistics_of_groups():
+    model = filled(BatchRenorm2d(3)).eval()
+    x = torch.randn(6, 3, 2, 2) * 3 + 1
+    with batch_statistics(model, group_size=2):
+        together = model(x)
+    with batch_statistics(model):
+        separate = torch.cat([model(part) for part in x.split(2)])
+    torch.testing.assert_close(together, separate)
+
+
+def test_batch_statistics_ends_with_an_exception():
+    model = network().eval()
+    with pytest.raises(KeyError), batch_statistics(model):
+        raise KeyError
+    assert not model[1].batch_statistics
+
+
+def test_batch_statistics_leaves_training_alone():
+    model = filled(BatchRenorm2d(3))
+    x = torch.randn(4, 3, 2, 2)
+    twin = copy.deepcopy(model)
+    with batch_statistics(model):
+        torch.testing.assert_close(model(x), twin(x))
+    assert torch.equal(model.mu, twin.mu)
+
+
+# ---- activation checkpointing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_with_moved_statistics_is_an_error(use_reentrant):
+    """Recomputed with mu and sigma that the first forward has moved, gradients were 12% off."""
+    layer = BatchRenorm2d(3, momentum=0.1)
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    y = checkpoint(layer, x, use_reentrant=use_reentrant)
+    with pytest.raises(RuntimeError, match="StepStatistics"):
+        y.square().sum().backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_with_the_deferred_update_is_exact(use_reentrant):
+    x = (torch.randn(4, 3, 2, 2) * 3 + 1).requires_grad_()
+    results = []
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=use_reentrant)):
+        layer = BatchRenorm2d(3, momentum=0.1, group_size=2)
+        statistics = StepStatistics(layer)
+        for _ in range(3):
+            x.grad = None
+            run(layer, x).square().sum().backward()
+            statistics.update()
+        results.append((x.grad, layer.weight.grad, layer.mu, layer.sigma))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_evaluation_may_be_checkpointed():
+    layer = BatchRenorm2d(3).eval()
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert x.grad is not None

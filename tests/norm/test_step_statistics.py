@@ -1,0 +1,318 @@
+"""mu and sigma moved once a step: over groups, passes, and (with gloo processes) ranks."""
+
+import copy
+import math
+import multiprocessing
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from norm_reference import state
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from batch_renorm.norm import BatchRenorm1d, BatchRenorm2d, StepStatistics, set_limits
+
+
+def network(dtype=torch.float64):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), BatchRenorm2d(4, momentum=0.1, group_size=2), nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3), BatchRenorm2d(6, momentum=0.2, group_size=4, averages="variance"),
+        nn.Flatten(), nn.Linear(24, 5), BatchRenorm1d(5, eps=1e-2, group_size=1),
+    )  # fmt: skip
+    return model.to(dtype)
+
+
+def images(count, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 6, 6, generator=generator, dtype=torch.float64).to(dtype) * 2 + 1
+
+
+def statistics_of(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def assert_equal(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **tolerance)
+
+
+@pytest.mark.parametrize("averages", ["sigma", "variance"])
+def test_update_is_the_formula(averages):
+    layer = BatchRenorm2d(3, momentum=0.1, group_size=2, averages=averages).double()
+    values = state(3)
+    layer.mu.copy_(values["mu"])
+    layer.sigma.copy_(values["sigma"])
+    statistics = StepStatistics(layer)
+    x = images(8)[:, :, :, :3]
+    layer(x[:6])
+    layer(x[6:])
+    assert torch.equal(layer.mu, values["mu"])
+    groups = x.unflatten(0, (4, 2)).movedim(2, 1).flatten(2)
+    mu_b, var_b = groups.mean(2), groups.var(2, correction=0)
+    statistics.update()
+    torch.testing.assert_close(layer.mu, values["mu"] + 0.1 * (mu_b.mean(0) - values["mu"]))
+    if averages == "sigma":
+        sigma = values["sigma"] + 0.1 * ((var_b + 1e-3).sqrt().mean(0) - values["sigma"])
+    else:
+        var = values["sigma"].square() - 1e-3
+        sigma = (1e-3 + var + 0.1 * (var_b.mean(0) - var)).sqrt()
+    torch.testing.assert_close(layer.sigma, sigma)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_passes_do_not_matter(dtype):
+    """The same groups in 1, 2 or 3 passes of unequal size: the same outputs, mu and sigma."""
+    x = images(16, dtype)
+    found = []
+    for passes in ([16], [4, 12], [8, 4, 4]):
+        model = network(dtype)
+        statistics = StepStatistics(model)
+        for _ in range(3):
+            y = torch.cat([model(part) for part in x.split(passes)])
+            statistics.update()
+        found.append({**statistics_of(model), "y": y.detach()})
+    for other in found[1:]:
+        assert_equal(other, found[0])
+
+
+def test_one_pass_equals_the_immediate_update():
+    x = images(8)
+    models = [network(), network()]
+    statistics = StepStatistics(models[1])
+    for _ in range(3):
+        for model in models:
+            model(x)
+        statistics.update()
+    assert_equal(statistics_of(models[1]), statistics_of(models[0]))
+
+
+def test_update_clears_the_sums():
+    model = network()
+    statistics = StepStatistics(model)
+    model(images(4))
+    statistics.update()
+    before = statistics_of(model)
+    statistics.update()
+    assert_equal(statistics_of(model), before, rtol=0, atol=0)
+
+
+def test_a_layer_without_a_group_stays():
+    model = network()
+    statistics = StepStatistics(model)
+    before = statistics_of(model)
+    model[:4](images(4))
+    statistics.update()
+    after = statistics_of(model)
+    assert not torch.equal(after["1.mu"], before["1.mu"])
+    for name in ("4.mu", "4.sigma", "7.mu", "7.sigma"):
+        assert torch.equal(after[name], before[name])
+
+
+def test_a_channel_that_is_not_finite_stays():
+    layer = BatchRenorm2d(3, group_size=2)
+    statistics = StepStatistics(layer)
+    x = images(4, torch.float32)
+    x[3, 1, 0, 0] = math.inf
+    with pytest.warns(RuntimeWarning, match="1 of 3"):
+        layer(x)
+    statistics.update()
+    assert layer.mu[1] == 0
+    assert layer.sigma[1] == 1
+    assert (layer.mu[[0, 2]] != 0).all()
+    layer(images(4, torch.float32))
+    statistics.update()
+    assert (layer.mu != 0).all()
+
+
+def test_evaluation_adds_nothing():
+    model = network().eval()
+    statistics = StepStatistics(model)
+    before = statistics_of(model)
+    model(images(4))
+    statistics.update()
+    assert_equal(statistics_of(model), before, rtol=0, atol=0)
+
+
+def test_release_gives_the_layers_back():
+    model = network()
+    statistics = StepStatistics(model)
+    with pytest.raises(ValueError, match=r"'1'.*release"):
+        StepStatistics(model)
+    statistics.release()
+    before = statistics_of(model)
+    model(images(4))
+    assert not torch.equal(statistics_of(model)["1.mu"], before["1.mu"])
+    StepStatistics(model)
+
+
+def test_a_model_without_layers_is_an_error():
+    with pytest.raises(ValueError, match="no BatchRenorm layer"):
+        StepStatistics(nn.Linear(2, 2))
+
+
+def test_options_may_change_between_steps():
+    layer = BatchRenorm2d(3, momentum=0.1).double()
+    statistics = StepStatistics(layer)
+    x = images(4)
+    for momentum in (0.0, 1.0):
+        layer.momentum = momentum
+        layer(x)
+        statistics.update()
+        expected = momentum * x.mean((0, 2, 3))
+        torch.testing.assert_close(layer.mu, expected)
+
+
+def test_extra_and_reduce_share_one_call():
+    model = network()
+    statistics = StepStatistics(model)
+    model(images(4))
+    calls = []
+
+    def reduce(flat):
+        calls.append(flat.shape)
+        flat.mul_(2)  # as from two ranks with the same groups
+
+    twin = network()
+    other = StepStatistics(twin)
+    twin(images(4))
+    other.update()
+    extra = torch.tensor([3.0, 4.0])
+    found = statistics.update(extra, reduce)
+    assert len(calls) == 1
+    assert torch.equal(found, torch.tensor([6.0, 8.0]))
+    assert found.dtype == extra.dtype
+    assert_equal(statistics_of(model), statistics_of(twin))
+    with pytest.raises(ValueError, match="1-d"):
+        statistics.update(torch.zeros(2, 2))
+
+
+def test_clipped_fractions_count_what_the_bounds_clip():
+    layer = BatchRenorm2d(4, group_size=2)
+    layer.mu.copy_(torch.tensor([0.0, 0.0, 0.0, 9.0]))
+    layer.sigma.copy_(torch.tensor([1.0, 4.0, 0.1, 1.0]))
+    set_limits(layer, 2.0, 3.0)
+    model = nn.ModuleDict({"a": layer, "b": BatchRenorm2d(8)})
+    statistics = StepStatistics(model)
+    x = torch.randn(8, 4, 20, 20)
+    layer(x)
+    statistics.update()
+    with pytest.raises(RuntimeError, match="measure_clipping"):
+        statistics.clipped_fractions()
+    statistics.measure_clipping = True
+    layer.mu.copy_(torch.tensor([0.0, 0.0, 0.0, 9.0]))
+    layer.sigma.copy_(torch.tensor([1.0, 4.0, 0.1, 1.0]))
+    layer(x[:4])
+    layer(x[4:])
+    statistics.update()
+    fractions = statistics.clipped_fractions()
+    assert fractions["a"] == (0.5, 0.25)  # r: channels 1 and 2; d: channel 3
+    assert all(math.isnan(value) for value in fractions["b"])
+    assert fractions[""] == (0.5, 0.25)
+    statistics.measure_clipping = False
+    layer(x)
+    statistics.update()
+    with pytest.raises(RuntimeError, match="measure_clipping"):
+        statistics.clipped_fractions()
+
+
+def test_clipped_fractions_are_all_at_batchnorm_s_limits():
+    model = network()
+    set_limits(model, 1, 0)
+    statistics = StepStatistics(model)
+    statistics.measure_clipping = True
+    model(images(4))
+    statistics.update()
+    assert set(statistics.clipped_fractions()) == {"", "1", "4", "7"}
+    assert statistics.clipped_fractions()[""][1] == 1
+
+
+# ---- ranks ---------------------------------------------------------------------------------------
+
+SHARES = {2: [[4], [4, 4]], 3: [[4], [], [4, 4]]}  # rank: examples of its passes
+
+
+def run_steps(shares, rank=0):
+    """mu and sigma after three steps of 12 examples, the clipped fractions and an extra sum."""
+    model = network()
+    statistics = StepStatistics(model)
+    statistics.measure_clipping = True
+    start = sum(sum(share) for share in shares[:rank])
+    x = images(12)[start : start + sum(shares[rank])]
+    for _ in range(3):
+        for part in x.split(shares[rank]) if len(x) else []:
+            model(part)
+        extra = statistics.update(torch.tensor([float(len(x)), 1.0]))
+    clipped = torch.tensor(list(statistics.clipped_fractions().values()))
+    return {**statistics_of(model), "clipped": clipped}, extra.tolist()
+
+
+def run_training(x, **ddp):
+    """mu, sigma and the gradients of the third of three steps, under DDP if it has options."""
+    model = network(torch.float32)
+    forward = DistributedDataParallel(model, **ddp) if ddp else model
+    statistics = StepStatistics(model)
+    for _ in range(3):
+        model.zero_grad()
+        forward(x).square().mean().backward()
+        statistics.update()
+    return {**statistics_of(model), **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def run_rank(rank, ranks, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    results = {"steps": run_steps(SHARES[ranks], rank)}
+    if ranks == 2:
+        x = images(8, torch.float32).split(4)[rank]
+        for broadcast in (False, True):
+            results[f"ddp {broadcast}"] = run_training(x, broadcast_buffers=broadcast)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What :func:`run_rank` found on each of 2 and of 3 gloo processes."""
+    # The processes fork from a server that has imported torch: seconds less for each.
+    multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "batch_renorm.norm"])
+    found = {}
+    for count in SHARES:
+        folder = tmp_path_factory.mktemp(f"ranks{count}")
+        mp.start_processes(run_rank, (count, str(folder)), nprocs=count, start_method="forkserver")
+        found[count] = [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+    return found
+
+
+@pytest.mark.parametrize("count", list(SHARES))
+def test_ranks_with_unequal_shares_do_not_matter(ranks, count):
+    """1, 2 and 3 ranks, one of them without an example: the same mu and sigma on each."""
+    alone, _ = run_steps([[8, 4]])
+    first, _ = ranks[count][0]["steps"]
+    for result in ranks[count]:
+        found, extra = result["steps"]
+        assert extra == [12, count]
+        assert_equal(found, first, rtol=0, atol=0)
+        assert_equal(found, alone)
+
+
+@pytest.mark.parametrize("broadcast_buffers", [False, True])
+def test_distributed_data_parallel(ranks, broadcast_buffers):
+    """Whatever DDP does with the buffers, both ranks have the statistics and gradients of one."""
+    alone = run_training(images(8, torch.float32))
+    for result in ranks[2]:
+        assert_equal(result[f"ddp {broadcast_buffers}"], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_state_dict_is_that_of_the_model():
+    model = network()
+    names = list(model.state_dict())
+    statistics = StepStatistics(model)
+    model(images(4))
+    assert list(model.state_dict()) == names
+    assert list(copy.deepcopy(model).state_dict()) == names
+    statistics.update()

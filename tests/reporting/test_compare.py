@@ -1,0 +1,175 @@
+"""Means, intervals, verdicts and gaps against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from batch_renorm.reporting import compare, paper
+from batch_renorm.reporting.compare import T975, Sample, steps_to_reach
+from batch_renorm.reporting.runs import find_runs
+
+VAL = paper.VAL
+
+
+def row(comparison, experiment, metric=VAL):
+    return next(r for r in comparison.rows if r.series == (experiment, metric))
+
+
+def verdict(comparison, start):
+    return next(r for r in comparison.claims if r.claim.text.startswith(start))
+
+
+@pytest.fixture
+def compared(write, tmp_path, published):
+    """compared({(experiment, seed): [val_top1 ...]}, unfinished={...}) -> Comparison"""
+
+    def make(accuracies, scale="glyphs", unfinished=(), steps=None):
+        for (experiment, seed), values in accuracies.items():
+            curve = [(100 * (i + 1), v) for i, v in enumerate(values)]
+            state = "running" if (experiment, seed) in unfinished else "finished"
+            length = (steps or {}).get((experiment, seed), 300)
+            write(tmp_path, experiment, seed, {VAL: curve}, scale=scale, state=state, steps=length)
+        return compare.compare(find_runs([tmp_path])[0], published, scale)
+
+    return make
+
+
+def test_spread_of_three_seeds():
+    sample = Sample((1.0, 2.0, 3.0))
+    assert (sample.mean, sample.std, sample.range) == (2.0, 1.0, (1.0, 3.0))
+    assert sample.interval == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
+    assert Sample((1.0,)).std is None
+    assert Sample((1.0,)).interval is None
+
+
+@pytest.mark.parametrize("freedom", range(1, 31))
+def test_t_quantiles_hold_95_percent(freedom):
+    """By integrating Student's density, which the table does not come from."""
+    t = np.linspace(-T975[freedom - 1], T975[freedom - 1], 200_001)
+    scale = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
+    density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
+    assert np.trapezoid(density, t) == pytest.approx(0.95, abs=5e-5)
+
+
+def test_final_best_and_to_baseline(compared):
+    c = compared(
+        {
+            ("iid_batchnorm", 0): [40, 60.0, 59.0],
+            ("iid_batchnorm", 1): [40, 61.0, 62.0],
+            ("noniid_batchnorm", 0): [40, 56.0, 50.0],
+            ("noniid_batchnorm", 1): [40, 55.0, 52.0],
+        }
+    )
+    ours = row(c, "noniid_batchnorm")
+    assert ours.seeds == (0, 1)
+    assert ours.final.values == (50.0, 52.0)
+    assert ours.best.values == (56.0, 55.0)
+    assert ours.final.std == pytest.approx(math.sqrt(2))
+    assert ours.to_baseline.values == (-4.0, -7.0)  # best with best, seed with seed
+    assert ours.published == 67.0
+    assert ours.published_to_baseline == pytest.approx(-11.3)
+    assert ours.gap is None  # another data set
+    assert ours.minutes == pytest.approx(4.0)
+    assert row(c, "iid_batchnorm").to_baseline is None
+    assert verdict(c, "batchnorm: non-i.i.d. below").final.values == (9.0, 10.0)
+
+
+def test_the_gap_is_best_minus_published_on_imagenet(compared):
+    c = compared({("iid_renorm", 0): [70, 78.0, 77.0]}, scale="imagenet")
+    assert row(c, "iid_renorm").gap == pytest.approx(-0.5)
+    assert c.thresholds == c.published_thresholds
+    assert all("scale=imagenet" in command for command in c.missing)
+
+
+@pytest.mark.parametrize(
+    ("renorm", "batchnorm", "expected"),
+    [
+        ((63, 64, 65), (60, 61, 62), "holds"),  # always 3 above
+        ((61, 65, 60), (60, 61, 62), "holds, not sure"),  # 1, 4, -2
+        ((60, 60, 63), (60, 61, 63), "does not hold, not sure"),  # 0, -1, 0
+        ((50, 51, 52), (60, 61, 62), "does not hold"),
+        ((60, 61, 62), (60, 61, 62), "does not hold, not sure"),  # equal is not above, nor clearly not
+        ((65,), (60,), "holds, not sure"),  # one seed
+        ((55,), (60,), "does not hold, not sure"),
+        ((65,), (), "not run"),
+    ],
+)
+def test_verdicts(compared, renorm, batchnorm, expected):
+    runs = {("micro4_renorm", i): [v] for i, v in enumerate(renorm)}
+    runs |= {("micro4_batchnorm", i): [v] for i, v in enumerate(batchnorm)}
+    assert verdict(compared(runs), "groups of 4: Batch Renorm above").verdict == expected
+
+
+def test_only_seeds_that_both_have_are_paired(compared):
+    c = compared(
+        {
+            ("micro4_renorm", 0): [60],
+            ("micro4_renorm", 1): [90],
+            ("micro4_batchnorm", 0): [58],
+            ("micro4_batchnorm", 2): [10],
+        }
+    )
+    assert verdict(c, "groups of 4: Batch Renorm above").final.values == (2.0,)
+
+
+def test_unfinished_runs_are_shown_and_not_counted(compared):
+    c = compared(
+        {("iid_renorm", 0): [50, 60], ("iid_renorm", 1): [50, 10], ("iid_batchnorm", 1): [60]},
+        unfinished={("iid_renorm", 1)},
+    )
+    ours = row(c, "iid_renorm")
+    assert ours.final.values == (60.0,)
+    assert [run.seed for run in ours.unfinished] == [1]
+    assert verdict(c, "i.i.d.: Batch Renorm").verdict == "not run"
+    [command] = [m for m in c.missing if "experiment=iid_renorm " in m]
+    assert "seed=1  # resumes" in command
+
+
+def test_missing_names_each_experiment_and_seed_once(compared):
+    c = compared({(e, s): [50] for e in paper.EXPERIMENTS for s in (0, 3) if (e, s) != ("iid_renorm", 3)})
+    assert c.missing == ("python train.py experiment=iid_renorm seed=3",)
+    assert len(compare.missing_commands([], "glyphs")) == 7
+
+
+def test_runs_of_another_length_are_pointed_at(compared):
+    runs = {("iid_renorm", s): [50] for s in range(3)}
+    c = compared(runs, steps={("iid_renorm", 2): 100})
+    assert c.notes == ("not comparable: iid_renorm seed 2 planned 100 steps, the others 300",)
+
+
+def test_steps_to_reach():
+    curve = np.array([100, 200, 300, 400]), np.array([20.0, 40.0, 30.0, 60.0])
+    assert steps_to_reach(curve, 30) == 150  # the first time, interpolated
+    assert steps_to_reach(curve, 50) == pytest.approx(366.67, abs=0.01)
+    assert steps_to_reach(curve, 60) == 400
+    assert steps_to_reach(curve, 60.1) is None
+    assert steps_to_reach(curve, 10) == 100  # an upper bound
+
+
+def test_reach_uses_shares_of_each_own_baseline(compared):
+    c = compared({("iid_batchnorm", 0): [40, 60, 100], ("iid_renorm", 0): [85, 90, 91]})
+    assert c.thresholds == pytest.approx((80, 90, 95, 98))
+    assert row(c, "iid_batchnorm").reach == ((250.0,), (275.0,), (287.5,), (295.0,))
+    assert row(c, "iid_renorm").reach == ((100.0,), (200.0,), (), ())
+    # The paper's baseline passes 90% of 78.3 between 30k and 32k steps.
+    assert 28_000 < row(c, "iid_batchnorm").published_reach[1] < 34_000
+    assert row(c, "noniid_batchnorm").published_reach[1] is None
+
+
+def test_mean_curve_interpolates_between_different_evaluation_steps(write, tmp_path):
+    write(tmp_path, "iid_renorm", 0, {VAL: [(100, 10), (200, 20), (300, 30)]})
+    write(tmp_path, "iid_renorm", 1, {VAL: [(150, 25), (250, 35)]})
+    steps, mean, low, high = compare.mean_curve(find_runs([tmp_path])[0], VAL)
+    assert steps.tolist() == [150, 200, 250]
+    assert mean.tolist() == [20, 25, 30]
+    assert low.tolist() == [15, 20, 25]
+    assert high.tolist() == [25, 30, 35]
+
+
+def test_paper_shaped_runs_hold_every_claim_but_what_seeds_cannot_tell(fill, published):
+    c = compare.compare(find_runs([fill(seeds=range(5))])[0], published, "glyphs")
+    verdicts = {r.claim.text: r.verdict for r in c.claims}
+    assert verdicts["non-i.i.d.: Batch Renorm above batchnorm"] == "holds"
+    assert verdicts["groups of 4: Batch Renorm above batchnorm"] == "holds"
+    assert not any(v.startswith("does not hold") or v == "not run" for v in verdicts.values()), verdicts

@@ -1,0 +1,118 @@
+"""Run folders are read whatever state they are in."""
+
+import json
+
+import pytest
+
+from batch_renorm.reporting import runs
+
+POINTS = {"val_top1": [(100, 10.0), (200, 30.0), (300, 25.5)], "loss": [(50, 3.0)]}
+
+
+def test_a_finished_run(write, tmp_path):
+    run = runs.read_run(write(tmp_path, "iid_renorm", 2, POINTS, steps=300))
+    assert (run.scale, run.experiment, run.seed, run.steps, run.step) == ("glyphs", "iid_renorm", 2, 300, 300)
+    assert run.finished
+    assert not run.notes
+    assert run.curve["val_top1"][0].tolist() == [100, 200, 300]
+    assert run.final("val_top1") == 25.5
+    assert run.best("val_top1") == 30.0
+    assert run.final("val_top5") is None
+
+
+def test_a_torn_last_line_is_left_out_even_where_it_reads_as_a_number(write, tmp_path):
+    folder = write(tmp_path, "iid_renorm", 0, POINTS, state="running", step=300)
+    whole = (folder / "curve.csv").read_text()
+    for torn in ("400,val_top1,7", "400,val", "4"):
+        (folder / "curve.csv").write_text(whole + torn)
+        run = runs.read_run(folder)
+        assert run.final("val_top1") == 25.5
+        assert not run.notes
+    (folder / "curve.csv").write_text(whole + "400,val_top1,71.2\n")
+    assert runs.read_run(folder).final("val_top1") == 71.2
+
+
+def test_a_bad_line_inside_is_left_out_and_said(write, tmp_path):
+    folder = write(tmp_path, "iid_renorm", 0, POINTS)
+    text = (folder / "curve.csv").read_text()
+    (folder / "curve.csv").write_text(text + "400,val_top1,oops\n500,val_top1,nan\n600,val_top1,40\n")
+    run = runs.read_run(folder)
+    assert run.curve["val_top1"][0].tolist() == [100, 200, 300, 600]
+    assert "2 lines" in run.notes[0]
+    assert "line 6" in run.notes[0]
+
+
+def test_of_a_step_logged_twice_the_later_value_counts(write, tmp_path):
+    folder = write(tmp_path, "iid_renorm", 0, {"val_top1": [(100, 1.0), (200, 2.0), (100, 5.0)]})
+    assert runs.read_run(folder).curve["val_top1"][1].tolist() == [5.0, 2.0]
+
+
+def test_without_config_and_with_half_a_run_json_the_place_says_what_it_is(write, tmp_path):
+    folder = write(tmp_path, "micro4_renorm", 1, POINTS)
+    (folder / "config.yaml").unlink()
+    (folder / "run.json").write_text('{"state": "fini')
+    run = runs.read_run(folder)
+    assert (run.scale, run.experiment, run.seed) == ("glyphs", "micro4_renorm", 1)
+    assert run.state == "unknown"
+    assert not run.finished
+    assert run.step == 300
+    assert run.steps is None
+    assert [note.split(":")[0].split("/")[-1] for note in run.notes] == ["config.yaml", "run.json"]
+
+
+def test_a_moved_run_is_what_its_config_says(write, tmp_path):
+    folder = write(tmp_path, "micro4_renorm", 1, POINTS)
+    moved = folder.rename(folder.parent / "seed7")
+    run = runs.read_run(moved)
+    assert run.seed == 1
+    assert "glyphs/micro4_renorm/seed1" in run.notes[0]
+
+
+def test_a_folder_with_nothing_to_show_gives_one_line_and_stops_nothing(write, tmp_path):
+    write(tmp_path, "iid_renorm", 0, POINTS)
+    (write(tmp_path, "iid_renorm", 1, POINTS) / "curve.csv").unlink()
+    (write(tmp_path, "iid_renorm", 2, POINTS) / "curve.csv").write_text("step,metric,value\n1")
+    found, problems = runs.find_runs([tmp_path])
+    assert [run.seed for run in found] == [0]
+    assert len(problems) == 2
+    assert not any("\n" in problem for problem in problems)
+    assert "seed1: no curve.csv" in problems[0]
+    assert "seed2: curve.csv has no complete line" in problems[1]
+
+
+def test_any_depth_of_root_and_no_run_that_was_moved_aside(write, tmp_path):
+    folder = write(tmp_path, "iid_renorm", 0, POINTS)
+    write(tmp_path, "iid_renorm", 1, POINTS).rename(folder.parent / "seed1.old")
+    for root in (tmp_path, tmp_path / "glyphs", folder.parent, folder):
+        found, problems = runs.find_runs([root])
+        assert [(run.scale, run.experiment, run.seed) for run in found] == [("glyphs", "iid_renorm", 0)]
+        assert not problems
+    assert runs.find_runs([tmp_path / "nowhere"]) == ([], [])
+
+
+def test_of_the_same_run_under_two_roots_the_first_counts(write, tmp_path):
+    write(tmp_path / "a", "iid_renorm", 0, {"val_top1": [(100, 1.0)]})
+    write(tmp_path / "b", "iid_renorm", 0, {"val_top1": [(100, 2.0)]})
+    found, problems = runs.find_runs([tmp_path / "b", tmp_path / "a"])
+    assert [run.final("val_top1") for run in found] == [2.0]
+    assert len(problems) == 1
+    assert "comes first" in problems[0]
+
+
+def test_keep_copies_the_small_files_only(write, tmp_path):
+    folder = write(tmp_path / "runs", "iid_renorm", 0, POINTS)
+    (folder / "last.ckpt").write_bytes(b"x" * 1000)
+    kept = runs.keep(runs.read_run(folder), tmp_path / "kept")
+    assert kept == tmp_path / "kept" / "glyphs" / "iid_renorm" / "seed0"
+    assert sorted(path.name for path in kept.iterdir()) == ["config.yaml", "curve.csv", "run.json"]
+    again = runs.read_run(kept)
+    assert again.curve["val_top1"][1].tolist() == [10.0, 30.0, 25.5]
+    assert json.loads((kept / "run.json").read_text()) == json.loads((folder / "run.json").read_text())
+    assert runs.keep(again, tmp_path / "kept") == kept  # onto itself: nothing to do, no error
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [1"])
+def test_a_broken_config_is_a_note(write, tmp_path, text):
+    folder = write(tmp_path, "iid_renorm", 0, POINTS)
+    (folder / "config.yaml").write_text(text)
+    assert "config.yaml" in runs.read_run(folder).notes[0]

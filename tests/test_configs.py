@@ -1,0 +1,163 @@
+"""Every experiment at every scale composes; options are all read, and wrong ones explained."""
+
+import sys
+
+import pytest
+import yaml
+
+import train
+from batch_renorm.norm.layers import layers_of
+from batch_renorm.training.build import build
+from tests.conftest import ROOT, TINY
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
+SCALES = sorted(path.stem for path in (ROOT / "configs/scale").glob("*.yaml"))
+
+PAPER = {  # facts of sections 4.1 to 4.3: norm, images per label, group
+    "iid_batchnorm": ("batchnorm", None, 32),
+    "iid_renorm": ("renorm", None, 32),
+    "micro4_batchnorm": ("batchnorm", None, 4),
+    "micro4_renorm": ("renorm", None, 4),
+    "noniid_batchnorm": ("batchnorm", 2, 32),
+    "noniid_halves_batchnorm": ("batchnorm", 2, 16),
+    "noniid_renorm": ("renorm", 2, 32),
+}
+
+
+def test_the_seven_experiments():
+    assert sorted(PAPER) == EXPERIMENTS
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_differ_in_norm_and_regime_alone(compose, experiment, scale):
+    config = compose(f"experiment={experiment}", f"scale={scale}", "data.root=/data" if scale == "imagenet" else "seed=0")
+    base = compose("experiment=iid_batchnorm", f"scale={scale}", "data.root=/data" if scale == "imagenet" else "seed=0")
+    norm, minibatch = config["norm"], config["minibatch"]
+    assert (norm["name"], minibatch["images_per_label"], minibatch["group"]) == PAPER[experiment]
+    assert config["folder"] == f"runs/{scale}/{experiment}/seed0"
+    for section in config.keys() - {"norm", "minibatch", "experiment", "folder"}:
+        assert config[section] == base[section], section
+
+
+def test_imagenet_is_the_papers_setting(compose):
+    config = compose("scale=imagenet", "data.root=/data")
+    assert config["size"]["workers"] * config["minibatch"]["size"] == 1600
+    assert {k: config["ramp"][k] for k in ("start", "dmax_end", "rmax_end")} == {
+        "start": 5000, "dmax_end": 25000, "rmax_end": 40000,
+    }  # fmt: skip
+    assert (config["ramp"]["rmax"], config["ramp"]["dmax"]) == (3, 5)
+    optim = config["optim"]
+    assert (optim["lr"], optim["lr_decay"], optim["lr_decay_steps"]) == (0.045, 0.94, 1601)
+    assert (optim["decay"], optim["momentum"], optim["eps"], optim["clip_norm"]) == (0.9, 0.9, 1.0, 2.0)
+    assert (optim["label_smoothing"], optim["aux_weight"], optim["weight_decay"]) == (0.1, 0.4, 4e-5)
+    assert config["average"]["decay"] == 0.9999
+    assert (config["norm"]["eps"], config["norm"]["alpha"]) == (1e-3, 0.01)
+    assert (config["evaluation"]["labels_per_minibatch"], config["evaluation"]["images_per_label"]) == (25, 2)
+    assert config["model"] == {
+        "_target_": "batch_renorm.models.timm_models.create", "name": "inception_v3", "aux_logits": True,
+    }  # fmt: skip
+
+
+def test_ramp_scales_with_the_run(compose):
+    ramp = compose("size.steps=1400")["ramp"]
+    assert (ramp["start"], ramp["dmax_end"], ramp["rmax_end"]) == (50, 250, 400)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_two_tiny_steps(train_command, tmp_path, experiment):
+    done = train_command(f"experiment={experiment}")
+    assert "validation top-1" in done.stderr
+    metrics = {line.split(",")[1] for line in (tmp_path / "run/curve.csv").read_text().splitlines()}
+    assert {"val_top1", "val_top5", "train_top1", "val_top1_batch_statistics", "loss", "lr", "rmax", "dmax"} <= metrics
+    assert ("r_clipped" in metrics) == ("renorm" in experiment)
+
+
+def test_two_steps_of_the_papers_network(train_command, tmp_path):
+    """Inception-v3 at 299 pixels with its auxiliary head, in the trainer's own step, on few images."""
+    done = train_command(
+        "scale=imagenet", "data=glyphs", "data.size=299", "data.labels=5", "minibatch.size=4", "minibatch.group=2",
+        "evaluation.labels_per_minibatch=5", "evaluation.batch_size=10", "size.train_sample=5", "size.workers=1",
+    )  # fmt: skip
+    assert "validation top-1" in done.stderr
+    assert "r_clipped/Mixed_7c.branch_pool.bn" in (tmp_path / "run/curve.csv").read_text()
+
+
+def test_every_norm_of_inception_v3_is_ours_and_gamma_is_fixed(compose):
+    config = compose("scale=imagenet", "data=glyphs", "data.size=107", "data.labels=40")
+    model = build(config).training.model
+    norms = layers_of(model).values()
+    assert len(norms) == 96
+    assert all(norm.weight is None and norm.eps == 1e-3 and norm.group_size == 32 for norm in norms)
+    assert not any("BatchNorm" in type(module).__name__ for module in model.modules())
+
+
+def leaves(config, prefix=()):
+    for key, value in config.items():
+        yield from leaves(value, (*prefix, key)) if isinstance(value, dict) else [(*prefix, key)]
+
+
+def test_no_option_is_ignored(compose):
+    """Each section's constructor takes every key it is given, and refuses one more."""
+    config = compose(*TINY)
+    build({key: value for key, value in config.items() if key != "fresh"})
+    sections = [name for name, value in config.items() if isinstance(value, dict) and name not in ("logger",)]
+    for section in sections:
+        wrong = config | {section: config[section] | {"no_such_thing": 1}}
+        with pytest.raises(ValueError, match=f"nothing reads the option {section}.no_such_thing"):
+            build(wrong)
+    with pytest.raises(ValueError, match="nothing reads the option 'sized'; did you mean size"):
+        build(config | {"sized": 1})
+
+
+@pytest.fixture
+def complaint(monkeypatch, capsys, tmp_path):
+    """What train.py prints on stderr for a wrong command, run in this process."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    def of(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.chdir(ROOT)
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit) as stopped, train.explained():
+            train.main()
+        assert stopped.value.code == 2
+        GlobalHydra.instance().clear()
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["experiment=noniid_renrom"], "no experiment=noniid_renrom; did you mean noniid_renorm"),
+        (["scale=imagnet"], "no scale=imagnet; did you mean imagenet"),
+        (["optim.lrr=1"], "no option optim.lrr; did you mean optim.lr"),
+        (["sede=1"], "no option sede; did you mean seed"),
+        (["+size.stepps=1"], "nothing reads the option size.stepps; did you mean steps"),
+        (["minibatch.group=5"], "a minibatch of 32 does not divide into groups of 5"),
+        (["ramp.start=100", "ramp.rmax_end=50"], "ramp"),
+        (["trainer.devices=9", "size.workers=2"], "9 ranks but only 2 workers"),
+        (["folder=/proc/none"], "cannot write the run folder /proc/none"),
+        (["seed=-1"], "seed"),
+        (["size.steps=soon"], "size.steps"),
+        (["scale=imagenet"], "data.root"),
+    ],
+)
+def test_wrong_commands_get_one_clear_line(complaint, arguments, answer):
+    line = complaint(*(["logger=csv", "data.labels=40"] if "scale=imagenet" not in arguments else []), *arguments)
+    assert line.startswith("error: ")
+    assert answer in line
+
+
+def test_configs_are_sorted_by_axis():
+    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
+    assert groups == {
+        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger",
+    }  # fmt: skip
+    for path in (ROOT / "configs/experiment").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["experiment"] == path.stem
+        assert f"python train.py experiment={path.stem}" in path.read_text()

@@ -1,0 +1,26 @@
+"""Reading what runs leave behind, for comparison."""
+
+import csv
+from pathlib import Path
+
+import torch
+
+from batch_renorm.training.checkpoints import checkpoints
+
+
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights, mu, sigma, and the average of them, of a run's newest checkpoint."""
+    return torch.load(checkpoints(folder)[0], weights_only=True)["state_dict"]
+
+
+def curve(folder: Path) -> list[tuple[str, str, str]]:
+    """The rows of a curve that time has no part in."""
+    with (folder / "curve.csv").open() as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    return [row for row in rows if row[1] != "images_per_second"]
+
+
+def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
