@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -82,12 +83,12 @@ def time_norms(shape, dtype, layout, args) -> dict[str, list[float]]:
 
     seconds: dict[str, list[float]] = {name: [] for name in layers}
     for layer in layers.values():
-        clock(lambda layer=layer: run(layer), args, 1)
-    once = clock(lambda: run(layers["nn.BatchNorm2d"]), args, 1)
+        clock(partial(run, layer), args, 1)
+    once = clock(partial(run, layers["nn.BatchNorm2d"]), args, 1)
     repeats = max(1, int(args.milliseconds / 1000 / once))
     for _ in range(args.rounds):
         for name, layer in layers.items():
-            seconds[name].append(clock(lambda layer=layer: run(layer), args, repeats))
+            seconds[name].append(clock(partial(run, layer), args, repeats))
     return seconds
 
 

@@ -19,7 +19,7 @@ from tests.training.checkpoint_files import assert_close, curve, final_state
 
 STEPS = 4
 OVERRIDES = [
-    *TINY, "size.workers=5", f"size.steps={STEPS}", "size.evaluate_every=4",
+    *TINY, "size.workers=5", "size.minibatch=8", f"size.steps={STEPS}", "size.evaluate_every=4",
     "ramp.start=0", "ramp.dmax_end=3", "ramp.rmax_end=4", "size.alpha=0.1",
 ]  # fmt: skip
 
@@ -106,7 +106,12 @@ def reference(run):
 
 
 def buffers(model):
-    return [(f"{n}.{k}", getattr(m, k)) for n, m in model.named_modules() if isinstance(m, PlainNorm) for k in ("mu", "sigma")]
+    return [
+        (f"{n}.{k}", getattr(m, k))
+        for n, m in model.named_modules()
+        if isinstance(m, PlainNorm)
+        for k in ("mu", "sigma")
+    ]
 
 
 @pytest.mark.parametrize("limit", [None, 2, 1])

@@ -68,12 +68,12 @@ def templates(labels: int) -> Tensor:
 
 
 def _codes(file: Path) -> set[int]:
-    """The code points that a font has a glyph for, private use and combining marks left out."""
+    """The code points of the letters that a font has."""
     import unicodedata
 
     from matplotlib.ft2font import FT2Font
 
-    return {code for code in FT2Font(str(file)).get_charmap() if unicodedata.category(chr(code))[0] in "LNPS"}
+    return {code for code in FT2Font(str(file)).get_charmap() if unicodedata.category(chr(code)) in ("Lu", "Ll", "Lo")}
 
 
 class Glyphs:
@@ -86,7 +86,10 @@ class Glyphs:
         rotation: largest angle, radians.
         scale: smallest and largest size of the character relative to the image.
         shear, shift: largest shear, and largest shift in half image sizes.
-        noise: standard deviation of the pixel noise; the character's contrast is at most 1.
+        noise: standard deviation of the pixel noise; the character's contrast is 0.5 to 1.5.
+        hidden: fraction of images that show only a small part of the character.
+        window: smallest and largest side of the visible window, relative to the image.
+        hidden_window: the same for the hidden fraction.
     """
 
     channels = 1
@@ -102,10 +105,14 @@ class Glyphs:
         shear: float,
         shift: float,
         noise: float,
+        hidden: float,
+        window: tuple[float, float],
+        hidden_window: tuple[float, float],
     ) -> None:
         self.classes, self.size = labels, size
         self.images_per_label = {"train": train_images, "val": val_images}
         self.rotation, self.scale, self.shear, self.shift, self.noise = rotation, tuple(scale), shear, shift, noise
+        self.hidden, self.window, self.hidden_window = hidden, window, hidden_window
         self.templates = templates(labels)
 
     def labels(self, split: str) -> np.ndarray:
@@ -120,13 +127,15 @@ class Glyphs:
         """Draw images on the device, (n, 1, size, size) float32 of about zero mean.
 
         The inverse of a rotation, anisotropic scaling, shear and shift says where in the template
-        each pixel comes from; contrast is of either sign, so ink is not always bright.
+        each pixel comes from. The character is seen through a window, often a small one: one such
+        image does not tell its label, while another image of the same label does. Contrast is of
+        either sign, so ink is not always bright.
         """
         keys = torch.cat(fetched).to(device)
         if self.templates.device != device:
             self.templates = self.templates.to(device)
         n = len(keys)
-        pose = uniform(keys, 0, 8)
+        pose = uniform(keys, 0, 13)
         angle = (2 * pose[:, 0] - 1) * self.rotation
         low, high = self.scale
         x_scale, y_scale = 1 / (low + (high - low) * pose[:, 1]), 1 / (low + (high - low) * pose[:, 2])
@@ -141,6 +150,16 @@ class Glyphs:
         per_label = torch.where(keys % len(SPLITS) == 0, self.images_per_label["train"], self.images_per_label["val"])
         label = keys // len(SPLITS) // per_label
         ink = F.grid_sample(self.templates[label][:, None], grid, align_corners=False)
-        contrast = (0.4 + 0.6 * pose[:, 6]) * torch.where(pose[:, 7] < 0.5, -1.0, 1.0)
+        contrast = (0.5 + pose[:, 6]) * torch.where(pose[:, 7] < 0.5, -1.0, 1.0)
         noise = uniform(keys, 1, self.size * self.size).view_as(ink) - 0.5
-        return ink * contrast.view(-1, 1, 1, 1) + noise * (12**0.5 * self.noise)
+        return ink * self._visible(pose[:, 8:]) * contrast.view(-1, 1, 1, 1) + noise * (12**0.5 * self.noise)
+
+    def _visible(self, draws: Tensor) -> Tensor:
+        """A rectangular window of random size and place, (n, 1, size, size) of zeros and ones."""
+        small = draws[:, :1] < self.hidden
+        low, high = (torch.where(small, self.hidden_window[i], self.window[i]) for i in (0, 1))
+        side = low + (high - low) * draws[:, 1:3]
+        start = (1 - side) * draws[:, 3:5]
+        place = (torch.arange(self.size, device=draws.device) + 0.5) / self.size
+        inside = (place >= start[..., None]) & (place < (start + side)[..., None])
+        return (inside[:, 0, :, None] & inside[:, 1, None, :]).float()[:, None]

@@ -5,6 +5,8 @@ them and computes it in a number of passes that is the same on every rank, so th
 match; the sizes of the ranges, and of the passes, differ by at most one worker.
 """
 
+import itertools
+
 
 def split_evenly(items: range, parts: int) -> list[range]:
     """Cut a range into `parts` contiguous ranges whose lengths differ by at most one, longest first.
@@ -16,7 +18,7 @@ def split_evenly(items: range, parts: int) -> list[range]:
         raise ValueError(f"cannot cut {len(items)} items into {parts} parts")
     short, longer = divmod(len(items), parts)
     ends = [part * short + min(part, longer) for part in range(parts + 1)]
-    return [items[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [items[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def workers_of_rank(workers: int, rank: int, ranks: int) -> range:

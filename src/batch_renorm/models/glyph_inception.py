@@ -5,6 +5,7 @@ Parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, concatenated, as 
 labels, and a mean over positions before the classifier.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -55,7 +56,7 @@ class GlyphInception(nn.Module):
         second = InceptionBlock(first.outputs, 32, 24, 48, 24, norm)
         self.blocks = nn.Sequential(first, nn.MaxPool2d(2, ceil_mode=True), second)
         widths = [second.outputs] + [head] * head_layers
-        self.head = nn.Sequential(*[convolution(a, b, 1, norm) for a, b in zip(widths, widths[1:], strict=False)])
+        self.head = nn.Sequential(*[convolution(a, b, 1, norm) for a, b in itertools.pairwise(widths)])
         self.classifier = nn.Linear(widths[-1], classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)

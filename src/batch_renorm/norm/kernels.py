@@ -178,8 +178,8 @@ def affine(x: Tensor, mean, var, weight, bias, eps: float) -> Tensor:
     y = torch.empty_like(x)
     groups = mean.shape[0]
     parts, outs = split(x, groups), split(y, groups)
-    for group in zip(parts, mean, var, weight, bias, outs, strict=True):
-        _scale_shift(*group, eps=eps)
+    for part, m, v, w, b, out in zip(parts, mean, var, weight, bias, outs, strict=True):
+        _scale_shift(part, m, v, w, b, out, eps=eps)
     return y
 
 

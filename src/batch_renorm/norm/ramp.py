@@ -51,8 +51,8 @@ class Ramp:
     ) -> "Ramp":
         """The paper's ramp for a run of ``steps`` steps: its knees are fractions of the run."""
         # In this order the paper's own length gives whole steps, not 39999.99...
-        knees = [round(steps * knee, 6) for knee in (start, rmax_end, dmax_end)]
-        return cls(*knees, rmax=rmax, dmax=dmax)
+        start, rmax_end, dmax_end = (round(steps * knee, 6) for knee in (start, rmax_end, dmax_end))
+        return cls(start, rmax_end, dmax_end, rmax, dmax)
 
     def __call__(self, step: float) -> tuple[float, float]:
         """``(rmax, dmax)`` of a step."""

@@ -215,7 +215,7 @@ def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
         for at, name, text in rows:
             if i == 0:
                 where = (-0.68 if name else -0.735, at)
-                style = {} if name else {"weight": "bold", "fontsize": 12}
+                style: dict[str, Any] = {} if name else {"weight": "bold", "fontsize": 12}
                 axes.text(*where, text, transform=axes.get_yaxis_transform(), va="center_baseline", **style)
             if name:
                 _draw_dots(axes, at, values[name], HUES[name, VAL], level, 0.035 * room)

@@ -24,8 +24,9 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """configs/scale: everything about size. Other sections refer to these; workers and steps are read here."""
+    """configs/scale: everything about size. What is not read here is referred to by other sections."""
 
+    minibatch: int
     workers: int
     steps: int
     lr: float
@@ -36,6 +37,7 @@ class Size:
     average_decay: float
     evaluate_every: int
     train_sample: int
+    paired_labels: int
     evaluation_batch: int
 
 
@@ -67,7 +69,9 @@ class Minibatch:
 
     def __post_init__(self) -> None:
         if self.size % self.group:
-            raise ValueError(f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)")
+            raise ValueError(
+                f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)"
+            )
 
     def regime(self, labels: Any, workers: int) -> Regime:
         return regime(labels, self.size, workers, self.images_per_label)
@@ -142,7 +146,9 @@ def build(config: Config) -> Run:
     pytorch_lightning.seed_everything(config["seed"], verbose=False)
     source: Source = construct(instantiate, config["data"], "data")
     layer = norm.layer(minibatch.group)
-    model = construct(instantiate, config["model"], "model", classes=source.classes, channels=source.channels, norm=layer)
+    model = construct(
+        instantiate, config["model"], "model", classes=source.classes, channels=source.channels, norm=layer
+    )
     average = construct(Average, config["average"], "average")
     training = Training(
         model, source, optimization,

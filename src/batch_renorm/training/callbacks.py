@@ -44,7 +44,9 @@ class Record(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = trainer.strategy.root_device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        )
         self.earlier = self.folder.record()["wall_seconds"]
         self._write("running", trainer.global_step, ranks=trainer.world_size, **provenance(name))
 

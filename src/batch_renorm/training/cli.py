@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from batch_renorm.training.errors import NotFiniteError
 
-
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
@@ -26,7 +25,15 @@ def knee(numerator: int, denominator: int, *, _root_: OmegaConf) -> int:
     return round(steps * numerator / denominator)
 
 
+def half(size: int) -> int:
+    """The config's ${half:n}: n / 2 for an even n."""
+    if size % 2:
+        raise ValueError(f"a minibatch of {size} has no halves: size.minibatch must be even")
+    return size // 2
+
+
 OmegaConf.register_new_resolver("knee", knee, replace=True)
+OmegaConf.register_new_resolver("half", half, replace=True)
 
 
 @contextmanager

@@ -71,7 +71,9 @@ def prepare(folder: Folder, config: dict[str, Any], fresh: bool) -> None:
         if not folder.record():
             folder.write_record(id=uuid.uuid4().hex[:12], started=time.strftime("%Y-%m-%d %H:%M:%S"), wall_seconds=0)
     except OSError as error:
-        raise ValueError(f"cannot write the run folder {folder.path}: {error.strerror}; choose another (folder=...)") from error
+        raise ValueError(
+            f"cannot write the run folder {folder.path}: {error.strerror}; choose another (folder=...)"
+        ) from error
 
 
 def move_aside(path: Path) -> Path:

@@ -112,6 +112,7 @@ def loggers(run: Run, folder: Folder) -> list[Logger]:
     config, wandb = run.config, run.config["logger"]["wandb"]
     if wandb is not None and first_process():
         from pytorch_lightning.loggers import WandbLogger
+        from wandb import Settings
 
         result.append(
             WandbLogger(
@@ -119,6 +120,7 @@ def loggers(run: Run, folder: Folder) -> list[Logger]:
                 save_dir=folder.path, id=folder.record()["id"], resume="allow",
                 name=f"{config['experiment']}-seed{config['seed']}", group=config["experiment"],
                 tags=[config["norm"]["name"], config["minibatch"]["name"], config["scale"]], config=config,
+                settings=Settings(silent=wandb["mode"] == "offline"),
             )
         )  # fmt: skip
     return result
@@ -165,5 +167,10 @@ def hush() -> None:
     """Silence Lightning's tips and warnings that do not apply: what a run says is said by `say`."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*GPU available but not used.*", ".*module.s. in eval mode.*", ".*treespec.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*module.s. in eval mode.*",
+        ".*treespec.*",
+    ):
         warnings.filterwarnings("ignore", text)

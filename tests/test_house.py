@@ -1,0 +1,78 @@
+"""How the house is built: packages import downwards, libraries stay in their rooms, linters are content."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+SOURCE = ROOT / "src/batch_renorm"
+ROOMS = ["norm", "data", "models", "training", "reporting"]
+MAY_IMPORT = {
+    "norm": set(),
+    "data": set(),
+    "models": {"norm"},
+    "training": {"norm", "data", "models"},
+    "reporting": set(),  # reads run folders, never models
+}
+LIBRARIES = {  # where each may be known
+    "pytorch_lightning": {"training"},
+    "wandb": {"training", "reporting"},
+    "hydra": {"training"},
+    "omegaconf": {"training"},
+    "timm": {"models", "training", "norm"},  # in norm: only where a timm layer is made again
+    "torch": {"norm", "data", "models", "training"},
+    "matplotlib": {"data", "reporting"},  # in data: for the fonts that it ships
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_downwards_and_libraries_stay_home(room):
+    for path in (SOURCE / room).glob("*.py"):
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "batch_renorm" and len(parts) > 1 and parts[1] != room:
+                assert parts[1] in MAY_IMPORT[room], f"{path} imports {name}"
+            assert room in LIBRARIES.get(parts[0], {room}), f"{path} imports {name}"
+
+
+def test_every_room_is_listed():
+    assert sorted(ROOMS) == sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
+    ids=["lint", "format", "types"],
+)
+def test_linters(command):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pinned_versions_meet_the_declared_ones():
+    """requirements.txt pins every dependency that pyproject.toml declares, within its range."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pinned = {}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            pinned[canonicalize_name(requirement.name)] = next(iter(requirement.specifier)).version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        requirement = Requirement(text)
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, text
