@@ -1,11 +1,10 @@
 """A small network in Inception's style for the embedded data set: a norm after every convolution.
 
-Parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, concatenated, as in Inception-v3; then
-1 x 1 convolutions, so that the last norms see few values of features that have become specific to
-labels, and a mean over positions before the classifier.
+Parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, concatenated, as in Inception-v3; then a
+3 x 3 convolution that leaves one position of an image of 20 pixels, and 1 x 1 convolutions, so that the
+last norms see few values of features that have become specific to labels.
 """
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 Norm = Callable[[int], nn.Module]
 
 
-def convolution(inputs: int, outputs: int, kernel: int, norm: Norm, stride: int = 1) -> nn.Sequential:
+def convolution(
+    inputs: int, outputs: int, kernel: int, norm: Norm, stride: int = 1, padded: bool = True
+) -> nn.Sequential:
     """Convolution without bias, norm, ReLU."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 if padded else 0, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return nn.Sequential(layer, norm(outputs), nn.ReLU(inplace=True))
 
@@ -41,8 +42,8 @@ class GlyphInception(nn.Module):
 
     Args:
         norm: makes the norm layer of a given number of channels.
-        head: channels of each of the 1 x 1 convolutions before the classifier.
-        head_layers: how many of them.
+        head: channels of the convolutions before the classifier.
+        head_layers: how many 1 x 1 convolutions follow the unpadded 3 x 3 one.
     """
 
     def __init__(self, classes: int, channels: int, norm: Norm, head: int, head_layers: int) -> None:
@@ -55,9 +56,11 @@ class GlyphInception(nn.Module):
         first = InceptionBlock(24, 16, 16, 24, 16, norm)
         second = InceptionBlock(first.outputs, 32, 24, 48, 24, norm)
         self.blocks = nn.Sequential(first, nn.MaxPool2d(2, ceil_mode=True), second)
-        widths = [second.outputs] + [head] * head_layers
-        self.head = nn.Sequential(*[convolution(a, b, 1, norm) for a, b in itertools.pairwise(widths)])
-        self.classifier = nn.Linear(widths[-1], classes)
+        self.head = nn.Sequential(
+            convolution(second.outputs, head, 3, norm, padded=False),
+            *[convolution(head, head, 1, norm) for _ in range(head_layers)],
+        )
+        self.classifier = nn.Linear(head, classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 

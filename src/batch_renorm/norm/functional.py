@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from batch_renorm.norm import kernels
+from batch_renorm.norm import grouped, kernels
 
 
 def batch_renorm(
@@ -100,18 +100,18 @@ class _BatchRenorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
         x = kernels.dense(x)
-        ctx.by_planes = kernels.by_planes(x, groups)
-        y = rest = None
-        if ctx.by_planes:
-            y, rest, mu_b, var = kernels.centred_statistics(x, groups)
+        ctx.at_once = at_once = grouped.arrangement(x, groups)
+        if at_once is not None:
+            y, rest, mu_b, var = at_once.statistics(x, groups)
         else:
             mu_b, var = kernels.statistics(x, groups)
         sigma_b = (var + eps).sqrt_()
         r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps)
         weight, bias = _weight_bias(gamma, beta, r, d)
         inv = sigma_b.reciprocal()
-        if y is not None:
-            y = kernels.affine_planes_(y, rest, inv, weight, bias)
+        if at_once is not None:
+            slope = weight * inv
+            y = at_once.affine_(y, slope, torch.addcmul(bias, rest, slope, value=-1))
         else:
             y = kernels.affine(x, mu_b, var, weight, bias, eps)
         ctx.save_for_backward(x, weight, mu_b, inv, r, d)
@@ -128,8 +128,8 @@ class _BatchRenorm(torch.autograd.Function):
             return (None,) * 9
         x, weight, mu_b, inv, r, d = ctx.saved_tensors
         need_x, need_gamma, need_beta = (ctx.needs_input_grad[i] for i in (0, 3, 4))
-        route = kernels.gradients_planes if ctx.by_planes else kernels.gradients
-        gx, g_weight, g_bias = route(kernels.like(g, x), x, mu_b, inv, weight, need_x)
+        gradients = ctx.at_once.gradients if ctx.at_once is not None else kernels.gradients
+        gx, g_weight, g_bias = gradients(kernels.like(g, x), x, mu_b, inv, weight, need_x)
         gamma_dtype, beta_dtype = ctx.dtypes
         # sum(g * xhat), and xhat is the kernels' normalised x times r plus d.
         g_gamma = _total(torch.addcmul(g_weight * r, g_bias, d), gamma_dtype) if need_gamma else None

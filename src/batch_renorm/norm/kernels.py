@@ -55,13 +55,6 @@ def in_rows(x: Tensor) -> bool:
     return x.is_contiguous() and x.numel() == x.shape[0] * x.shape[1]
 
 
-def by_planes(x: Tensor, groups: int) -> bool:
-    """Whether the whole batch can be one image of N * C channels: a few native calls for any G."""
-    if groups == 1 or x.dtype in HALF or in_rows(x):
-        return False
-    return x.numel() <= PLANES_CHUNK * x.shape[0] * x.shape[1]
-
-
 def split(x: Tensor, groups: int) -> list[Tensor]:
     """Views of the groups, each in a shape that the native kernels take without a copy."""
     if in_rows(x):
@@ -149,7 +142,7 @@ def _blocked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         y = centred[: len(block)]
         mean = block.mean((0, 2))
         torch.sub(block, mean.view(C, 1), out=y)
-        square, total = _reduce(y, y, zero, one)
+        square, total = reduce(y, y, zero, one)
         counts.append(len(block) * L)
         means.append(mean)
         sums.append(total)
@@ -160,7 +153,7 @@ def _blocked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return _merge(torch.stack(means) + rest, var.clamp_min_(0), count)
 
 
-def _reduce(g: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
+def reduce(g: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
     """Per channel: sum of ``g * (x - mean)`` and sum of ``g``."""
     mask = [False, True, True]
     _, product, total = aten.native_batch_norm_backward(g, x, one, None, None, mean, one, True, 0.0, mask)
@@ -179,7 +172,7 @@ def affine(x: Tensor, mean, var, weight, bias, eps: float) -> Tensor:
     groups = mean.shape[0]
     parts, outs = split(x, groups), split(y, groups)
     for part, m, v, w, b, out in zip(parts, mean, var, weight, bias, outs, strict=True):
-        _scale_shift(part, m, v, w, b, out, eps=eps)
+        scale_shift(part, m, v, w, b, out, eps=eps)
     return y
 
 
@@ -204,69 +197,8 @@ def _gradients(g: Tensor, x: Tensor, weight, mean, inv, need_x: bool):
     return aten.native_batch_norm_backward(g, x, weight, None, None, mean, inv, True, 0.0, mask)
 
 
-def _scale_shift(x: Tensor, mean, var, weight, bias, out: Tensor, eps: float = 0.0) -> None:
+def scale_shift(x: Tensor, mean, var, weight, bias, out: Tensor, eps: float = 0.0) -> None:
     unused = mean.new_empty(0)
     aten.native_batch_norm.out(
         x, weight, bias, mean, var, False, 0.0, eps, out=out, save_mean=unused, save_invstd=unused
     )
-
-
-# ---- the same with the batch as one image of N * C channels --------------------------------------
-
-
-def _planes(x: Tensor) -> Tensor:
-    return x.view(1, x.shape[0] * x.shape[1], -1)
-
-
-def _per_plane(t_GC: Tensor, x: Tensor) -> Tensor:
-    groups, C = t_GC.shape
-    return t_GC.view(groups, 1, C).expand(groups, x.shape[0] // groups, C).reshape(-1)
-
-
-def _per_group(t_P: Tensor, groups: int, x: Tensor) -> Tensor:
-    return t_P.view(groups, -1, x.shape[1]).sum(1)
-
-
-def centred_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``x`` minus a first mean, the remaining mean, the mean and the variance of every group."""
-    N, C = x.shape[:2]
-    count = x.numel() // (groups * C)
-    x_GMCL = x.view(groups, N // groups, C, -1)
-    first = x_GMCL.mean((1, 3))
-    y = torch.empty_like(x)
-    torch.sub(x_GMCL, first.view(groups, 1, C, 1), out=y.view(x_GMCL.shape))
-    planes = _planes(y)
-    square, total = _reduce(planes, planes, x.new_zeros(N * C), x.new_ones(N * C))
-    rest = _per_group(total, groups, x) / count
-    var = (_per_group(square, groups, x) / count - rest.square()).clamp_min_(0)
-    return y, rest, first + rest, var
-
-
-def affine_planes_(y: Tensor, rest, inv, weight, bias) -> Tensor:
-    """In place on the centred ``y``: ``(y - rest) * inv * weight + bias``."""
-    scale = weight * inv
-    one = y.new_ones(y.shape[0] * y.shape[1])
-    slope, offset = _per_plane(scale, y), _per_plane(bias - rest * scale, y)
-    _scale_shift(_planes(y), torch.zeros_like(one), one, slope, offset, _planes(y))
-    return y
-
-
-def gradients_planes(g: Tensor, x: Tensor, mean, inv, weight, need_x: bool):
-    """As :func:`gradients`, without a call per group."""
-    groups, C = mean.shape
-    count = x.numel() // (groups * C)
-    mean_P = _per_plane(mean, x)
-    one = torch.ones_like(mean_P)
-    product, total = _reduce(_planes(g), _planes(x), mean_P, one)
-    product, total = _per_group(product, groups, x), _per_group(total, groups, x)
-    gx = None
-    if need_x:
-        # gx = scale * (g - mean(g) - xhat * mean(g * xhat)): first the part that is affine in x.
-        gx = torch.empty_like(x)
-        scale = weight * inv
-        slope = _per_plane(-scale * inv.square() * product / count, x)
-        offset = _per_plane(-scale * total / count, x)
-        _scale_shift(_planes(x), mean_P, one, slope, offset, _planes(gx))
-        shape = (groups, x.shape[0] // groups, C, -1)
-        gx.view(shape).addcmul_(g.view(shape), scale.view(groups, 1, C, 1))
-    return gx, product * inv, total

@@ -61,7 +61,8 @@ def count_correct(
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     for fetched, labels in loader:
         labels = labels.to(device)
-        output = model(source.images([fetched], device))
+        images = source.images([fetched], device).contiguous(memory_format=torch.channels_last)
+        output = model(images)
         logits = output[0] if isinstance(output, tuple) else output  # timm keeps the auxiliary head in evaluation
         guesses = logits.topk(min(5, source.classes), dim=1).indices
         right = guesses == labels[:, None]

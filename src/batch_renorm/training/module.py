@@ -53,6 +53,7 @@ class Training(LightningModule):
         self.source, self.optimization, self.examples, self.log_every = source, optimization, examples, log_every
         self.ramp = ramp
         set_limits(model, 1.0, 0.0)
+        model.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and GPU
         self.average = inference_model(model, average_decay)
         self.statistics = StepStatistics(model)
         self.latest: dict[str, float] = {}
@@ -90,7 +91,7 @@ class Training(LightningModule):
             self.statistics.measure_clipping = self._recorded(step + 1)
 
     def _backward(self, batch: Pass) -> None:
-        images = self.source.images(batch.fetched, self.device)
+        images = self.source.images(batch.fetched, self.device).contiguous(memory_format=torch.channels_last)
         losses = self.losses(self.model(images), batch.labels.to(self.device))
         # DDP takes the mean over ranks, whatever their shares; times ranks, that is the sum.
         loss = losses.sum() * (self.trainer.world_size / self.examples)

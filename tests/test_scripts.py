@@ -1,0 +1,93 @@
+"""The scripts as a user runs them, and the commands that README names."""
+
+import re
+import subprocess
+import sys
+
+from PIL import Image
+
+from tests.conftest import ROOT, TINY
+
+
+def script(*arguments):
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_evaluate_again_gives_what_was_logged(train_command, tmp_path):
+    train_command("size.steps=4", "experiment=noniid_batchnorm")
+    code, out, err = script("scripts/evaluate.py", f"run={tmp_path / 'run'}")
+    assert code == 0, err
+    pairs = re.findall(r"(\w+) +([\d.]+)  \(logged: ([\d.]+)\)", out)
+    assert [name for name, _, _ in pairs] == ["val_top1", "val_top5", "train_top1", "val_top1_batch_statistics"]
+    assert all(now == then for _, now, then in pairs), out
+    older = tmp_path / "run/checkpoints/step00000002.ckpt"
+    code, out, err = script("scripts/evaluate.py", f"run={tmp_path / 'run'}", f"checkpoint={older}")
+    assert "step 2" in out, err
+
+
+def test_evaluate_names_what_is_wrong(tmp_path):
+    assert script("scripts/evaluate.py")[::2] == (
+        2,
+        "error: say which run: python scripts/evaluate.py run=runs/<scale>/<experiment>/seed<k>\n",
+    )
+    assert "no option rnu; did you mean run?" in script("scripts/evaluate.py", "rnu=x")[2]
+    assert f"{tmp_path} is not a run folder" in script("scripts/evaluate.py", f"run={tmp_path}")[2]
+
+
+def test_contact_sheet(tmp_path):
+    code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "sheet.png"), "--labels", "3", "--images", "5")
+    assert code == 0, err
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (5 * 20 * 2, 3 * 20 * 2)
+        assert len(set(sheet.getdata())) > 50
+
+
+def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):
+    """Offline files, read with wandb's own reader; the run keeps its id when the command is given again."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    train_command("logger=offline")
+    files = list((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 1
+    store, metrics, config = DataStore(), {}, {}
+    store.open_for_scan(str(files[0]))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            metrics["/".join(item.nested_key) or item.key] = item.value_json
+        if record.HasField("run"):
+            config = {item.key: item.value_json for item in record.run.config.update}
+            assert record.run.run_id in files[0].name
+            assert record.run.run_group == "noniid_renorm"
+            assert set(record.run.tags) == {"renorm", "pairs", "glyphs"}
+    logged = dict(line.split(",")[1:] for line in (tmp_path / "run/curve.csv").read_text().splitlines()[1:])
+    assert set(logged) <= set(metrics)
+    assert float(metrics["val_top1"]) == float(logged["val_top1"])
+    assert "optim" in config
+
+
+def test_readme_commands_name_files_and_options_that_exist(compose):
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"\b(?:scripts|slurm)/\w+\.(?:py|sh)", text):
+        assert (ROOT / path).exists(), path
+    commands = re.findall(r"python train\.py ((?:[\w.]+=[\w./,-]+ ?)+)", text)
+    assert commands
+    for command in commands:
+        compose(*[word for word in command.split() if "," not in word])
+
+
+def test_help_names_the_groups():
+    code, out, _ = script("train.py", "--help")
+    assert code == 0
+    for word in ("experiment", "noniid_halves_batchnorm", "scale", "imagenet", "logger", "resumes"):
+        assert word in out
+
+
+def test_one_command_runs_several(tmp_path):
+    folders = "folder=" + str(tmp_path) + "/${experiment}/seed${seed}"
+    code, _, err = script("train.py", "-m", "experiment=iid_batchnorm,iid_renorm", "seed=0,1", folders, *TINY)
+    assert code == 0, err
+    assert len(list(tmp_path.glob("*/seed*/curve.csv"))) == 4
