@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytorch_lightning
 import yaml
-from hydra.utils import instantiate
+from hydra.utils import get_method
 
 from batch_renorm.data.loaders import Division, Source, TrainingPasses
 from batch_renorm.data.minibatches import Regime, regime
@@ -98,12 +99,29 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Wandb:
+    """Where Weights & Biases keeps a run."""
+
+    mode: Literal["offline", "online"]
+    project: str
+    entity: str | None
+
+
+class Logging:
+    """configs/logger: Weights & Biases, or None for curve.csv alone."""
+
+    def __init__(self, wandb: Config | None) -> None:
+        self.wandb: Wandb | None = None if wandb is None else construct(Wandb, {"logger.wandb": wandb}, "logger.wandb")
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that a config describes. `training` is the Lightning module, `passes` makes a rank's data."""
 
     config: Config
     size: Size
     machine: Machine
+    logging: Logging
     evaluation: Evaluation
     source: Source
     regime: Regime
@@ -133,32 +151,35 @@ def build(config: Config) -> Run:
     for name in config:
         if name not in SECTIONS:
             raise ValueError(f"nothing reads the option {name!r}{near(name, SECTIONS)}")
-    size = construct(Size, config["size"], "size")
-    machine = construct(Machine, config["trainer"], "trainer")
-    minibatch = construct(Minibatch, config["minibatch"], "minibatch")
-    norm = construct(Norm, config["norm"], "norm")
-    evaluation = construct(Evaluation, config["evaluation"], "evaluation")
-    optimization = construct(Optimization, config["optim"], "optim")
-    ramp = construct(Ramp, config["ramp"], "ramp")
-    Division(size.workers, 0, machine.devices * machine.num_nodes, machine.workers_per_pass)
-    if not isinstance(config["seed"], int) or not 0 <= config["seed"] < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {config['seed']}")
-    pytorch_lightning.seed_everything(config["seed"], verbose=False)
-    source: Source = construct(instantiate, config["data"], "data")
-    layer = norm.layer(minibatch.group)
-    model = construct(
-        instantiate, config["model"], "model", classes=source.classes, channels=source.channels, norm=layer
-    )
-    average = construct(Average, config["average"], "average")
+    seed = config["seed"]
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed}")
+    size: Size = construct(Size, config, "size")
+    machine: Machine = construct(Machine, config, "trainer")
+    minibatch: Minibatch = construct(Minibatch, config, "minibatch")
+    norm: Norm = construct(Norm, config, "norm")
+    ramp: Ramp = construct(Ramp, config, "ramp")
+    Division(size.workers, 0, machine.devices * machine.num_nodes, machine.workers_per_pass)  # raises if impossible
+    pytorch_lightning.seed_everything(seed, verbose=False)
+    source: Source = construct(target(config["data"]), config, "data")
+    network = {"classes": source.classes, "channels": source.channels, "norm": norm.layer(minibatch.group)}
     training = Training(
-        model, source, optimization,
+        construct(target(config["model"]), config, "model", **network),
+        source,
+        construct(Optimization, config, "optim"),
         ramp=ramp if norm.name == "renorm" else None,
-        average_decay=average.decay,
+        average_decay=construct(Average, config, "average").decay,
         examples=size.workers * minibatch.size,
         log_every=machine.log_every,
+    )
+    return Run(
+        config, size, machine,
+        logging=construct(Logging, config, "logger"),
+        evaluation=construct(Evaluation, config, "evaluation"),
+        source=source,
+        regime=minibatch.regime(source.labels("train"), size.workers),
+        training=training,
     )  # fmt: skip
-    labels = source.labels("train")
-    return Run(config, size, machine, evaluation, source, minibatch.regime(labels, size.workers), training)
 
 
 def load(folder: Path) -> Run:
@@ -169,26 +190,38 @@ def load(folder: Path) -> Run:
     return build(yaml.safe_load(path.read_text()))
 
 
-def construct(make: Callable[..., Any], section: Config, name: str, **given: Any) -> Any:
-    """Call a constructor with a config section, naming the section and near misses if it does not fit."""
-    target = section.get("_target_")
-    if target is not None:
-        from hydra.utils import get_method
+def target(section: Config) -> Callable[..., Any]:
+    """What a section's `_target_` names."""
+    return get_method(section["_target_"])
 
-        make = get_method(target)
-        section = {key: value for key, value in section.items() if key != "_target_"}
+
+def construct(make: Callable[..., Any], config: Config, name: str, **given: Any) -> Any:
+    """Call a constructor with a config section; an option that does not fit is named, with the near misses."""
+    section = {key: value for key, value in config[name].items() if key != "_target_"}
     parameters = inspect.signature(make).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for key in section:
+    hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in section.items():
         if key not in parameters and not open_ended:
             raise ValueError(f"nothing reads the option {name}.{key}{near(key, parameters)}")
-    missing = [
-        key for key, p in parameters.items()
-        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and key not in section and key not in given
-    ]  # fmt: skip
-    if missing:
-        raise ValueError(f"the config has no {', '.join(f'{name}.{key}' for key in missing)}")
+        if not fits(value, hints.get(key, Any)):
+            wanted = getattr(hints[key], "__name__", hints[key])
+            raise ValueError(f"{name}.{key} must be {wanted}, got {value!r}")
+    for key, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if needed and key not in section and key not in given:
+            raise ValueError(f"the config has no {name}.{key}")
     return make(**section, **given)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a config's value is of a plain annotated type; other annotations are not looked at."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if not set(options) <= {int, float, str, bool, NoneType}:
+        return True
+    return type(value) in options or (type(value) is int and float in options)
 
 
 def near(name: str, known: Any) -> str:

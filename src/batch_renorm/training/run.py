@@ -109,18 +109,18 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None) -> None:
 def loggers(run: Run, folder: Folder) -> list[Logger]:
     """curve.csv always; W&B as configs/logger says, the same run again after a resume."""
     result: list[Logger] = [curve.CurveLogger(folder.curve)]
-    config, wandb = run.config, run.config["logger"]["wandb"]
+    config, wandb = run.config, run.logging.wandb
     if wandb is not None and first_process():
         from pytorch_lightning.loggers import WandbLogger
         from wandb import Settings
 
         result.append(
             WandbLogger(
-                project=wandb["project"], entity=wandb["entity"], offline=wandb["mode"] == "offline",
+                project=wandb.project, entity=wandb.entity, offline=wandb.mode == "offline",
                 save_dir=folder.path, id=folder.record()["id"], resume="allow",
                 name=f"{config['experiment']}-seed{config['seed']}", group=config["experiment"],
                 tags=[config["norm"]["name"], config["minibatch"]["name"], config["scale"]], config=config,
-                settings=Settings(silent=wandb["mode"] == "offline"),
+                settings=Settings(silent=wandb.mode == "offline"),
             )
         )  # fmt: skip
     return result
