@@ -94,6 +94,11 @@ def test_readme_commands_name_files_and_options_that_exist(compose):
         compose(*[word for word in command.split() if "," not in word])
 
 
+def test_readme_code_runs():
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(compile(block, "README.md", "exec"), {})
+
+
 def test_help_names_the_groups():
     code, out, _ = script("train.py", "--help")
     assert code == 0

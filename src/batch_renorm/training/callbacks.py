@@ -30,6 +30,7 @@ class Evaluate(Callback):
             run.machine.loader_processes, trainer.global_rank, trainer.world_size,
         )  # fmt: skip
         run.training.record(metrics, step)
+        run.training.restart_clock(step)
         for logger in trainer.loggers:
             logger.save()
 

@@ -64,7 +64,11 @@ class Training(LightningModule):
         return self.optimization.optimizer(self.model)
 
     def on_train_start(self) -> None:
-        self._clock = (self.trainer.global_step, time.perf_counter())
+        self.restart_clock(self.trainer.global_step)
+
+    def restart_clock(self, step: int) -> None:
+        """Count images per second from here: what came before, an evaluation for one, was not training."""
+        self._clock = (step, time.perf_counter())
 
     def losses(self, output: Any, labels: Tensor) -> Tensor:
         """The loss of each example, (n,): smoothed cross entropy, plus the weighted auxiliary one."""
@@ -127,8 +131,8 @@ class Training(LightningModule):
     def _record_step(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
         rmax, dmax = self.ramp(step - 1) if self.ramp is not None else (1.0, 0.0)
         since, start = self._clock
-        self._clock = (step, time.perf_counter())
-        speed = (step - since) * self.examples / (self._clock[1] - start)
+        speed = (step - since) * self.examples / (time.perf_counter() - start)
+        self.restart_clock(step)
         row = {"loss": loss, "gradient_norm": gradient_norm, "lr": rate, "rmax": rmax, "dmax": dmax}
         row["images_per_second"] = speed
         if self.ramp is not None:
