@@ -2,6 +2,7 @@
 
     run=FOLDER           a run folder; its newest readable checkpoint, unless
     checkpoint=FILE      one of its checkpoints is named
+    labels=N             labels of a minibatch in the evaluation with batch statistics; default: as in the run
     processes=N          loader processes
     device=cpu|cuda      default: a GPU where there is one
 
@@ -10,6 +11,7 @@ Prints the metrics in percent, beside what the run logged at that step.
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +22,13 @@ from batch_renorm.training.build import load, near
 from batch_renorm.training.cli import explained
 from batch_renorm.training.evaluation import evaluate
 
-OPTIONS = {"run": "", "checkpoint": "", "processes": 0, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+OPTIONS = {
+    "run": "",
+    "checkpoint": "",
+    "labels": 0,
+    "processes": 0,
+    "device": "cuda" if torch.cuda.is_available() else "cpu",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +45,9 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"{path or folder} has no readable checkpoint")
     run.training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     model = run.training.average.module.to(device)
-    metrics = evaluate(model, run.source, run.evaluation, device, options["processes"])
+    labels = options["labels"] or run.evaluation.labels_per_minibatch
+    evaluation = replace(run.evaluation, labels_per_minibatch=labels)
+    metrics = evaluate(model, run.source, evaluation, device, options["processes"])
     step = checkpoints.step_of(path)
     with (folder / "curve.csv").open() as file:
         logged = {row["metric"]: row["value"] for row in csv.DictReader(file) if int(row["step"]) == step}
