@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from batch_renorm.training import checkpoints
 from batch_renorm.training.build import load, near
 from batch_renorm.training.cli import explained
+from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import evaluate
 
 OPTIONS = {
@@ -44,16 +45,18 @@ def main(arguments: list[str]) -> None:
     if path is None or not checkpoints.readable(path):
         raise ValueError(f"{path or folder} has no readable checkpoint")
     run.training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
-    model = run.training.average.module.to(device)
+    step = checkpoints.step_of(path)
+    model = run.training.inference_model(step).to(device)
     labels = options["labels"] or run.evaluation.labels_per_minibatch
     evaluation = replace(run.evaluation, labels_per_minibatch=labels)
     metrics = evaluate(model, run.source, evaluation, device, options["processes"])
-    step = checkpoints.step_of(path)
+    metrics |= activation_distances(model, run.source, evaluation.as_trained(run.source), device)
     with (folder / "curve.csv").open() as file:
         logged = {row["metric"]: row["value"] for row in csv.DictReader(file) if int(row["step"]) == step}
     print(f"{path}, step {step}")
+    width = max(map(len, metrics))
     for name, value in metrics.items():
-        print(f"  {name:<26} {value:.6g}  (logged: {logged.get(name, 'not')})")
+        print(f"  {name:<{width}}  {value:.6g}  (logged: {logged.get(name, 'not')})")
 
 
 if __name__ == "__main__":

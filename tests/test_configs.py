@@ -71,6 +71,7 @@ def test_two_tiny_steps(train_command, tmp_path, experiment):
     assert "validation top-1" in done.stderr
     metrics = {line.split(",")[1] for line in (tmp_path / "run/curve.csv").read_text().splitlines()}
     assert {"val_top1", "val_top5", "train_top1", "val_top1_batch_statistics", "loss", "lr", "rmax", "dmax"} <= metrics
+    assert {"val_top1_as_trained", "activation_distance"} <= metrics
     assert ("r_clipped" in metrics) == ("renorm" in experiment)
 
 

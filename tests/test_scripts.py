@@ -20,8 +20,10 @@ def test_evaluate_again_gives_what_was_logged(train_command, tmp_path):
     train_command("size.steps=4", "experiment=noniid_batchnorm")
     code, out, err = script("scripts/evaluate.py", f"run={tmp_path / 'run'}")
     assert code == 0, err
-    pairs = re.findall(r"(\w+) +([\d.]+)  \(logged: ([\d.]+)\)", out)
-    assert [name for name, _, _ in pairs] == ["val_top1", "val_top5", "train_top1", "val_top1_batch_statistics"]
+    pairs = re.findall(r"(\S+) +(\S+)  \(logged: (\S+)\)", out)
+    names = [name for name, _, _ in pairs]
+    assert names[:4] == ["val_top1", "val_top5", "train_top1", "val_top1_batch_statistics"]
+    assert {"val_top1_as_trained", "activation_distance", "activation_distance/head.0.1"} <= set(names)
     assert all(now == then for _, now, then in pairs), out
     older = tmp_path / "run/checkpoints/step00000002.ckpt"
     code, out, err = script("scripts/evaluate.py", f"run={tmp_path / 'run'}", f"checkpoint={older}")

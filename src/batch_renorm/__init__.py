@@ -15,6 +15,7 @@ from batch_renorm.norm import (
     normalize,
     set_limits,
     to_batchnorm,
+    training_normalization,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "normalize",
     "set_limits",
     "to_batchnorm",
+    "training_normalization",
 ]

@@ -83,8 +83,7 @@ def test_evaluation_minibatches_are_25_labels_times_2():
     rows = paired_minibatches(labels, 25, 2)
     assert rows.shape == (16, 50)  # 4 pairs of each label, 400 pairs
     assert len(set(rows.reshape(-1))) == rows.size
-    pairs = labels[rows.reshape(-1, 2)]
-    np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])
+    np.testing.assert_array_equal(labels[rows[:, :25]], labels[rows[:, 25:]])  # as in training: a label's images apart
     assert len(set(labels[rows[0]])) > 15  # pairs of a minibatch come from all over the labels
     with pytest.raises(ValueError, match="no minibatch of 25 labels x 2"):
         paired_minibatches(np.repeat(np.arange(10), 2), 25, 2)

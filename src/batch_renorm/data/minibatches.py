@@ -108,8 +108,9 @@ def regime(labels: np.ndarray, size: int, workers: int, images_per_label: int | 
 def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per_label: int) -> np.ndarray:
     """Fixed minibatches for evaluation with batch statistics: the paper's 25 labels x 2 test images.
 
-    Every image stands in at most one minibatch. What a label's count, or the number of label draws,
-    leaves over after division is not used.
+    The images of a label stand as `LabelsTimesImages` has them: the k-th images of all labels together.
+    Every image stands in at most one minibatch, and a label may be in one more than once. What a
+    label's count, or the number of label draws, leaves over after division is not used.
 
     Returns:
         (minibatches, labels_per_minibatch * images_per_label) int64 positions in `labels`.
@@ -129,4 +130,5 @@ def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per
         raise ValueError(
             f"{len(labels)} images give no minibatch of {labels_per_minibatch} labels x {images_per_label} images"
         )
-    return pairs[: whole * labels_per_minibatch].reshape(whole, -1)
+    minibatches = pairs[: whole * labels_per_minibatch].reshape(whole, labels_per_minibatch, images_per_label)
+    return minibatches.transpose(0, 2, 1).reshape(whole, -1)

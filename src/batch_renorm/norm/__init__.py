@@ -3,7 +3,7 @@
 from batch_renorm.norm.convert import convert_batchnorm, to_batchnorm
 from batch_renorm.norm.functional import batch_renorm, normalize
 from batch_renorm.norm.layers import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from batch_renorm.norm.modes import batch_statistics, set_limits
+from batch_renorm.norm.modes import batch_statistics, set_limits, training_normalization
 from batch_renorm.norm.ramp import Ramp
 from batch_renorm.norm.statistics import StepStatistics
 
@@ -19,4 +19,5 @@ __all__ = [
     "normalize",
     "set_limits",
     "to_batchnorm",
+    "training_normalization",
 ]

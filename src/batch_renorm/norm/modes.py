@@ -1,4 +1,4 @@
-"""What is set in all layers of a model at once: the limits, and evaluation with batch statistics."""
+"""What is set in all layers of a model at once: the limits, and which statistics an evaluation uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from batch_renorm.norm.functional import check_limits
-from batch_renorm.norm.layers import layers_of, limits_tensor
+from batch_renorm.norm.layers import BatchRenorm, layers_of, limits_tensor
 
 
 def set_limits(model: nn.Module, rmax: float, dmax: float) -> int:
@@ -55,3 +55,29 @@ def batch_statistics(model: nn.Module, group_size: int | None = None) -> Iterato
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.batch_statistics = value
+
+
+@contextmanager
+def training_normalization(model: nn.Module) -> Iterator[None]:
+    """Within it, layers normalise as in training: their groups, muB and sigmaB, r and d within the limits.
+
+    Nothing is updated, and the rest of the model stays in the mode it is in. With it an evaluation
+    sees the activations that training sees.
+    """
+    layers = layers_of(model).values()
+    before = [(layer.training, layer.deferred) for layer in layers]
+    try:
+        for layer in layers:
+            layer.training, layer.deferred = True, _NoUpdate()
+        yield
+    finally:
+        for layer, (training, deferred) in zip(layers, before, strict=True):
+            layer.training, layer.deferred = training, deferred
+
+
+class _NoUpdate:
+    """Takes a layer's group statistics and forgets them."""
+
+    def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None: ...
+
+    def to(self, device: torch.device) -> None: ...

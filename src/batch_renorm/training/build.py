@@ -16,7 +16,7 @@ from hydra.utils import get_method
 from batch_renorm.data.loaders import Division, Source, TrainingPasses
 from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.norm import BatchRenorm2d, Ramp
-from batch_renorm.training.evaluation import Evaluation
+from batch_renorm.training.evaluation import Composition, Evaluation
 from batch_renorm.training.module import Training
 from batch_renorm.training.optimizer import Optimization
 
@@ -38,7 +38,6 @@ class Size:
     average_decay: float
     evaluate_every: int
     train_sample: int
-    paired_labels: int
     evaluation_batch: int
 
 
@@ -73,6 +72,11 @@ class Minibatch:
             raise ValueError(
                 f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)"
             )
+
+    @property
+    def composition(self) -> Composition:
+        per_label = self.images_per_label or 1
+        return Composition(self.size // per_label, per_label)
 
     def regime(self, labels: Any, workers: int) -> Regime:
         return regime(labels, self.size, workers, self.images_per_label)
@@ -172,10 +176,12 @@ def build(config: Config) -> Run:
         examples=size.workers * minibatch.size,
         log_every=machine.log_every,
     )
+    evaluation: Evaluation = construct(Evaluation, config, "evaluation", trained=minibatch.composition)
+    evaluation.measurements(source)  # raises now what would otherwise be raised at the first evaluation
     return Run(
         config, size, machine,
         logging=construct(Logging, config, "logger"),
-        evaluation=construct(Evaluation, config, "evaluation"),
+        evaluation=evaluation,
         source=source,
         regime=minibatch.regime(source.labels("train"), size.workers),
         training=training,

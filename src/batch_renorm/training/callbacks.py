@@ -9,6 +9,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm.data.loaders import Pass
 from batch_renorm.training.build import Run
+from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import evaluate
 from batch_renorm.training.folder import Folder, provenance
 
@@ -25,10 +26,11 @@ class Evaluate(Callback):
         run, step = self.run, batch.step + 1
         if not batch.last or not run.evaluation.due(step, run.size.steps):
             return
-        metrics = evaluate(
-            run.training.average.module, run.source, run.evaluation, run.training.device,
-            run.machine.loader_processes, trainer.global_rank, trainer.world_size,
-        )  # fmt: skip
+        model, device = run.training.inference_model(step), run.training.device
+        rank, ranks = trainer.global_rank, trainer.world_size
+        metrics = evaluate(model, run.source, run.evaluation, device, run.machine.loader_processes, rank, ranks)
+        minibatches = run.evaluation.as_trained(run.source)
+        metrics |= activation_distances(model, run.source, minibatches, device, rank, ranks)
         run.training.record(metrics, step)
         run.training.restart_clock(step)
         for logger in trainer.loggers:

@@ -6,9 +6,15 @@ Metrics are percentages, named as in results/paper/curves.csv:
 - train_top1: a fixed sample of training images, prepared like validation images.
 - val_top1_batch_statistics: validation images in minibatches of 25 labels x 2, every layer
   normalising with muB and sigmaB of the minibatch instead of mu and sigma (section 4.3).
+- val_top1_as_trained: validation images in minibatches that are composed and normalised as in the
+  experiment's training. With batchnorm that is muB and sigmaB of its groups; with Batch Renorm r and d, too.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,38 +24,66 @@ from torch.utils.data import DataLoader
 
 from batch_renorm.data.loaders import EvaluationImages, Source, in_batches, share
 from batch_renorm.data.minibatches import EVALUATION, generator, paired_minibatches
-from batch_renorm.norm import batch_statistics
+from batch_renorm.norm import batch_statistics, training_normalization
+
+
+class Composition(NamedTuple):
+    """Of a minibatch: so many labels, so many images of each. (n, 1) are n images whatever their labels."""
+
+    labels: int
+    images_per_label: int
+
+
+class Measurement(NamedTuple):
+    """Some images of a split, in batches of indices, and how layers normalise on them."""
+
+    split: str
+    batches: list[np.ndarray]
+    normalization: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Which images are evaluated, and how often; names as in configs/train.yaml."""
+    """Which images are evaluated, and how often; names as in configs/train.yaml.
+
+    `trained` is the composition of the experiment's own minibatches.
+    """
 
     every: int
     train_images: int
     labels_per_minibatch: int
     images_per_label: int
     batch_size: int
+    trained: Composition
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the model after `step` updates is evaluated: every so often, and at the end."""
         return step % self.every == 0 or step == steps
 
-    def batches(self, source: Source) -> dict[str, tuple[str, list[np.ndarray]]]:
-        """The images of each measurement, in batches: name -> (split, batches of indices)."""
+    def measurements(self, source: Source) -> dict[str, Measurement]:
+        """What is measured, by name.
+
+        Raises:
+            ValueError: too few images for one minibatch of some composition.
+        """
         val, train = source.labels("val"), source.labels("train")
         sample = generator(0, EVALUATION, 1).permutation(len(train))[: self.train_images]
         pairs = paired_minibatches(val, self.labels_per_minibatch, self.images_per_label)
-        minibatches_at_once = max(1, self.batch_size // pairs.shape[1])
         return {
-            "val": ("val", in_batches(np.arange(len(val)), self.batch_size)),
-            "train": ("train", in_batches(np.sort(sample), self.batch_size)),
-            "pairs": ("val", [rows.reshape(-1) for rows in in_batches(pairs, minibatches_at_once)]),
+            "val": Measurement("val", in_batches(np.arange(len(val)), self.batch_size)),
+            "train": Measurement("train", in_batches(np.sort(sample), self.batch_size)),
+            "pairs": Measurement("val", self._whole(pairs), partial(batch_statistics, group_size=pairs.shape[1])),
+            "as_trained": Measurement("val", self._whole(self.as_trained(source)), training_normalization),
         }
 
-    @property
-    def minibatch_size(self) -> int:
-        return self.labels_per_minibatch * self.images_per_label
+    def as_trained(self, source: Source) -> np.ndarray:
+        """Validation images in minibatches composed as in training, (minibatches, size)."""
+        return paired_minibatches(source.labels("val"), *self.trained)
+
+    def _whole(self, minibatches: np.ndarray) -> list[np.ndarray]:
+        """Batches of about the evaluation's size that cut no minibatch."""
+        at_once = max(1, self.batch_size // minibatches.shape[1])
+        return [rows.reshape(-1) for rows in in_batches(minibatches, at_once)]
 
 
 @torch.no_grad()
@@ -85,13 +119,9 @@ def evaluate(
     """
     model.eval()
     counts = {}
-    for name, (split, batches) in evaluation.batches(source).items():
-        own = share(batches, rank, ranks)
-        if name == "pairs":
-            with batch_statistics(model, group_size=evaluation.minibatch_size):
-                counts[name] = count_correct(model, source, split, own, device, processes)
-        else:
-            counts[name] = count_correct(model, source, split, own, device, processes)
+    for name, (split, batches, normalization) in evaluation.measurements(source).items():
+        with normalization(model):
+            counts[name] = count_correct(model, source, split, share(batches, rank, ranks), device, processes)
     total = torch.stack(list(counts.values()))
     if ranks > 1:
         dist.all_reduce(total)
@@ -103,4 +133,5 @@ def evaluate(
         "val_top5": top5["val"],
         "train_top1": top1["train"],
         "val_top1_batch_statistics": top1["pairs"],
+        "val_top1_as_trained": top1["as_trained"],
     }

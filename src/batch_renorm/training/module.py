@@ -63,6 +63,17 @@ class Training(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimization.optimizer(self.model)
 
+    def inference_model(self, step: int) -> nn.Module:
+        """What is evaluated after `step` updates: the average, its limits those of the last update."""
+        model = self.average.module
+        assert isinstance(model, nn.Module)
+        set_limits(model, *self.limits(step - 1))
+        return model
+
+    def limits(self, step: int) -> tuple[float, float]:
+        """rmax and dmax of the update after `step` others."""
+        return self.ramp(step) if self.ramp is not None else (1.0, 0.0)
+
     def on_train_start(self) -> None:
         self.restart_clock(self.trainer.global_step)
 
@@ -129,7 +140,7 @@ class Training(LightningModule):
         return step % self.log_every == 0 or step == self.trainer.max_steps
 
     def _record_step(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
-        rmax, dmax = self.ramp(step - 1) if self.ramp is not None else (1.0, 0.0)
+        rmax, dmax = self.limits(step - 1)
         since, start = self._clock
         speed = (step - since) * self.examples / (time.perf_counter() - start)
         self.restart_clock(step)

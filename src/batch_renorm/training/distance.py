@@ -1,0 +1,74 @@
+"""The paper's hypothesis as a measurement: how far training's activations are from inference's.
+
+Batchnorm is said to suffer because the activations that training computes depend on the minibatch and
+inference's do not (sections 2 and 3). Here the inference model sees the same images twice, normalised
+as in training and as at inference, and the outputs y of every norm layer are compared:
+
+    distance = ||y_training - y_inference|| / ||y_inference||        (L2, over all images and positions).
+
+The first layers differ by their own normalisation alone; later ones also by what reaches them.
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from batch_renorm.data.loaders import Source, share
+from batch_renorm.norm import training_normalization
+from batch_renorm.norm.layers import layers_of
+
+MINIBATCHES = 16  # enough for two digits; one at a time, so that the outputs of all layers fit
+
+
+@torch.no_grad()
+def activation_distances(
+    model: nn.Module, source: Source, minibatches: np.ndarray, device: torch.device, rank: int = 0, ranks: int = 1
+) -> dict[str, float]:
+    """`activation_distance`, the mean over layers, and `activation_distance/<layer>`, in the order of the network.
+
+    Args:
+        model: in evaluation mode; its limits are those of training.
+        minibatches: (minibatches, size) indices of validation images, composed as in training. The
+            first 16 are used, shared by the ranks, which agree on the result.
+    """
+    names = list(layers_of(model))
+    sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)
+    for indices in share(list(minibatches[:MINIBATCHES]), rank, ranks):
+        fetched = source.fetch("val", indices, None)
+        images = source.images([fetched], device).contiguous(memory_format=torch.channels_last)
+        with training_normalization(model):
+            in_training = norm_outputs(model, images)
+        at_inference = norm_outputs(model, images)
+        sums += torch.stack([
+            torch.stack([squares(in_training[name] - at_inference[name]) for name in names]),
+            torch.stack([squares(at_inference[name]) for name in names]),
+        ])  # fmt: skip
+    if ranks > 1:
+        dist.all_reduce(sums)
+    distances = (sums[0] / sums[1].clamp_min(1e-30)).sqrt()
+    by_layer = {f"activation_distance/{name}": value for name, value in zip(names, distances.tolist(), strict=True)}
+    return {"activation_distance": distances.mean().item(), **by_layer}
+
+
+def squares(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.float64).square()
+
+
+def norm_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What every norm layer gives for some images, by name."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs[name] = output.clone()  # the activation that follows may be in place
+
+        return hook
+
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers_of(model).items()]
+    try:
+        model(images)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return outputs

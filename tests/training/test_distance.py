@@ -1,0 +1,103 @@
+"""The distance between training's and inference's activations, on models whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from batch_renorm.norm import BatchRenorm2d, StepStatistics, set_limits, training_normalization
+from batch_renorm.training.distance import activation_distances
+
+CPU = torch.device("cpu")
+
+
+class Images:
+    """A source of given images."""
+
+    def __init__(self, images):
+        self.all = images
+
+    def fetch(self, split, indices, draw):
+        assert (split, draw) == ("val", None)
+        return self.all[indices]
+
+    def images(self, fetched, device):
+        return torch.cat(fetched)
+
+
+@pytest.fixture
+def case():
+    """Two norm layers, groups of 4, mu and sigma that no batch has; 6 minibatches of 8."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        BatchRenorm2d(3, group_size=4), nn.ReLU(inplace=True), nn.Conv2d(3, 5, 3), BatchRenorm2d(5, group_size=4)
+    )
+    with torch.no_grad():
+        for norm in (model[0], model[3]):
+            norm.mu.normal_()
+            norm.sigma.uniform_(0.5, 2)
+    source = Images(torch.randn(48, 3, 6, 6) * 2 + 1)
+    return model.eval(), source, np.arange(48).reshape(6, 8)
+
+
+def by_batchnorm(model, source):
+    """Batchnorm's distances by torch's own layers: train mode against eval mode, group by group."""
+    mode = {True: [], False: []}
+    for training in mode:
+        for group in source.all.split(4):
+            x = group
+            outputs = []
+            for layer in model:
+                if isinstance(layer, BatchRenorm2d):
+                    other = nn.BatchNorm2d(layer.num_features, layer.eps).train(training)
+                    other.running_mean, other.running_var = layer.mu.clone(), layer.sigma**2 - layer.eps
+                    x = other(x)
+                    outputs.append(x)
+                else:
+                    x = layer(x.clone())
+            mode[training].append(outputs)
+    trained, inferred = ([torch.cat(parts) for parts in zip(*mode[t], strict=True)] for t in (True, False))
+    return [((t - i).norm() / i.norm()).item() for t, i in zip(trained, inferred, strict=True)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_batchnorm_is_as_far_as_torchs_own_layers_are(case, ranks, monkeypatch):
+    model, source, minibatches = case
+    set_limits(model, 1.0, 0.0)
+    expected = by_batchnorm(model, source)
+    parts = []
+    monkeypatch.setattr("torch.distributed.all_reduce", parts.append)
+    for rank in range(ranks):
+        found = activation_distances(model, source, minibatches, CPU, rank, ranks)
+    if ranks > 1:  # what the ranks would add up
+        differences, norms = sum(parts)
+        layers = (differences / norms).sqrt().tolist()
+    else:
+        assert list(found) == ["activation_distance", "activation_distance/0", "activation_distance/3"]
+        layers = [found["activation_distance/0"], found["activation_distance/3"]]
+        assert found["activation_distance"] == pytest.approx(np.mean(layers))
+    assert layers == pytest.approx(expected, rel=1e-4)
+
+
+def test_batch_renorm_without_bounds_computes_the_same_in_training_and_inference(case):
+    """The paper's point, section 3: with r and d the activations do not depend on the minibatch."""
+    model, source, minibatches = case
+    set_limits(model, 1e6, 1e6)
+    assert max(activation_distances(model, source, minibatches, CPU).values()) < 1e-6
+    set_limits(model, 1.1, 0.1)
+    assert activation_distances(model, source, minibatches, CPU)["activation_distance"] > 0.01
+
+
+def test_measuring_changes_nothing(case):
+    model, source, minibatches = case
+    statistics = StepStatistics(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hooks = [len(layer._forward_hooks) for layer in model.modules()]
+    activation_distances(model, source, minibatches, CPU)
+    with training_normalization(model):
+        model(source.all)
+    assert not any(layer.training for layer in model.modules())
+    assert hooks == [len(layer._forward_hooks) for layer in model.modules()]
+    statistics.update()  # nothing was added to the step's sums
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
