@@ -4,6 +4,7 @@ A *source* is a data set. Loader processes call its `fetch`, which returns whate
 on the CPU; the training process calls its `images`, which finishes the work on the device.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -110,6 +111,22 @@ class _Items:
         return iter(self.items)
 
 
+def outlive_signals(worker: int) -> None:
+    """A loader process's start: what asks the run to stop is the training process's to hear.
+
+    A terminal's Ctrl-C, or a cluster's signal, goes to every process of a run; a loader process that died of
+    it would take the run's last step with it. It ends with the training process, or at a second SIGTERM,
+    with which Python ends the processes that a program leaves.
+    """
+
+    def heard(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, heard)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def training_loader(
     dataset: TrainingPasses, start_step: int, steps: int, processes: int = 0, pin_memory: bool = False
 ) -> DataLoader[Pass]:
@@ -122,6 +139,7 @@ def training_loader(
         num_workers=processes,
         pin_memory=pin_memory,
         persistent_workers=processes > 0,
+        worker_init_fn=outlive_signals,
     )
 
 

@@ -51,7 +51,7 @@ class Record(Callback):
             torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
         )
         self.earlier = self.folder.record()["wall_seconds"]
-        self._write("running", trainer.global_step, ranks=trainer.world_size, **provenance(name))
+        self._write("running", trainer.global_step, reason=None, ranks=trainer.world_size, **provenance(name))
 
     @rank_zero_only
     def on_train_batch_end(
@@ -64,6 +64,8 @@ class Record(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == self.run.size.steps:
             self._write("finished", trainer.global_step)
+        elif self.run.training.stop.decided is not None:
+            self._write("stopped", trainer.global_step, reason=self.run.training.stop.decided.name)
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -60,7 +60,7 @@ def step_of(path: Path) -> int:
 
 
 class Checkpoints(Callback):
-    """Writes a checkpoint whenever the model has been evaluated, and keeps the last two."""
+    """Writes a checkpoint whenever the model has been evaluated or the run is to stop, and keeps the last two."""
 
     def __init__(self, folder: Path, evaluation: Evaluation) -> None:
         self.folder, self.evaluation = folder, evaluation
@@ -68,11 +68,12 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pass, batch_idx: int
     ) -> None:
-        step = batch.step + 1
-        if not batch.last or not self.evaluation.due(step, trainer.max_steps):
+        step, stop = batch.step + 1, pl_module.stop.decided is not None  # type: ignore[union-attr]
+        if not batch.last or not (stop or self.evaluation.due(step, trainer.max_steps)):
             return
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step{step:08d}.ckpt")
         remove_old(self.folder)
+        trainer.should_stop = stop
 
 
 @rank_zero_only

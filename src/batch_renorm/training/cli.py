@@ -12,7 +12,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from batch_renorm.training.errors import NotFiniteError
+from batch_renorm.training.errors import NotFiniteError, Stopped
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -52,6 +52,8 @@ def explained() -> Iterator[None]:
         exit_with(composition(error))
     except (ValueError, NotFiniteError) as error:
         exit_with(str(error))
+    except Stopped as stopped:
+        raise SystemExit(stopped.status) from None
 
 
 def exit_with(message: str) -> None:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from batch_renorm.data.loaders import EvaluationImages, Source, in_batches, share
+from batch_renorm.data.loaders import EvaluationImages, Source, in_batches, outlive_signals, share
 from batch_renorm.data.minibatches import EVALUATION, generator, paired_minibatches
 from batch_renorm.norm import batch_statistics, training_normalization
 
@@ -91,7 +91,9 @@ def count_correct(
     model: nn.Module, source: Source, split: str, batches: list[np.ndarray], device: torch.device, processes: int
 ) -> Tensor:
     """(images, right at first guess, right within five), int64 on the device."""
-    loader = DataLoader(EvaluationImages(source, split, batches), batch_size=None, num_workers=processes)
+    loader = DataLoader(
+        EvaluationImages(source, split, batches), batch_size=None, num_workers=processes, worker_init_fn=outlive_signals
+    )
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     for fetched, labels in loader:
         labels = labels.to(device)

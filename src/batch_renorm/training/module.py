@@ -21,6 +21,7 @@ from batch_renorm.norm import StepStatistics, set_limits
 from batch_renorm.training.averaging import inference_model
 from batch_renorm.training.errors import NotFiniteError
 from batch_renorm.training.optimizer import Optimization
+from batch_renorm.training.signals import Stop
 
 
 class Training(LightningModule):
@@ -57,6 +58,7 @@ class Training(LightningModule):
         self.average = inference_model(model, average_decay)
         self.statistics = StepStatistics(model)
         self.latest: dict[str, float] = {}
+        self.stop = Stop()
         self._loss_sum: Tensor | None = None
         self._clock = (0, time.perf_counter())
 
@@ -125,8 +127,11 @@ class Training(LightningModule):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip_norm, foreach=True)
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
-        loss = self.statistics.update(extra=self._loss_sum)
-        assert loss is not None
+        assert self._loss_sum is not None
+        summed = self.statistics.update(extra=torch.cat([self._loss_sum, self.stop.ballot(self.device)]))
+        assert summed is not None
+        loss, votes = summed.split([1, 2])
+        self.stop.decide(votes if self.trainer.world_size > 1 else None)
         self._loss_sum = None
         self.average.update_parameters(self.model)
         recorded = self._recorded(step + 1)

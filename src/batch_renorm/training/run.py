@@ -20,7 +20,9 @@ from batch_renorm.training import checkpoints, curve
 from batch_renorm.training.build import Config, Run, build
 from batch_renorm.training.callbacks import Evaluate, Record
 from batch_renorm.training.folder import Folder, prepare
+from batch_renorm.training.errors import Stopped
 from batch_renorm.training.progress import Progress
+from batch_renorm.training.signals import Stop, take_signals_from
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -29,13 +31,21 @@ def train(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: a bad option, an unwritable folder, a folder with another run; one clear line.
         NotFiniteError: the loss or gradient is not finite; the last checkpoint is kept.
+        Stopped: a signal asked for it; the last checkpoint is that of the step it stopped after.
     """
+    stop = Stop()
+    with stop.listening():
+        return start_or_resume(config, stop)
+
+
+def start_or_resume(config: DictConfig, stop: Stop) -> dict[str, Any]:
     settings: Config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     fresh, folder = settings.pop("fresh"), Folder(Path(settings["folder"]))
     if settings["trainer"]["threads"]:
         torch.set_num_threads(settings["trainer"]["threads"])
     hush()
     run = build(settings)
+    run.training.stop, stop.talkative = stop, first_process()
     if first_process():
         prepare(folder, settings, fresh)
     if folder.record().get("state") == "finished":
@@ -48,6 +58,10 @@ def train(config: DictConfig) -> dict[str, Any]:
     say(opening(run, folder, step))
     rewind(folder, step)
     fit(run, folder, checkpoint)
+    if stop.decided and folder.record()["state"] != "finished":
+        stopped = Stopped(stop.decided, folder.record()["step"], run.size.steps)
+        say(f"\n{stopped}")
+        raise stopped
     say("\n" + summary(folder))
     return folder.record()
 
@@ -103,6 +117,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None) -> None:
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+    take_signals_from(trainer)
     trainer.fit(run.training, datamodule=Data(run), ckpt_path=checkpoint, weights_only=True)
 
 
