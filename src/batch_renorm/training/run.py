@@ -19,8 +19,8 @@ from batch_renorm.data.loaders import Pass, training_loader
 from batch_renorm.training import checkpoints, curve
 from batch_renorm.training.build import Config, Run, build
 from batch_renorm.training.callbacks import Evaluate, Record
-from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.errors import Stopped
+from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.progress import Progress
 from batch_renorm.training.signals import Stop, take_signals_from
 
