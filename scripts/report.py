@@ -1,20 +1,23 @@
-"""Ours against the paper: figures, tables and verdicts from run folders.
+"""Ours against the paper: figures, tables, verdicts and one page to explore, from run folders.
 
-    python scripts/report.py             all runs under runs/, or under results/runs/ where there are none
-    python scripts/report.py --show      the tables in the terminal; writes nothing
-    python scripts/report.py --keep      also copies the finished runs' small files to results/runs/
+    python scripts/report.py             all runs under runs/, or under results/runs/ where there are none, to report/
+    python scripts/report.py --show      the curves and tables in the terminal; writes nothing
+    python scripts/report.py --runs runs results/runs     yours over the recorded ones
+    python scripts/report.py --runs runs --out results --keep --no-page   what this repository's results/ are made with
 
-Writes <out>/figures/<scale>/*.png and *.svg, <out>/<scale>.md, <out>/<scale>.csv and <out>/<scale>-claims.csv. Reads
-unfinished runs too and says what is missing.
+Writes <out>/<scale>.html (one file, no network), <out>/<scale>.md, <out>/<scale>*.csv and
+<out>/figures/<scale>/*.png and *.svg. Reads unfinished runs too, marks them, and says what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from pathlib import Path
 
-from batch_renorm.reporting import compare, figures, paper, runs, tables
+from batch_renorm.reporting import compare, paper, runs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,11 +27,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="where run folders are; of a run found twice, the first",
+        help="where run folders are; of a run found twice, the first (default: runs, else results/runs)",
     )
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     parser.add_argument("--scale", help="one scale only (default: every scale that has runs)")
-    parser.add_argument("--show", action="store_true", help="print the tables, write nothing")
+    parser.add_argument(
+        "--reach",
+        type=float,
+        nargs="+",
+        default=(),
+        metavar="PERCENT",
+        help="count the steps to these accuracies (default: shares of the baseline's best)",
+    )
+    parser.add_argument("--show", action="store_true", help="print curves and tables, write nothing")
+    parser.add_argument("--no-page", action="store_true", help="leave out the page, which is 5 MB")
     parser.add_argument("--keep", action="store_true", help="copy finished runs' small files to <out>/runs")
     return parser.parse_args(arguments)
 
@@ -38,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     roots = options.runs or [Path("runs")]
     found, problems = runs.find_runs(roots)
     if not found and not options.runs:
-        roots = [options.out / "runs"]
+        roots = [Path("results/runs")]
         found, more = runs.find_runs(roots)
         problems += more
     for problem in problems:
@@ -52,26 +64,45 @@ def main(arguments: list[str] | None = None) -> int:
 
     published = paper.load()
     for scale in scales:
-        comparison = compare.compare(found, published, scale)
+        own = [run for run in found if run.scale == scale]
+        comparison = compare.compare(own, published, scale, accuracies=options.reach)
         if options.show:
-            tables.show(comparison, found)
-            continue
-        options.out.mkdir(parents=True, exist_ok=True)
-        if options.keep:
-            for run in found:
-                if run.scale == scale and run.finished:
-                    runs.keep(run, options.out / "runs")
-        page = options.out / f"{scale}.md"
-        page.write_text(tables.markdown(comparison, f"python scripts/report.py --scale {scale}"))
-        tables.write_csv(comparison, options.out / f"{scale}.csv")
-        tables.write_claims_csv(comparison, options.out / f"{scale}-claims.csv")
-        figures.draw_all(found, published, scale, options.out / "figures" / scale)
-        print(f"{scale}: wrote {page} and {options.out / 'figures' / scale}/")
-        for command in comparison.missing:
-            print(f"  missing: {command}")
-        for note in comparison.notes:
-            print(f"  {note}")
+            from batch_renorm.reporting import terminal
+
+            terminal.show(comparison, own, published)
+        else:
+            command = shlex.join(["python", "scripts/report.py", *(sys.argv[1:] if arguments is None else arguments)])
+            write(comparison, own, published, options, command)
     return 0
+
+
+def write(
+    c: compare.Comparison, own: list[runs.Run], published: paper.Published, options: argparse.Namespace, command: str
+) -> None:
+    from batch_renorm.reporting import csv_files, figures, markdown, page
+
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    if options.keep:
+        for run in own:
+            if run.finished:
+                runs.keep(run, out / "runs")
+    drawn = figures.draw_all(own, published, c.scale, out / "figures" / c.scale)
+    way = Path(os.path.relpath(paper.paper_folder(), out)).as_posix() + "/"
+    text = markdown.markdown(c, command, way, any(path.stem == "activations" for path in drawn))
+    (out / f"{c.scale}.md").write_text(text)
+    csv_files.write_csv(c, out / f"{c.scale}.csv")
+    csv_files.write_claims_csv(c, out / f"{c.scale}-claims.csv")
+    csv_files.write_checks_csv(c, out / f"{c.scale}-checks.csv")
+    written = [f"{c.scale}.md", f"figures/{c.scale}/"]
+    if not options.no_page:
+        (out / f"{c.scale}.html").write_text(page.page(c, own, published, command, out), encoding="utf-8")
+        written.insert(0, f"{c.scale}.html")
+    print(f"{c.scale}: wrote {', '.join(str(out / name) for name in written)}")
+    for line in c.missing:
+        print(f"  missing: {line}")
+    for note in c.notes:
+        print(f"  {note}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ LIBRARIES = {  # where each may be known
     "omegaconf": {"training"},
     "timm": {"models", "training", "norm"},  # in norm: only where a timm layer is made again
     "torch": {"norm", "data", "models", "training"},
+    "wandb_workspaces": {"reporting"},
+    "plotly": {"reporting"},
+    "plotext": {"reporting"},
     "matplotlib": {"data", "reporting"},  # in data: for the fonts that it ships
 }
 

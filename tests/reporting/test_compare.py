@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from batch_renorm.reporting import compare, paper
-from batch_renorm.reporting.compare import T975, Sample, steps_to_reach
+from batch_renorm.reporting.compare import steps_to_reach
 from batch_renorm.reporting.runs import find_runs
+from batch_renorm.reporting.samples import T975, Sample
 
 VAL = paper.VAL
 

@@ -1,10 +1,13 @@
 """What is drawn is what was read: the drawing's own lines and texts are checked, not its pixels."""
 
+import colorsys
+import itertools
+
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
-from batch_renorm.reporting import figures, paper
+from batch_renorm.reporting import activations, figures, looks, paper, summary
 from batch_renorm.reporting.compare import mean_curve
 from batch_renorm.reporting.runs import find_runs
 
@@ -47,8 +50,8 @@ def test_ours_over_theirs_on_imagenet(fill, published):
     [axes] = drawing.axes
     assert axes.get_ylim() == (30, 80)
     assert axes.get_xlim() == (0, 140_000)
-    styles = [line.get_linestyle() for line in axes.lines]
-    assert styles == ["--"] * 5 + ["-"] * 5
+    assert [line.get_linestyle() for line in axes.lines] == ["-"] * 10
+    assert [line.get_marker() for line in axes.lines[:5]] == ["None"] * 5
     assert min(line.get_linewidth() for line in axes.lines[5:]) > max(line.get_linewidth() for line in axes.lines[:5])
 
 
@@ -74,11 +77,12 @@ def test_unfinished_seeds_are_drawn_apart_from_the_mean(fill, published):
     drawing, _ = draw(root, published)
     mean, unfinished, ring = drawing.axes[1].lines
     assert mean.get_xdata()[-1] == 3000
-    assert unfinished.get_linestyle() != "-"
+    assert unfinished.get_alpha() < 1
+    assert unfinished.get_linewidth() < mean.get_linewidth()
     assert unfinished.get_xdata()[-1] == 1200
     assert ring.get_marker() == "o"
     assert list(ring.get_xdata()) == [1200]
-    assert "dotted, to a ring: unfinished" in texts(drawing)
+    assert "faint, to a ring: unfinished" in texts(drawing)
 
 
 def test_only_unfinished_runs_give_a_number_so_far(write, published, tmp_path):
@@ -96,7 +100,7 @@ def test_a_figure_without_runs_says_so(write, published, tmp_path):
 def test_the_summary_has_a_dot_for_each_seed(fill, published):
     root = fill(experiments=["iid_batchnorm", "noniid_batchnorm", "noniid_renorm"])
     runs = find_runs([root])[0]
-    drawing = figures.draw_summary(runs, published, "glyphs")
+    drawing = summary.draw_summary(runs, published, "glyphs")
     theirs, ours = (
         {y: x for line in axes.lines if line.get_marker() == "o" for x, y in [(line.get_xdata(), line.get_ydata()[0])]}
         for axes in drawing.axes
@@ -110,18 +114,87 @@ def test_the_summary_has_a_dot_for_each_seed(fill, published):
 
 def test_a_point_is_as_long_in_both_panels_of_the_summary(fill, published):
     runs = find_runs([fill(top=0.5)])[0]
-    theirs, ours = (axes.get_xlim() for axes in figures.draw_summary(runs, published, "glyphs").axes)
+    theirs, ours = (axes.get_xlim() for axes in summary.draw_summary(runs, published, "glyphs").axes)
     assert theirs[1] - theirs[0] == pytest.approx(ours[1] - ours[0])
     baseline = np.mean([run.best("val_top1") for run in runs if run.experiment == "iid_batchnorm"])
     assert 78.3 - theirs[0] == pytest.approx(baseline - ours[0])
 
 
-def test_one_hue_for_batch_renorm_and_no_hue_twice_in_a_figure():
-    renorm = {hue for (experiment, _), hue in figures.HUES.items() if experiment.endswith("_renorm")}
-    assert len(renorm) == 1
+def hue(colour):
+    """Degrees on the colour circle."""
+    return 360 * colorsys.rgb_to_hsv(*to_rgb(colour))[0]
+
+
+def test_one_hue_for_each_norm_on_light_and_dark_pages():
+    every = [*paper.SERIES, *paper.OWN_SERIES]
+    for side in ("light", "dark"):
+        renorm = {hue(getattr(looks.look(s), side)) for s in every if looks.is_renorm(s[0])}
+        batchnorm = {hue(getattr(looks.look(s), side)) for s in every if not looks.is_renorm(s[0])}
+        assert all(195 < h < 215 for h in renorm), renorm
+        assert all(18 < h < 35 for h in batchnorm), batchnorm
+
+
+def test_no_look_twice_in_a_figure():
     for figure in paper.FIGURES.values():
-        hues = [figures.HUES[series] for series in figure.lines]
-        assert len(set(hues)) == len(hues)
+        drawn = [looks.look(series) for series in figure.lines]
+        assert len(set(drawn)) == len(drawn)
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB.
+DEFICIENCIES = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(colour, matrix):
+    """CIE L*a*b* (D65) of a colour as someone with that deficiency sees it."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(matrix @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_colour_blind_readers_tell_the_norms_apart(deficiency):
+    """25 is about ten times a just noticeable difference."""
+    matrix = np.array(DEFICIENCIES[deficiency])
+    for side in ("light", "dark"):
+        for figure in paper.FIGURES.values():
+            tones = {s: lab(getattr(looks.look(s), side), matrix) for s in figure.lines}
+            for a, b in itertools.combinations(tones, 2):
+                if looks.is_renorm(a[0]) != looks.is_renorm(b[0]):
+                    assert np.linalg.norm(tones[a] - tones[b]) > 25, (a, b)
+
+
+def measured(write, root, experiment, level, **run):
+    """A run whose activation distance grows with depth and falls with steps."""
+    layers = ("stem.1", "blocks.10.1", "blocks.2.1")  # the network's order, which is not the alphabet's
+    curves = {"val_top1": [(s, 50.0) for s in (100, 200, 300)]}
+    for i, layer in enumerate(layers):
+        curves[f"activation_distance/{layer}"] = [(s, level * (i + 1) * 100 / s) for s in (100, 200, 300)]
+    curves["activation_distance"] = [(s, level * 2 * 100 / s) for s in (100, 200, 300)]
+    write(root, experiment, 0, curves, steps=300, **run)
+
+
+def test_activations_over_depth_and_steps(write, tmp_path):
+    measured(write, tmp_path, "noniid_batchnorm", 0.3)
+    measured(write, tmp_path, "noniid_renorm", 0.03)
+    drawing = activations.draw_activations(find_runs([tmp_path])[0])
+    over, through, *_ = drawing.axes
+    np.testing.assert_allclose(over.lines[0].get_ydata(), [0.6, 0.3, 0.2])
+    np.testing.assert_allclose(through.lines[0].get_ydata(), [0.1, 0.2, 0.3], rtol=1e-6)
+    maps = [axes.collections[0].get_array() for axes in drawing.axes if axes.collections and axes.get_title()]
+    np.testing.assert_allclose(np.asarray(maps[0]), 0.3 * np.outer([1, 2, 3], [1, 1 / 2, 1 / 3]), rtol=1e-5)
+    assert texts(drawing).count("not measured") == 5
+
+
+def test_without_activations_there_is_no_such_drawing(write, tmp_path):
+    write(tmp_path, "iid_renorm", 0, {"val_top1": [(100, 41.0)]})
+    assert activations.draw_activations(find_runs([tmp_path])[0]) is None
 
 
 def test_files_are_written_and_redrawn_alike(fill, published, tmp_path):

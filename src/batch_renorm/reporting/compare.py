@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
+from typing import Protocol
 
 import numpy as np
 
+from batch_renorm.reporting.checks import Check, checks
 from batch_renorm.reporting.paper import (
     BASELINE,
+    BATCH_STATISTICS,
     CLAIMS,
     EXPERIMENTS,
+    OWN_SERIES,
     SERIES,
     Claim,
     Curve,
@@ -27,6 +30,7 @@ from batch_renorm.reporting.paper import (
     Series,
 )
 from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.samples import Sample
 
 HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"
 FAILS, FAILS_UNSURE = "does not hold", "does not hold, not sure"
@@ -35,45 +39,6 @@ NOT_RUN = "not run"
 # Shares of the baseline's best accuracy. A share means the same on any data set; the paper's curves start too
 # high (30%) for smaller ones.
 SHARES = (0.80, 0.90, 0.95, 0.98)
-
-# The 97.5% quantile of Student's t for 1, 2, ... 30 degrees of freedom. Above 30 the last is kept: a little wide.
-T975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One number per seed."""
-
-    values: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        return fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """The sample's (n - 1) standard deviation; one seed has none."""
-        return stdev(self.values) if self.n > 1 else None
-
-    @property
-    def range(self) -> tuple[float, float]:
-        return min(self.values), max(self.values)
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The mean's two-sided 95% t-interval; one seed has none."""
-        if self.std is None:
-            return None
-        half = T975[min(self.n - 1, len(T975)) - 1] * self.std / sqrt(self.n)
-        return self.mean - half, self.mean + half
 
 
 def steps_to_reach(curve: Curve, accuracy: float) -> float | None:
@@ -121,34 +86,56 @@ class ClaimResult:
 
 
 @dataclass(frozen=True)
+class CheckResult:
+    check: Check
+    values: Sample | None
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     scale: str
     rows: tuple[Row, ...]
     claims: tuple[ClaimResult, ...]
-    thresholds: tuple[float, ...]  # percent, one for each of SHARES; empty without a finished baseline
+    checks: tuple[CheckResult, ...]
+    thresholds: tuple[float, ...]  # percent; empty without a finished baseline
     published_thresholds: tuple[float, ...]
+    shares: tuple[float, ...]  # of the baseline's best, one for each threshold; empty where accuracies were given
     missing: tuple[str, ...]  # commands that make what is missing
     notes: tuple[str, ...] = field(default=())
 
 
-def compare(runs: Sequence[Run], published: Published, scale: str, notes: Sequence[str] = ()) -> Comparison:
+def compare(
+    runs: Sequence[Run],
+    published: Published,
+    scale: str,
+    notes: Sequence[str] = (),
+    accuracies: Sequence[float] = (),
+) -> Comparison:
+    """`accuracies`, in percent, are those that steps are counted to; by default SHARES of each own baseline."""
     runs = [run for run in runs if run.scale == scale]
-    on_imagenet = scale == "imagenet"
     baseline = published.number(BASELINE)
-    published_thresholds = tuple(s * baseline.top1 for s in SHARES) if baseline else ()
-    ours = values_by_seed(runs, BASELINE, "best")
-    if on_imagenet:
-        thresholds = published_thresholds
+    theirs = tuple(accuracies) or tuple(s * baseline.top1 for s in SHARES if baseline)
+    own = values_by_seed(runs, BASELINE, "best")
+    if scale == "imagenet" or accuracies:
+        ours = theirs
     else:
-        thresholds = tuple(share * fmean(ours.values()) for share in SHARES) if ours else ()
+        ours = tuple(share * fmean(own.values()) for share in SHARES) if own else ()
+    series = []
+    for name in SERIES:  # our own curves below the paper's of the same experiment, once a run has them
+        series.append(name)
+        if name == ("noniid_batchnorm", BATCH_STATISTICS):
+            series += [(e, m) for e, m in OWN_SERIES if any(r.experiment == e and m in r.curve for r in runs)]
     return Comparison(
         scale,
-        tuple(_row(runs, published, s, thresholds, published_thresholds, on_imagenet) for s in SERIES),
+        tuple(_row(runs, published, s, ours, theirs, scale == "imagenet") for s in series),
         tuple(check(claim, runs, published) for claim in CLAIMS),
-        thresholds,
-        published_thresholds,
+        tuple(_checked(c, runs) for c in checks(published)),
+        ours,
+        theirs,
+        () if accuracies else SHARES,
         tuple(missing_commands(runs, scale)),
-        (*notes, *unequal_lengths(runs)),
+        (*notes, *unequal_lengths(runs), *other_compositions(runs)),
     )
 
 
@@ -171,12 +158,25 @@ def check(claim: Claim, runs: Sequence[Run], published: Published) -> ClaimResul
     return ClaimResult(claim, published.difference(claim.left, claim.right), final, best, verdict(claim, final))
 
 
-def verdict(claim: Claim, difference: Sample | None) -> str:
+class Statement(Protocol):
+    """What a number is held against."""
+
+    def range(self) -> tuple[float, float]: ...
+
+    def agrees(self, value: float, /) -> bool: ...
+
+
+def _checked(check: Check, runs: Sequence[Run]) -> CheckResult:
+    values = _sample(check.by_seed(runs).values())
+    return CheckResult(check, values, verdict(check, values))
+
+
+def verdict(claim: Statement, values: Sample | None) -> str:
     """Decided by the mean; sure if the whole interval says the same, which takes two seeds at least."""
-    if difference is None:
+    if values is None:
         return NOT_RUN
-    interval = difference.interval
-    if claim.agrees(difference.mean):
+    interval = values.interval
+    if claim.agrees(values.mean):
         return HOLDS if interval and all(map(claim.agrees, interval)) else HOLDS_UNSURE
     low, high = claim.range()
     return FAILS if interval and (interval[1] < low or interval[0] > high) else FAILS_UNSURE
@@ -213,6 +213,21 @@ def unequal_lengths(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def other_compositions(runs: Sequence[Run]) -> list[str]:
+    """The paper evaluates with batch statistics on minibatches of 25 labels x 2."""
+    found = {
+        (e["labels_per_minibatch"], e["images_per_label"])
+        for run in runs
+        if isinstance(e := run.config.get("evaluation"), dict)
+        and {"labels_per_minibatch", "images_per_label"} <= set(e)
+    }
+    return [
+        f"evaluated with batch statistics of {labels} labels x {images} images, where the paper has 25 x 2"
+        for labels, images in sorted(found)
+        if (labels, images) != (25, 2)
+    ]
+
+
 def mean_curve(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """steps, mean, least, largest over the runs, on all steps that lie within every one of them."""
     curves = [run.curve[metric] for run in runs if metric in run.curve]
@@ -242,7 +257,7 @@ def _row(
     walls = [run.info["wall_seconds"] for run in finished if run.info.get("wall_seconds")]
     return Row(
         series,
-        SERIES[series],
+        (SERIES | OWN_SERIES)[series],
         tuple(sorted(run.seed for run in finished)),
         tuple(run for run in ours if not run.finished),
         final,
@@ -252,7 +267,10 @@ def _row(
         None if series == BASELINE else paired(runs, series, BASELINE, "best"),
         None if series == BASELINE else published.difference(series, BASELINE),
         tuple(tuple(s for s in steps if s is not None) for steps in reached),
-        tuple(steps_to_reach(published.curves[series], t) for t in published_thresholds),
+        tuple(
+            steps_to_reach(published.curves[series], t) if series in published.curves else None
+            for t in published_thresholds
+        ),
         fmean(walls) / 60 if walls else None,
     )
 

@@ -49,6 +49,22 @@ class Run:
         """The last value: chosen by the clock, never by its accuracy."""
         return float(self.curve[metric][1][-1]) if metric in self.curve else None
 
+    def layers(self, metric: str) -> dict[str, Curve]:
+        """The curves named `<metric>/<layer>`, by layer, in the order of the file, which is the network's."""
+        return {name.removeprefix(f"{metric}/"): c for name, c in self.curve.items() if name.startswith(f"{metric}/")}
+
+    def training_seconds(self) -> Curve | None:
+        """Steps, and the seconds of training until each, from images_per_second: evaluations are left out.
+
+        None where the run has not recorded its speed or not said how many images a step has.
+        """
+        try:
+            images = self.config["size"]["workers"] * self.config["minibatch"]["size"]
+            steps, speed = self.curve["images_per_second"]
+        except (KeyError, TypeError):
+            return None
+        return steps, np.cumsum(np.diff(steps, prepend=0) * images / speed)
+
     def best(self, metric: str) -> float | None:
         return float(self.curve[metric][1].max()) if metric in self.curve else None
 

@@ -1,18 +1,22 @@
-"""A comparison as Markdown, as CSV and in the terminal."""
+"""What the report says in tables: their cells, as text, for Markdown, the page and the terminal alike."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
-
-from batch_renorm.reporting.compare import SHARES, ClaimResult, Comparison, Row, Sample, mean_curve
-from batch_renorm.reporting.paper import FIGURES, VAL, Claim, Series
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.compare import CheckResult, Comparison, Row
+from batch_renorm.reporting.paper import VAL, Claim, Series
+from batch_renorm.reporting.samples import Sample
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    text: str  # how to read it
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def accuracy(sample: Sample | None) -> str:
@@ -22,9 +26,9 @@ def accuracy(sample: Sample | None) -> str:
     return f"{sample.mean:.1f}" + (f" ± {sample.std:.1f}" if sample.std is not None else "")
 
 
-def points(value: float | None) -> str:
+def points(value: float | None, digits: int = 1) -> str:
     # + 0.0 turns a rounded -0.0 into 0.0.
-    return NONE if value is None else f"{round(value, 1) + 0.0:+.1f}".replace("-", MINUS)
+    return NONE if value is None else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", MINUS)
 
 
 def difference(sample: Sample | None) -> str:
@@ -37,7 +41,7 @@ def difference(sample: Sample | None) -> str:
 
 
 def steps(value: float) -> str:
-    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:.0f}"
+    return f"{value / 1000:.1f}k".replace(".0k", "k") if value >= 10_000 else f"{value:.0f}"
 
 
 def needed(claim: Claim) -> str:
@@ -49,7 +53,7 @@ def needed(claim: Claim) -> str:
 
     sides = f"{name(claim.left)} {MINUS} {name(claim.right)}"
     if claim.relation == "=":
-        return f"\\|{sides}\\| ≤ {claim.margin:g}"
+        return f"|{sides}| ≤ {claim.margin:g}"
     low = f"{claim.range()[0] + 0.0:g}".replace("-", MINUS) if claim.margin else "0"
     return f"{sides} {'≥' if claim.relation == '>=' else '>'} {low}"
 
@@ -60,7 +64,7 @@ def _seeds(row: Row) -> str:
     return "; ".join(parts) or NONE
 
 
-def _final(row: Row) -> str:
+def final(row: Row) -> str:
     """The finished seeds' mean; before there is one, where the others stand."""
     if row.final or not row.unfinished:
         return accuracy(row.final)
@@ -68,7 +72,7 @@ def _final(row: Row) -> str:
     return f"({Sample(tuple(now)).mean:.1f} so far)" if now else NONE
 
 
-def _reach(row: Row, i: int) -> tuple[str, str]:
+def reach(row: Row, i: int) -> tuple[str, str]:
     """Steps to reach the i-th threshold: ours, the paper's."""
     ours = NONE
     if row.reach and row.seeds:
@@ -80,222 +84,113 @@ def _reach(row: Row, i: int) -> tuple[str, str]:
     return ours, "never" if theirs is None else steps(theirs)
 
 
-def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    rule = [":--" if i == 0 else "--:" for i in range(len(head))]
-    return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
+def measured(result: CheckResult) -> str:
+    """Mean and 95% interval of a check's values, in its unit."""
+    if result.values is None:
+        return NONE
+    digits, unit = (3, "") if not result.check.unit else (1, result.check.unit)
+    mean, interval = result.values.mean, result.values.interval
+    if unit == "%":  # a fraction: its least and largest seed, as an interval would go below zero
+        low, high = result.values.range
+        digits = 2 if mean < 1 else 1
+        return f"{mean:.{digits}f}%" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low < high else "")
+    return points(mean, digits) + (
+        f" ({points(interval[0], digits)} to {points(interval[1], digits)})" if interval else ""
+    )
 
 
-def markdown(c: Comparison, command: str) -> str:
+def accuracy_table(c: Comparison) -> Table:
     on_imagenet = c.scale == "imagenet"
-    figures = f"figures/{c.scale}"
     head = ["", "seeds", "final", "range", "best", "paper"] + ["gap"] * on_imagenet
     head += ["to baseline: ours", "to baseline: paper", "minutes a run"]
-    table = []
+    rows = []
     for row in c.rows:
         spread = f"{row.final.range[0]:.1f} to {row.final.range[1]:.1f}" if row.final else NONE
-        cells = [row.label, _seeds(row), _final(row), spread, accuracy(row.best)]
+        cells = [row.label, _seeds(row), final(row), spread, accuracy(row.best)]
         cells += [f"{row.published:.1f}" if row.published else NONE] + [points(row.gap)] * on_imagenet
         cells += [difference(row.to_baseline), points(row.published_to_baseline)]
-        table.append([*cells, f"{row.minutes:.1f}" if row.minutes else NONE])
+        rows.append((*cells, f"{row.minutes:.1f}" if row.minutes else NONE))
     data = (
         "The same data set as the paper's: *gap* is best minus published, in points."
         if on_imagenet
         else "Another data set than the paper's ImageNet: compare *to baseline* and the shapes of the curves, "
         "not the accuracies themselves."
     )
-    values = (
+    text = (
         "Top-1 in percent of the inference model. *final* is the last evaluation, *best* the best one: mean ± "
         "standard deviation over the finished seeds. The paper prints best values. *to baseline* is the difference "
         f"of *best* to batchnorm on i.i.d. minibatches, seed by seed, with its mean's 95% t-interval. {data}"
     )
-    verdicts = (
+    return Table("Accuracy", text, tuple(head), tuple(rows))
+
+
+def ordering_table(c: Comparison) -> Table:
+    rows = [
+        (
+            r.claim.text,
+            needed(r.claim),
+            points(r.published),
+            difference(r.final),
+            points(r.best.mean) if r.best else NONE,
+            str(r.final.n if r.final else 0),
+            r.verdict,
+        )
+        for r in c.claims
+    ]
+    text = (
         "Each is decided by the mean difference of *final* over the seeds that both sides have. *holds*: the whole "
         "95% t-interval agrees (two-sided, paired by seed); *holds, not sure*: the mean does, the interval does "
         "not, or there is one seed only; *does not hold* likewise. *paper* and *of best* give the "
         "same difference of best values."
     )
-    text = [
-        f"<!-- Generated by `{command}`. Do not edit. -->",
-        f"# Batch Renormalization, scale `{c.scale}`, against the paper",
-        "",
-        f"Generated by `{command}` from the run folders; the paper's numbers are in [paper/](paper/).",
-        "",
-        f"![Final accuracy of the seven experiments, the paper's and ours]({figures}/summary.png)",
-        "",
-        "## Accuracy",
-        "",
-        values,
-        "",
-        *_grid(head, table),
-        "",
-        "## The paper's orderings",
-        "",
-        verdicts,
-        "",
-        *_grid(
-            ["claim", "needed", "paper", "ours (95% interval)", "of best", "seeds", "verdict"],
-            [
-                (
-                    r.claim.text,
-                    needed(r.claim),
-                    points(r.published),
-                    difference(r.final),
-                    points(r.best.mean) if r.best else NONE,
-                    str(r.final.n if r.final else 0),
-                    f"**{r.verdict}**",
-                )
-                for r in c.claims
-            ],
-        ),
-        "",
-        "## Steps to an accuracy",
-        "",
-        "ours / paper: steps until the curve first reaches a share of the baseline's best accuracy"
-        + (" (the paper's baseline for both)" if on_imagenet else " (each its own baseline)")
-        + ", mean over the seeds that do. *never*: not within the curve.",
-        "",
-        *_grid(
-            ["", *_thresholds(c)],
-            [[row.label, *(" / ".join(_reach(row, i)) for i in range(len(SHARES)))] for row in c.rows],
-        ),
-        "",
-        "## Curves",
-        "",
-        *(f"![{figure.title}]({figures}/{name}.png)" for name, figure in FIGURES.items()),
+    head = ("claim", "needed", "paper", "ours (95% interval)", "of best", "seeds", "verdict")
+    return Table("The paper's orderings", text, head, tuple(rows))
+
+
+def check_table(c: Comparison) -> Table:
+    rows = [
+        (
+            r.check.text,
+            r.check.needed,
+            r.check.published or NONE,
+            measured(r),
+            str(r.values.n if r.values else 0),
+            r.verdict,
+        )
+        for r in c.checks
     ]
-    if c.notes:
-        text += ["", "## Beware", "", *(f"- {note}" for note in c.notes)]
-    if c.missing:
-        text += ["", "## Missing", "", "These commands complete the table:", "", "```", *c.missing, "```"]
-    return "\n".join(text) + "\n"
+    text = (
+        "Decided as above. Fractions are means over the last tenth of the steps, with the least and largest seed; the "
+        'paper says "a small fraction" of the r, which we take as 10% at most, and none of the d. A fall is from a '
+        "curve's best value to its last. *activation distance*: relative L2 distance between a norm layer's output "
+        "in training mode and at inference on the same validation images, mean over layers, at the end; the paper "
+        "argues with it and gives no number."
+    )
+    head = ("claim", "needed", "paper", "ours", "seeds", "verdict")
+    return Table("Smaller claims", text, head, tuple(rows))
+
+
+def reach_table(c: Comparison) -> Table:
+    text = "ours / paper: steps until the curve first reaches "
+    if c.shares:
+        text += "a share of the baseline's best accuracy"
+        text += " (the paper's baseline for both)" if c.scale == "imagenet" else " (each its own baseline)"
+    else:
+        text += "an accuracy, in percent"
+    text += ", mean over the seeds that do. *never*: not within the curve."
+    rows = [(row.label, *(" / ".join(reach(row, i)) for i in range(len(c.published_thresholds)))) for row in c.rows]
+    return Table("Steps to an accuracy", text, ("", *_thresholds(c)), tuple(rows))
+
+
+def tables(c: Comparison) -> list[Table]:
+    return [accuracy_table(c), ordering_table(c), check_table(c), reach_table(c)]
 
 
 def _thresholds(c: Comparison) -> list[str]:
-    ours = c.thresholds or (None,) * len(SHARES)
+    if not c.shares:
+        return [f"{value:g}%" for value in c.published_thresholds]
+    ours = c.thresholds or (None,) * len(c.shares)
     return [
         f"{share:.0%}: {f'{own:.1f}' if own else NONE} / {theirs:.1f}"
-        for share, own, theirs in zip(SHARES, ours, c.published_thresholds, strict=True)
+        for share, own, theirs in zip(c.shares, ours, c.published_thresholds, strict=True)
     ]
-
-
-def write_csv(c: Comparison, path: Path) -> None:
-    """The table as numbers: percent, points, steps, minutes; empty where there is none."""
-
-    def spread(name: str, s: Sample | None) -> dict[str, object]:
-        low, high = s.range if s else (None, None)
-        return {
-            f"{name}_mean": _number(s.mean if s else None),
-            f"{name}_std": _number(s.std if s else None),
-            f"{name}_min": _number(low),
-            f"{name}_max": _number(high),
-        }
-
-    rows = []
-    for row in c.rows:
-        experiment, metric = row.series
-        line: dict[str, object] = {"scale": c.scale, "experiment": experiment, "metric": metric}
-        line |= {"seeds": " ".join(map(str, row.seeds)), "unfinished_seeds": len(row.unfinished)}
-        line |= spread("final", row.final) | spread("best", row.best)
-        line |= {"published": _number(row.published), "gap": _number(row.gap)}
-        line["to_baseline"] = _number(row.to_baseline.mean if row.to_baseline else None)
-        line["published_to_baseline"] = _number(row.published_to_baseline)
-        for i, share in enumerate(SHARES):
-            reached = row.reach[i] if row.reach else ()
-            mean = sum(reached) / len(reached) if reached else None
-            line[f"steps_to_{share:.0%}".rstrip("%")] = _number(mean, 0)
-            line[f"seeds_to_{share:.0%}".rstrip("%")] = len(reached)
-            line[f"published_steps_to_{share:.0%}".rstrip("%")] = _number(row.published_reach[i], 0)
-        rows.append(line | {"minutes": _number(row.minutes)})
-    _write(path, rows)
-
-
-def write_claims_csv(c: Comparison, path: Path) -> None:
-    _write(path, [_claim_line(c.scale, result) for result in c.claims])
-
-
-def _claim_line(scale: str, r: ClaimResult) -> dict[str, object]:
-    low, high = (r.final.interval if r.final else None) or (None, None)
-    return {
-        "scale": scale,
-        "claim": r.claim.text,
-        "left": "/".join(r.claim.left),
-        "relation": r.claim.relation,
-        "right": "/".join(r.claim.right),
-        "margin": r.claim.margin,
-        "published_difference": _number(r.published),
-        "difference": _number(r.final.mean if r.final else None),
-        "low95": _number(low),
-        "high95": _number(high),
-        "difference_of_best": _number(r.best.mean if r.best else None),
-        "seeds": r.final.n if r.final else 0,
-        "verdict": r.verdict,
-    }
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _write(path: Path, rows: list[dict[str, object]]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def sparkline(values: np.ndarray, top: float, width: int = 12) -> str:
-    """A curve from 0 to `top` percent in `width` characters, each the mean of its stretch."""
-    marks = "▁▂▃▄▅▆▇█"
-    parts = np.array_split(values, min(width, len(values)))
-    return "".join(marks[int(np.clip(p.mean() / top * len(marks), 0, len(marks) - 1))] for p in parts)
-
-
-def show(c: Comparison, runs: Sequence[Run]) -> None:
-    """Prints the table, the claims and what is missing."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    wide = console.width >= 120  # a terminal of 80 columns shows the essential ones
-    table = Table(title=f"Top-1 in percent, scale {c.scale}", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("experiment", no_wrap=True)
-    table.add_column("seeds", min_width=9)
-    for head in ("final", *["best"] * wide, "paper", "to\nbaseline", *["paper's"] * wide):
-        table.add_column(head, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("curve", no_wrap=True)
-    top = max((row.best.mean for row in c.rows if row.best), default=100.0)
-    for row in c.rows:
-        own = [run for run in runs if run.scale == c.scale and run.experiment == row.series[0]]
-        curve = mean_curve([run for run in own if run.finished] or own, row.series[1])
-        unfinished = [f"{run.seed} at {run.step / run.steps:.0%}" for run in row.unfinished if run.steps]
-        seeds = "; ".join([", ".join(map(str, row.seeds))] * bool(row.seeds) + unfinished) or NONE
-        cells = [row.label, seeds, _final(row), *[accuracy(row.best)] * wide]
-        cells += [f"{row.published:.1f}" if row.published else NONE]
-        cells += [points(row.to_baseline.mean if row.to_baseline else None)]
-        cells += [points(row.published_to_baseline)] * wide
-        cells += [sparkline(curve[1], top) if curve else ""] * wide
-        table.add_row(*cells)
-    console.print(table)
-
-    colours = {
-        "holds": "green",
-        "holds, not sure": "yellow",
-        "does not hold, not sure": "yellow",
-        "does not hold": "red",
-        "not run": "dim",
-    }
-    title = "The paper's orderings (differences in points)"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("claim")
-    for head in ("paper", "ours (95% interval)", "verdict"):
-        table.add_column(head, justify="right" if head != "verdict" else "left", no_wrap=True)
-    for r in c.claims:
-        verdict = f"[{colours[r.verdict]}]{r.verdict}[/]"
-        table.add_row(r.claim.text, points(r.published), difference(r.final), verdict)
-    console.print(table)
-    for note in c.notes:
-        console.print(note, style="yellow", highlight=False)
-    if c.missing:
-        console.print("Missing:", *c.missing, sep="\n  ", highlight=False, markup=False, soft_wrap=True)

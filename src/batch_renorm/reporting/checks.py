@@ -1,0 +1,99 @@
+"""The paper's smaller claims, and its hypothesis as a measurement: one number per seed each, and where it should lie.
+
+They are decided as the orderings are: by the mean over the seeds, surely if the whole 95% interval agrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from batch_renorm.reporting.paper import EXPERIMENTS, VAL, Published
+from batch_renorm.reporting.runs import Run
+
+DISTANCE = "activation_distance"
+LATE = 0.1  # "at the end": the mean over this last share of the steps, as a single step's fraction is noisy
+
+
+@dataclass(frozen=True)
+class Check:
+    """`low < value <= high`, for a value that every run or every pair of runs of a seed has."""
+
+    text: str
+    value: Callable[[dict[str, Run]], float | None]  # the finished runs of one seed, by experiment
+    low: float
+    high: float
+    unit: str  # "%", "points" or "" (a ratio)
+    published: str
+    experiments: tuple[str, ...]
+
+    def range(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def agrees(self, value: float) -> bool:
+        return self.low < value <= self.high
+
+    @property
+    def needed(self) -> str:
+        unit = {"points": " points"}.get(self.unit, self.unit)
+        return f"≤ {self.high:g}{unit}" if self.high < inf else f"> {self.low:g}{unit}"
+
+    def by_seed(self, runs: Sequence[Run]) -> dict[int, float]:
+        found = {}
+        for seed in sorted({run.seed for run in runs}):
+            own = {run.experiment: run for run in runs if run.seed == seed and run.finished}
+            if all(name in own for name in self.experiments) and (value := self.value(own)) is not None:
+                found[seed] = value
+        return found
+
+
+def late_percent(run: Run, metric: str) -> float | None:
+    """Mean of a fraction over the last steps, in percent."""
+    if metric not in run.curve:
+        return None
+    steps, values = run.curve[metric]
+    return 100 * float(values[steps > (1 - LATE) * steps[-1]].mean())
+
+
+def drop(curve: tuple[np.ndarray, np.ndarray] | None) -> float | None:
+    """From a curve's best value to its last, in points."""
+    return None if curve is None else float(curve[1].max() - curve[1][-1])
+
+
+def checks(published: Published) -> list[Check]:
+    found = []
+    for letter, high, theirs in (("r", 10.0, "a small fraction"), ("d", 0.1, "none")):
+        for name in EXPERIMENTS:
+            if name.endswith("_renorm"):
+                text = f"{letter} clipped at the end: {EXPERIMENTS[name].title}"
+                found.append(Check(text, _clipped(name, letter), -inf, high, "%", theirs, (name,)))
+    fall = drop(published.curves.get(("noniid_batchnorm", VAL)))
+    found.append(
+        Check(
+            "non-i.i.d. batchnorm falls from its best to the end",
+            lambda own: drop(own["noniid_batchnorm"].curve.get(VAL)),
+            2.0, inf, "points", f"{fall:.1f}" if fall is not None else "", ("noniid_batchnorm",),
+        )
+    )  # fmt: skip
+    for group, regime in (("micro4", "groups of 4"), ("noniid", "non-i.i.d.")):
+        left, right = f"{group}_batchnorm", f"{group}_renorm"
+        text = f"{regime}: activation distance, batchnorm above Batch Renorm"
+        found.append(Check(text, _difference(left, right), 0.0, inf, "", "argued, not measured", (left, right)))
+    return found
+
+
+def _clipped(name: str, letter: str) -> Callable[[dict[str, Run]], float | None]:
+    return lambda own: late_percent(own[name], f"{letter}_clipped")
+
+
+def _difference(left: str, right: str) -> Callable[[dict[str, Run]], float | None]:
+    """The final activation distance of one minus that of the other."""
+
+    def value(own: dict[str, Run]) -> float | None:
+        a, b = own[left].final(DISTANCE), own[right].final(DISTANCE)
+        return a - b if a is not None and b is not None else None
+
+    return value

@@ -1,0 +1,58 @@
+"""How a curve looks, in every drawing alike: a hue for each norm, a tone and a mark for what is trained and evaluated.
+
+Orange is batchnorm, blue Batch Renorm: Okabe and Ito's pair, which colour-blind readers tell apart. Within a hue
+tones differ in lightness, and marks tell curves apart without any colour. The tones for dark pages are lighter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batch_renorm.reporting.paper import BATCH_STATISTICS, TRAIN, TRAINING_COMPOSITION, Series
+
+
+@dataclass(frozen=True)
+class Look:
+    light: str  # on white
+    dark: str  # on nearly black
+    mark: str = ""  # matplotlib's letter; "" is a plain line
+
+
+TONES = {
+    "iid_batchnorm": ("#7d3200", "#ffcaa3"),
+    "iid_renorm": ("#00416e", "#b9dfff"),
+    "micro4_batchnorm": ("#ec7f2f", "#e9741f"),
+    "micro4_renorm": ("#3397d6", "#2f8fd0"),
+    "noniid_batchnorm": ("#d04f00", "#ff8f45"),
+    "noniid_halves_batchnorm": ("#b07a45", "#c39a72"),
+    "noniid_renorm": ("#0072b2", "#5bb8ff"),
+}
+EVALUATIONS = {  # of noniid_batchnorm, besides the paper's usual one
+    TRAIN: ("#f29a55", "#ffc08f"),
+    BATCH_STATISTICS: ("#8a3600", "#d9671a"),
+    TRAINING_COMPOSITION: ("#5e2a05", "#b5561a"),
+}
+MARKS = {
+    "micro4_batchnorm": "o",
+    "micro4_renorm": "o",
+    "noniid_halves_batchnorm": "D",
+    TRAIN: "^",
+    BATCH_STATISTICS: "s",
+    TRAINING_COMPOSITION: "P",
+}
+
+# In maps lightness tells the size, the hue the norm; both run through the same lightnesses.
+SHADES = {False: ("#ffffff", "#fdd9bd", "#f5a567", "#d96a1c", "#8f3a00", "#3f1900"),
+          True: ("#ffffff", "#cde4f5", "#86bfe6", "#2f86c2", "#00507f", "#002339")}  # fmt: skip
+
+INK, FAINT = "#222222", "#767676"
+
+
+def look(series: Series) -> Look:
+    experiment, metric = series
+    light, dark = EVALUATIONS.get(metric, TONES[experiment])
+    return Look(light, dark, MARKS.get(metric, MARKS.get(experiment, "")))
+
+
+def is_renorm(experiment: str) -> bool:
+    return experiment.endswith("_renorm")

@@ -1,0 +1,81 @@
+"""The figure that answers at a glance: every experiment's best accuracy as a distance from the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from batch_renorm.reporting.compare import values_by_seed
+from batch_renorm.reporting.figures import WIDTH
+from batch_renorm.reporting.looks import FAINT, look
+from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
+from batch_renorm.reporting.runs import Run
+
+
+def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
+    """The seven experiments' best accuracies (what the paper prints), a dot for each seed, bars from the baseline.
+
+    Both panels are as many points wide and their baselines stand at the same place, so that bars compare.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    theirs = {name: [n.top1] for name in EXPERIMENTS if (n := published.number((name, VAL)))}
+    ours = {name: list(values_by_seed(runs, (name, VAL), "best").values()) for name in EXPERIMENTS}
+    rows, depth = _rows()
+    canvas = Canvas(figsize=(WIDTH, 4.7))
+    panels = {"The paper: Inception-v3, ImageNet": theirs, f"Ours: {scale}, a dot a seed": ours}
+    offsets = [v - _level(values) for values in panels.values() for seeds in values.values() for v in seeds]
+    least, most = min(0, *offsets), max(0, *offsets)
+    for i, (title, values) in enumerate(panels.items()):
+        axes = canvas.add_axes((0.265 + i * 0.375, 0.13, 0.345, 0.775))
+        axes.set_title(title, pad=8)
+        axes.set(ylim=(depth - 0.6, 0.6), yticks=[], xlabel="best top-1 accuracy, %")
+        axes.spines["left"].set_visible(False)
+        if not any(values.values()):
+            axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=FAINT)
+            axes.set(xticks=[])
+            continue
+        room, level = most - least, _level(values)
+        axes.set_xlim(level + least - 0.1 * room, level + most + 0.25 * room)  # the numbers need some on the right
+        axes.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
+        for at, name, text in rows:
+            if i == 0:
+                where = (-0.68 if name else -0.735, at)
+                style: dict[str, Any] = {} if name else {"weight": "bold", "fontsize": 12}
+                axes.text(*where, text, transform=axes.get_yaxis_transform(), va="center_baseline", **style)
+            if name:
+                _draw_dots(axes, at, values[name], look((name, VAL)).light, level, 0.035 * room)
+        if values[BASELINE[0]]:
+            axes.axvline(level, color=look(BASELINE).light, lw=1.2, ls=(0, (4, 3)), zorder=1)
+    return canvas
+
+
+def _rows() -> tuple[list[tuple[float, str | None, str]], float]:
+    """Height, experiment (None for a heading) and text of each row, and the last one's height."""
+    rows: list[tuple[float, str | None, str]] = []
+    y, regime = 1.45, ""
+    for experiment in EXPERIMENTS.values():
+        if experiment.regime != regime:
+            regime = experiment.regime
+            y -= 1.45
+            rows.append((y, None, regime))
+        y -= 1
+        rows.append((y, experiment.name, experiment.arm))
+    return rows, y
+
+
+def _level(values: dict[str, list[float]]) -> float:
+    """The baseline's mean, or the best experiment's while the baseline has not run."""
+    means = {name: sum(seeds) / len(seeds) for name, seeds in values.items() if seeds}
+    return means.get(BASELINE[0], max(means.values(), default=0.0))
+
+
+def _draw_dots(axes: Any, at: float, seeds: list[float], hue: str, level: float, gap: float) -> None:
+    if not seeds:
+        across = axes.get_yaxis_transform()
+        axes.text(0.02, at, "no finished run", transform=across, va="center_baseline", color=FAINT)
+        return
+    mean = sum(seeds) / len(seeds)
+    axes.plot([level, mean], [at, at], color=hue, lw=3, alpha=0.35, solid_capstyle="butt", zorder=2)
+    axes.plot(seeds, [at] * len(seeds), "o", color=hue, mec="white", mew=0.8, ms=7.5, zorder=3)
+    axes.text(max(*seeds, level) + gap, at, f"{mean:.1f}", va="center_baseline", color=hue)
