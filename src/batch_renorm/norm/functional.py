@@ -89,34 +89,33 @@ def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None,
 
 def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps: float) -> tuple[Tensor, Tensor]:
     """The paper's r and d, in the dtype of the batch statistics."""
+    if not isinstance(rmax, Tensor) and not isinstance(dmax, Tensor) and rmax == 1 and dmax == 0:
+        return torch.ones_like(sigma_b), torch.zeros_like(mu_b)
+    if mu.dtype != mu_b.dtype:
+        mu, sigma = mu.to(mu_b.dtype), sigma.to(mu_b.dtype)
     sigma = sigma.clamp_min(math.sqrt(eps))
     rmin = rmax.reciprocal() if isinstance(rmax, Tensor) else 1 / rmax
-    r = torch.clamp(sigma_b / sigma, rmin, rmax)
-    d = torch.clamp((mu_b - mu) / sigma, -dmax, dmax)
-    return r.to(mu_b.dtype), d.to(mu_b.dtype)
+    r = (sigma_b / sigma).clamp_(rmin, rmax)
+    d = (mu_b - mu).div_(sigma).clamp_(-dmax, dmax)
+    return r, d
 
 
 class _BatchRenorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
         x = kernels.dense(x)
-        ctx.at_once = at_once = grouped.arrangement(x, groups)
-        if at_once is not None:
-            y, rest, mu_b, var = at_once.statistics(x, groups)
-        else:
-            mu_b, var = kernels.statistics(x, groups)
-        sigma_b = (var + eps).sqrt_()
+        ctx.arrangement = how = grouped.arrangement(x, groups)
+        found = how.statistics(x, groups)
+        mu_b = found.mean
+        sigma_b = (found.var + eps).sqrt_()
         r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps)
         weight, bias = _weight_bias(gamma, beta, r, d)
         inv = sigma_b.reciprocal()
-        if at_once is not None:
-            slope = weight * inv
-            y = at_once.affine_(y, slope, torch.addcmul(bias, rest, slope, value=-1))
-        else:
-            y = kernels.affine(x, mu_b, var, weight, bias, eps)
+        y = how.affine(x, found, inv, weight, bias, eps)
         ctx.save_for_backward(x, weight, mu_b, inv, r, d)
         ctx.dtypes = [None if t is None else t.dtype for t in (gamma, beta)]
-        mu_b, sigma_b = mu_b.view(groups, -1), sigma_b.view(groups, -1)
+        if mu_b.dim() == 1:
+            mu_b, sigma_b = mu_b.unsqueeze(0), sigma_b.unsqueeze(0)
         ctx.mark_non_differentiable(mu_b, sigma_b)
         ctx.set_materialize_grads(False)
         return y, mu_b, sigma_b
@@ -128,8 +127,7 @@ class _BatchRenorm(torch.autograd.Function):
             return (None,) * 9
         x, weight, mu_b, inv, r, d = ctx.saved_tensors
         need_x, need_gamma, need_beta = (ctx.needs_input_grad[i] for i in (0, 3, 4))
-        gradients = ctx.at_once.gradients if ctx.at_once is not None else kernels.gradients
-        gx, g_weight, g_bias = gradients(kernels.like(g, x), x, mu_b, inv, weight, need_x)
+        gx, g_weight, g_bias = ctx.arrangement.gradients(kernels.like(g, x), x, mu_b, inv, weight, need_x)
         gamma_dtype, beta_dtype = ctx.dtypes
         # sum(g * xhat), and xhat is the kernels' normalised x times r plus d.
         g_gamma = _total(torch.addcmul(g_weight * r, g_bias, d), gamma_dtype) if need_gamma else None
@@ -138,14 +136,15 @@ class _BatchRenorm(torch.autograd.Function):
 
 
 def _total(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return (t if t.dim() == 1 else t.sum(0)).to(dtype)
+    t = t if t.dim() == 1 else t.sum(0)
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 def _weight_bias(gamma, beta, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    if gamma is not None:
-        gamma = gamma.to(r.dtype)
-        r, d = gamma * r, gamma * d
-    return r, d if beta is None else d + beta.to(r.dtype)
+    gamma, beta = (t if t is None or t.dtype == r.dtype else t.to(r.dtype) for t in (gamma, beta))
+    if gamma is None:
+        return r, d if beta is None else d + beta
+    return gamma * r, gamma * d if beta is None else torch.addcmul(beta, gamma, d)
 
 
 def _formula(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):

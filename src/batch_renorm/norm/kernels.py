@@ -22,14 +22,17 @@ from torch import Tensor
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
 
-# Elements from which the blocked statistics are faster than the native kernel, and bytes of a block
-# (about an L2 cache, so that centring and squaring read it from there).
+# Elements from which the blocked statistics of planes, and plain operations for the affine map of
+# rows, are faster than the native kernel, and bytes of a block of planes (about an L2 cache, so that
+# centring and squaring read it from there).
 BLOCKED_FROM = 250_000
+PLAIN_FROM = 250_000
 BLOCK_BYTES = 1 << 20
 # Values of a channel that may be summed into one float32 accumulator (rows), or into one for each
 # vector lane (planes). Over 700,000 values those are off by 3e-4 and 2e-5 of the variance; chunks of
 # these sizes, merged, by 2e-6.
 ROWS_CHUNK = 8192
+ROWS_SUM = 2048  # where shorter sums cost nothing
 PLANES_CHUNK = 1 << 16
 
 
@@ -58,12 +61,15 @@ def in_rows(x: Tensor) -> bool:
 def split(x: Tensor, groups: int) -> list[Tensor]:
     """Views of the groups, each in a shape that the native kernels take without a copy."""
     if in_rows(x):
-        return list(_as_rows(x, groups).split(1))
+        G, M, C = groups, x.numel() // (groups * x.shape[1]), x.shape[1]
+        return list(x.as_strided((G, C, M, 1), (M * C, 1, C, C)).split(1))
     return list(x.split(x.shape[0] // groups))
 
 
-def _as_rows(x: Tensor, groups: int) -> Tensor:
-    return x.movedim(1, -1).reshape(groups, -1, 1, x.shape[1]).permute(0, 3, 1, 2)
+def rows(x: Tensor, groups: int) -> Tensor:
+    """A tensor in rows as (G, M, C)."""
+    M, C = x.numel() // (groups * x.shape[1]), x.shape[1]
+    return x.as_strided((groups, M, C), (M * C, C, 1))
 
 
 # ---- mean and biased variance of every channel ---------------------------------------------------
@@ -95,17 +101,24 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _native_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dtype not in HALF:
-        return aten.batch_norm_update_stats(x, None, None, 0.0)
+        return torch.batch_norm_update_stats(x, None, None, 0.0)
     # Without running statistics of a wider dtype the kernel returns bfloat16 statistics.
     mean = x.new_zeros(x.shape[1], dtype=statistics_dtype(x))
-    return aten.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
+    return torch.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
 
 
 def _rows_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    rows = x.numel() // x.shape[1]
-    if rows <= ROWS_CHUNK:
+    C = x.shape[1]
+    M = x.numel() // C
+    if M <= ROWS_CHUNK:
         return _native_statistics(x)
-    return _in_chunks(_as_rows(x, 1).tensor_split(-(-rows // ROWS_CHUNK), dim=2))
+    fewest = -(-M // ROWS_SUM)
+    for k in range(fewest, 2 * fewest):
+        if M % k == 0:  # k rows as one of k * C channels, so that every sum is over M / k values
+            means, variances = (t.view(k, C) for t in _native_statistics(x.as_strided((M // k, k * C), (k * C, 1))))
+            mean = means.mean(0)
+            return mean, (means - mean).square_().add_(variances).mean(0)
+    return _in_chunks(x.as_strided((M, C), (C, 1)).tensor_split(-(-M // ROWS_CHUNK)))
 
 
 def _in_chunks(chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -166,13 +179,24 @@ def reduce(g: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Ten
 def affine(x: Tensor, mean, var, weight, bias, eps: float) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias``, all (C) or (G, C)."""
     if mean.dim() == 1:
-        return aten.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+        if x.device.type == "cpu" and x.numel() > PLAIN_FROM and x.dtype not in HALF and in_rows(x):
+            slope = weight / (var + eps).sqrt_()
+            return slope_offset(x, slope.unsqueeze(0), torch.addcmul(bias, mean, slope, value=-1).unsqueeze(0))
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
     # A new tensor, never a view: autograd refuses an in-place ReLU on a view out of a Function.
     y = torch.empty_like(x)
     groups = mean.shape[0]
     parts, outs = split(x, groups), split(y, groups)
     for part, m, v, w, b, out in zip(parts, mean, var, weight, bias, outs, strict=True):
         scale_shift(part, m, v, w, b, out, eps=eps)
+    return y
+
+
+def slope_offset(x: Tensor, slope_GC: Tensor, offset_GC: Tensor) -> Tensor:
+    """``x * slope + offset`` of rows: on CPU in half the time of the native kernel."""
+    y = torch.empty_like(x)
+    groups = len(slope_GC)
+    torch.addcmul(offset_GC.unsqueeze(1), rows(x, groups), slope_GC.unsqueeze(1), out=rows(y, groups))
     return y
 
 
@@ -199,6 +223,4 @@ def _gradients(g: Tensor, x: Tensor, weight, mean, inv, need_x: bool):
 
 def scale_shift(x: Tensor, mean, var, weight, bias, out: Tensor, eps: float = 0.0) -> None:
     unused = mean.new_empty(0)
-    aten.native_batch_norm.out(
-        x, weight, bias, mean, var, False, 0.0, eps, out=out, save_mean=unused, save_invstd=unused
-    )
+    torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps, out=(out, unused, unused))

@@ -141,7 +141,6 @@ class BatchRenorm(nn.Module):
             self._take(mu_b, sigma_b)
         return y
 
-    @torch.no_grad()
     def _take(self, mu_b: Tensor, sigma_b: Tensor) -> None:
         # Looking at a value waits for the device: only where that costs nothing. A mean that is
         # not finite makes sigma so.
@@ -152,9 +151,12 @@ class BatchRenorm(nn.Module):
         if self.deferred is not None:
             self.deferred.add(self, mu_b, sigma_b)
             return
-        spread = self.spread(sigma_b)
         one = mu_b.shape[0] == 1
-        mean, spread = (t[0] if one else t.mean(0) for t in (mu_b, spread))
+        mean, spread = (t[0] if one else t.mean(0) for t in (mu_b, self.spread(sigma_b)))
+        if finite and self.averages == "sigma" and mean.dtype == self.mu.dtype:
+            self.mu.lerp_(mean, self.momentum)  # what `moved` says, in fewer operations
+            self.sigma.lerp_(spread, self.momentum)
+            return
         variance = self.averages == "variance"
         mu, sigma = moved(self.mu, self.sigma, mean, spread, self.momentum, self.eps, variance)
         if not finite:

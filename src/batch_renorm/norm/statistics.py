@@ -30,7 +30,7 @@ class GroupSums:
         self.measure_clipping = False
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
-        self.moments.add_(torch.stack([mu_b.sum(0), layer.spread(sigma_b).sum(0)]))
+        self.moments.add_(torch.stack([mu_b, layer.spread(sigma_b)]).sum(1))
         self.groups.add_(mu_b.shape[0])
         if self.measure_clipping:
             rmax, dmax = layer.limits.unbind()
