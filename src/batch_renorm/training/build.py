@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytorch_lightning
 import yaml
@@ -93,13 +93,18 @@ class Average:
 class Machine:
     """configs/trainer: where and how fast a run trains; none of it changes what is trained."""
 
-    accelerator: str
-    devices: int
-    num_nodes: int
-    workers_per_pass: int | None
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: int | Literal["auto", "all"]
+    num_nodes: int | Literal["auto"]
+    workers_per_pass: int | Literal["auto"] | None
     loader_processes: int
     threads: int | None
     log_every: int
+    precision: Literal["auto", 32, "bf16"] = "auto"  # from here on: not in the configs of the first runs
+    channels_last: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    tf32: bool = True
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,8 @@ class Run:
     def seed(self) -> int:
         return self.config["seed"]
 
-    def passes(self, rank: int, ranks: int) -> TrainingPasses:
-        division = Division(self.size.workers, rank, ranks, self.machine.workers_per_pass)
+    def passes(self, rank: int, ranks: int, workers_per_pass: int | None = None) -> TrainingPasses:
+        division = Division(self.size.workers, rank, ranks, workers_per_pass)
         return TrainingPasses(self.source, self.regime, division, self.seed)
 
 
@@ -163,7 +168,6 @@ def build(config: Config) -> Run:
     minibatch: Minibatch = construct(Minibatch, config, "minibatch")
     norm: Norm = construct(Norm, config, "norm")
     ramp: Ramp = construct(Ramp, config, "ramp")
-    Division(size.workers, 0, machine.devices * machine.num_nodes, machine.workers_per_pass)  # raises if impossible
     pytorch_lightning.seed_everything(seed, verbose=False)
     source: Source = construct(target(config["data"]), config, "data")
     network = {"classes": source.classes, "channels": source.channels, "norm": norm.layer(minibatch.group)}
@@ -211,8 +215,7 @@ def construct(make: Callable[..., Any], config: Config, name: str, **given: Any)
         if key not in parameters and not open_ended:
             raise ValueError(f"nothing reads the option {name}.{key}{near(key, parameters)}")
         if not fits(value, hints.get(key, Any)):
-            wanted = getattr(hints[key], "__name__", hints[key])
-            raise ValueError(f"{name}.{key} must be {wanted}, got {value!r}")
+            raise ValueError(f"{name}.{key} must be {spelled(hints[key])}, got {value!r}")
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
         if needed and key not in section and key not in given:
@@ -222,12 +225,23 @@ def construct(make: Callable[..., Any], config: Config, name: str, **given: Any)
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a config's value is of a plain annotated type; other annotations are not looked at."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    if any(value == word and type(value) is type(word) for word in words):
+        return True
+    options = tuple(option for option in options if get_origin(option) is not Literal)
     if not set(options) <= {int, float, str, bool, NoneType}:
         return True
     return type(value) in options or (type(value) is int and float in options)
+
+
+def spelled(hint: Any) -> str:
+    """A plain annotated type as a person writes its values: int | 'auto' | null."""
+    if get_origin(hint) is Literal:
+        return " | ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (UnionType, Union):
+        return " | ".join(map(spelled, get_args(hint)))
+    return "null" if hint is NoneType else getattr(hint, "__name__", str(hint))
 
 
 def near(name: str, known: Any) -> str:

@@ -1,6 +1,7 @@
 """What happens at the end of a step besides the step itself: evaluation and the run's record."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from batch_renorm.data.loaders import Pass
 from batch_renorm.training.build import Run
 from batch_renorm.training.distance import activation_distances
+from batch_renorm.training.errors import DiskFullError
 from batch_renorm.training.evaluation import evaluate
 from batch_renorm.training.folder import Folder, provenance
+from batch_renorm.training.launch import Place
+from batch_renorm.training.opening import opening, show
 
 
 class Evaluate(Callback):
@@ -40,8 +44,8 @@ class Evaluate(Callback):
 class Record(Callback):
     """Keeps run.json: state, steps done, time spent, and what the result depends on."""
 
-    def __init__(self, run: Run, folder: Folder) -> None:
-        self.run, self.folder = run, folder
+    def __init__(self, run: Run, folder: Folder, place: Place, stated: dict[str, Any]) -> None:
+        self.run, self.folder, self.place, self.stated = run, folder, place, stated
         self.started, self.earlier = time.perf_counter(), 0.0
 
     @rank_zero_only
@@ -50,8 +54,14 @@ class Record(Callback):
         name = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
         )
-        self.earlier = self.folder.record()["wall_seconds"]
-        self._write("running", trainer.global_step, reason=None, ranks=trainer.world_size, **provenance(name))
+        before, step = self.folder.record(), trainer.global_step
+        self.earlier = before["wall_seconds"]
+        speed = before.get("images_per_second")
+        show(opening(self.run, self.place, self.stated, self.folder.path, step, speed))
+        self._write(
+            "running", step, reason=None, ranks=trainer.world_size, launcher=self.place.launcher,
+            **self.stated, **provenance(name),
+        )  # fmt: skip
 
     @rank_zero_only
     def on_train_batch_end(
@@ -69,11 +79,13 @@ class Record(Callback):
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._write("stopped", trainer.global_step, reason=str(exception) or type(exception).__name__)
+        with suppress(OSError, DiskFullError):  # which may be the exception's own cause
+            self._write("stopped", trainer.global_step, reason=str(exception) or type(exception).__name__)
 
     def _write(self, state: str, step: int, **more: Any) -> None:
         seconds = time.perf_counter() - self.started
+        if "images_per_second" in self.run.training.latest:
+            more["images_per_second"] = self.run.training.latest["images_per_second"]
         self.folder.write_record(
-            state=state, step=step, steps=self.run.size.steps, wall_seconds=round(self.earlier + seconds, 1),
-            images_per_second=self.run.training.latest.get("images_per_second"), **more,
-        )  # fmt: skip
+            state=state, step=step, steps=self.run.size.steps, wall_seconds=round(self.earlier + seconds, 1), **more
+        )

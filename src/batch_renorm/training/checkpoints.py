@@ -1,7 +1,9 @@
-"""Checkpoints: written whole or not at all, the last two kept, read back past a corrupt one."""
+"""Checkpoints: written whole or not at all, the last two and the best kept, read back past a damaged one."""
 
+import io
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,41 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm.data.loaders import Pass
-from batch_renorm.training.evaluation import Evaluation
+from batch_renorm.training.build import Config, Run
+from batch_renorm.training.curve import read_metric
+from batch_renorm.training.folder import Folder, differences, room_for
 
 KEPT = 2
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's file format, made durable: a temporary file, fsync, then a rename."""
+    """Lightning's file format, made durable: a temporary file, fsync, a rename, fsync of the folder.
+
+    Raises:
+        DiskFullError: the disk does not hold the file; nothing of it is left, and earlier ones are as they were.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()  # how much is missing on a full disk is known only of what is whole
+        torch.save(checkpoint, content)
         temporary = path.with_suffix(".part")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with room_for(path, content.getbuffer().nbytes, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; some file systems cannot, and need not."""
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(handle)
+    os.close(handle)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -37,12 +57,34 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint that loads, and the newer ones that do not."""
-    corrupt: list[Path] = []
+    damaged: list[Path] = []
     for path in checkpoints(folder):
         if readable(path):
-            return path, corrupt
-        corrupt.append(path)
-    return None, corrupt
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def choose(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
+    """The checkpoint to go on from, and newer damaged ones, which get out of the way (`.damaged`).
+
+    Raises:
+        ValueError: it is the checkpoint of another config; names what differs.
+    """
+    for rest in (folder.path / "checkpoints").glob("*.part"):  # of a start that was killed while it wrote
+        rest.unlink()
+    path, damaged = newest_readable(folder.path)
+    if path is not None:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("config")
+        differing = differences(held, config) if held is not None else []
+        if differing:
+            raise ValueError(
+                f"{path} is the checkpoint of another config; it differs in {', '.join(differing)}. Move it away, or "
+                "add fresh=true to move the whole run aside"
+            )
+    for other in damaged:
+        other.replace(other.with_suffix(".damaged"))
+    return path, damaged
 
 
 def readable(path: Path) -> bool:
@@ -55,28 +97,59 @@ def readable(path: Path) -> bool:
 
 
 def step_of(path: Path) -> int:
-    """The number of updates before a checkpoint, from its name."""
-    return int(path.stem.removeprefix("step"))
+    """The number of updates before a checkpoint, from its name; best.ckpt is a link to one that has it."""
+    return int(path.resolve().stem.removeprefix("step"))
 
 
 class Checkpoints(Callback):
-    """Writes a checkpoint whenever the model has been evaluated or the run is to stop, and keeps the last two."""
+    """Writes a checkpoint whenever the model has been evaluated or the run is to stop.
 
-    def __init__(self, folder: Path, evaluation: Evaluation) -> None:
-        self.folder, self.evaluation = folder, evaluation
+    Keeps the last two, and as `best.ckpt` the one with the highest val_top1 (of equals the first).
+    """
+
+    def __init__(self, folder: Folder, run: Run) -> None:
+        self.folder, self.run = folder, run
+        self.best: tuple[float, int] | None = None  # val_top1, step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for step, value in read_metric(self.folder.curve, "val_top1"):
+            self._note(step, value)
+
+    def _note(self, step: int, value: float) -> None:
+        if self.best is None or value > self.best[0]:
+            self.best = value, step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.run.config
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pass, batch_idx: int
     ) -> None:
-        step, stop = batch.step + 1, pl_module.stop.decided is not None  # type: ignore[union-attr]
-        if not batch.last or not (stop or self.evaluation.due(step, trainer.max_steps)):
+        step, stop = batch.step + 1, self.run.training.stop.decided is not None
+        evaluated = self.run.evaluation.due(step, trainer.max_steps)
+        if not batch.last or not (stop or evaluated):
             return
-        trainer.save_checkpoint(self.folder / "checkpoints" / f"step{step:08d}.ckpt")
-        remove_old(self.folder)
+        path = self.folder.path / "checkpoints" / f"step{step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if evaluated:
+            self._note(step, self.run.training.latest["val_top1"])
+        remove_old(self.folder.path, self.best[1] if self.best else None)
         trainer.should_stop = stop
 
 
 @rank_zero_only
-def remove_old(folder: Path) -> None:
-    for path in checkpoints(folder)[KEPT:]:
-        path.unlink()
+def remove_old(folder: Path, best: int | None) -> None:
+    """Remove what is neither among the last two nor the best, to which best.ckpt then points."""
+    every = checkpoints(folder)
+    kept = every[:KEPT]
+    for path in every:
+        if best is not None and step_of(path) == best:
+            kept.append(path)
+            link, temporary = path.with_name("best.ckpt"), path.with_name("best.part")
+            with suppress(OSError):  # a file system without links has the file, under its own name
+                temporary.unlink(missing_ok=True)
+                temporary.symlink_to(path.name)
+                temporary.replace(link)
+    for path in every:
+        if path not in kept:
+            path.unlink()

@@ -12,7 +12,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from batch_renorm.training.errors import NotFiniteError, Stopped
+from batch_renorm.training.errors import DiskFullError, NotFiniteError, Stopped
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -50,7 +50,11 @@ def explained() -> Iterator[None]:
         exit_with(missing(error))
     except (ConfigCompositionException, OverrideParseException, OmegaConfBaseException, HydraException) as error:
         exit_with(composition(error))
-    except (ValueError, NotFiniteError) as error:
+    except NotFiniteError as error:  # every rank finds it; one says it
+        if os.environ.get("RANK", "0") == "0":
+            exit_with(str(error))
+        raise SystemExit(2) from None
+    except (ValueError, DiskFullError) as error:
         exit_with(str(error))
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None

@@ -9,6 +9,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from batch_renorm.training.folder import room_for, write_atomically
+
 HEADER = ["step", "metric", "value"]
 
 
@@ -22,9 +24,15 @@ def rewind(path: Path, step: int) -> None:
     lines = path.read_text().splitlines(keepends=True)
     rows = [line for line in lines[1:] if line.endswith("\n") and line.count(",") == 2]
     kept = [line for line in rows if int(line.split(",")[0]) <= step]
-    temporary = path.with_suffix(".part")
-    temporary.write_text(",".join(HEADER) + "\n" + "".join(kept))
-    temporary.replace(path)
+    write_atomically(path, ",".join(HEADER) + "\n" + "".join(kept))
+
+
+def read_metric(path: Path, metric: str) -> list[tuple[int, float]]:
+    """The (step, value) rows of one metric, in the file's order."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [(int(row["step"]), float(row["value"])) for row in csv.DictReader(file) if row["metric"] == metric]
 
 
 class CurveLogger(Logger):
@@ -44,12 +52,11 @@ class CurveLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if new:
-                writer.writerow(HEADER)
-            writer.writerows([step, name, f"{value:.6g}"] for name, value in metrics.items())
+        rows = "".join(f"{step},{name},{value:.6g}\n" for name, value in metrics.items())
+        if not self.path.exists():
+            rows = ",".join(HEADER) + "\n" + rows
+        with room_for(self.path, len(rows)), self.path.open("a") as file:
+            file.write(rows)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

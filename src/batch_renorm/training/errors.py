@@ -2,10 +2,21 @@
 
 import os
 import signal
+from pathlib import Path
 
 
 class NotFiniteError(RuntimeError):
     """The loss or the gradient became NaN or infinite."""
+
+
+class DiskFullError(RuntimeError):
+    """A file of the run does not fit the disk any more."""
+
+    def __init__(self, path: Path, missing: int) -> None:
+        super().__init__(
+            f"the disk is full: {path} needs {missing:,} bytes more. The last checkpoint is good: make room, and the "
+            "same command goes on from there"
+        )
 
 
 class Stopped(RuntimeError):

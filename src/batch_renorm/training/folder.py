@@ -1,17 +1,23 @@
 """The run folder: its config, its record, and whether the same command starts, resumes or reports."""
 
+import errno
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from batch_renorm.training.errors import DiskFullError
 
 NOT_SCIENCE = ("trainer", "logger", "fresh", "folder")
 """Config sections that may differ between the parts of one run: they cannot change what is trained."""
@@ -46,8 +52,26 @@ class Folder:
 
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with room_for(path, len(text.encode()), temporary):
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+@contextmanager
+def room_for(path: Path, size: int, temporary: Path | None = None) -> Iterator[None]:
+    """Around writing `size` bytes of a file: where the disk is full, say so, and leave no temporary file.
+
+    Raises:
+        DiskFullError: instead of the OSError of a full disk or an exhausted quota.
+    """
+    try:
+        yield
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(path, max(1, size - shutil.disk_usage(path.parent).free)) from error
 
 
 def prepare(folder: Folder, config: dict[str, Any], fresh: bool) -> None:

@@ -9,7 +9,6 @@ optimisation is manual.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +58,7 @@ class Training(LightningModule):
         self.statistics = StepStatistics(model)
         self.latest: dict[str, float] = {}
         self.stop = Stop()
+        self.bf16, self.memory_format = False, torch.channels_last
         self._loss_sum: Tensor | None = None
         self._clock = (0, time.perf_counter())
 
@@ -83,13 +83,15 @@ class Training(LightningModule):
         """Count images per second from here: what came before, an evaluation for one, was not training."""
         self._clock = (step, time.perf_counter())
 
-    def losses(self, output: Any, labels: Tensor) -> Tensor:
-        """The loss of each example, (n,): smoothed cross entropy, plus the weighted auxiliary one."""
+    def losses(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each example, float32 (n,): smoothed cross entropy, plus the weighted auxiliary one."""
         smoothing = self.optimization.label_smoothing
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            output = model(images)
         logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-        loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
         for logits in auxiliary:
-            extra = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+            extra = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
             loss = loss + self.optimization.aux_weight * extra
         return loss
 
@@ -108,8 +110,8 @@ class Training(LightningModule):
             self.statistics.measure_clipping = self._recorded(step + 1)
 
     def _backward(self, batch: Pass) -> None:
-        images = self.source.images(batch.fetched, self.device).contiguous(memory_format=torch.channels_last)
-        losses = self.losses(self.model(images), batch.labels.to(self.device))
+        images = self.source.images(batch.fetched, self.device).contiguous(memory_format=self.memory_format)
+        losses = self.losses(self.model, images, batch.labels.to(self.device))
         # DDP takes the mean over ranks, whatever their shares; times ranks, that is the sum.
         loss = losses.sum() * (self.trainer.world_size / self.examples)
         ddp = self.trainer.world_size > 1

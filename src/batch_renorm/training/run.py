@@ -4,60 +4,71 @@ import csv
 import logging
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch.utils.data import DataLoader
 
-from batch_renorm.data.loaders import Pass, training_loader
+from batch_renorm.data.loaders import Division
 from batch_renorm.training import checkpoints, curve
-from batch_renorm.training.build import Config, Run, build
-from batch_renorm.training.callbacks import Evaluate, Record
+from batch_renorm.training.build import Config, Machine, build, construct
 from batch_renorm.training.errors import Stopped
+from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
-from batch_renorm.training.progress import Progress
-from batch_renorm.training.signals import Stop, take_signals_from
+from batch_renorm.training.launch import Place, find_place, share, together, uses_gpu
+from batch_renorm.training.signals import Stop
 
 
-def train(config: DictConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Start:
+    """What rank 0 has found in the run folder, and what all ranks therefore do."""
+
+    checkpoint: Path | None = None
+    finished: bool = False
+    refused: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def train(config: DictConfig | Config) -> dict[str, Any]:
     """Start, resume or report the run of a config; returns its record (run.json).
 
     Raises:
         ValueError: a bad option, an unwritable folder, a folder with another run; one clear line.
         NotFiniteError: the loss or gradient is not finite; the last checkpoint is kept.
+        DiskFullError: a file of the run cannot be written; the last checkpoint is kept.
         Stopped: a signal asked for it; the last checkpoint is that of the step it stopped after.
     """
+    settings: Config = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
     stop = Stop()
     with stop.listening():
-        return start_or_resume(config, stop)
+        return start_or_resume(settings, stop)
 
 
-def start_or_resume(config: DictConfig, stop: Stop) -> dict[str, Any]:
-    settings: Config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    fresh, folder = settings.pop("fresh"), Folder(Path(settings["folder"]))
-    if settings["trainer"]["threads"]:
-        torch.set_num_threads(settings["trainer"]["threads"])
+def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     hush()
-    run = build(settings)
-    run.training.stop, stop.talkative = stop, first_process()
-    if first_process():
-        prepare(folder, settings, fresh)
-    if folder.record().get("state") == "finished":
-        say(f"This run is finished; fresh=true repeats it.\n{summary(folder)}")
-        return folder.record()
-    checkpoint, corrupt = checkpoints.newest_readable(folder.path)
-    for path in corrupt:
-        say(f"{path} is damaged: falling back to {checkpoint or 'the start'}")
-    step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    say(opening(run, folder, step))
-    rewind(folder, step)
-    fit(run, folder, checkpoint)
+    machine: Machine = construct(Machine, settings, "trainer")
+    place = find_place(machine.accelerator, machine.devices, machine.num_nodes)
+    stop.talkative = place.rank == 0
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    science = {name: value for name, value in settings.items() if name != "fresh"}
+    run = build(science)
+    run.training.stop = stop
+    Division(run.size.workers, place.rank, place.ranks, None)  # raises if there are too many ranks
+    folder = Folder(Path(settings["folder"]))
+    start = decide(folder, science, settings["fresh"]) if place.rank == 0 else Start()
+    if place.launcher == "python" and (start.refused or start.finished):
+        return tell(start, folder, place)
+    with together(place, settings, uses_gpu(machine.accelerator)):
+        start = share(start, place)
+        if start.refused or start.finished:
+            return tell(start, folder, place)
+        for remark in start.remarks:
+            say(remark)
+        fit(run, folder, start.checkpoint, place)
     if stop.decided and folder.record()["state"] != "finished":
         stopped = Stopped(stop.decided, folder.record()["step"], run.size.steps)
         say(f"\n{stopped}")
@@ -66,99 +77,33 @@ def start_or_resume(config: DictConfig, stop: Stop) -> dict[str, Any]:
     return folder.record()
 
 
-def first_process() -> bool:
-    """Whether this is the process that writes the run folder; Lightning numbers processes from their environment."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def decide(folder: Folder, config: Config, fresh: bool) -> Start:
+    """Rank 0's part: make the folder ready and choose where to begin, for all ranks."""
+    try:
+        prepare(folder, config, fresh)
+        if folder.record().get("state") == "finished":
+            return Start(finished=True)
+        checkpoint, damaged = checkpoints.choose(folder, config)
+        curve.rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
+    except ValueError as error:
+        return Start(refused=str(error))
+    remarks = tuple(f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged)
+    return Start(checkpoint, remarks=remarks)
 
 
-@rank_zero_only
-def rewind(folder: Folder, step: int) -> None:
-    curve.rewind(folder.curve, step)
-
-
-class Data(LightningDataModule):
-    """The rank's passes, from the trainer's step on: resuming is starting at another step."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.run = run
-
-    def train_dataloader(self) -> DataLoader[Pass]:
-        trainer, run = self.trainer, self.run
-        assert trainer is not None
-        return training_loader(
-            run.passes(trainer.global_rank, trainer.world_size), trainer.global_step, run.size.steps,
-            run.machine.loader_processes, pin_memory=trainer.strategy.root_device.type == "cuda",
-        )  # fmt: skip
-
-
-def fit(run: Run, folder: Folder, checkpoint: Path | None) -> None:
-    """Train from a checkpoint, or from the start, to the run's last step."""
-    machine, steps = run.machine, run.size.steps
-    ranks = machine.devices * machine.num_nodes
-    trainer = Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        # mu and sigma are the same on every rank by construction: nothing to broadcast
-        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if ranks > 1 else "auto",
-        max_steps=steps,
-        logger=loggers(run, folder),
-        callbacks=[
-            Evaluate(run),
-            checkpoints.Checkpoints(folder.path, run.evaluation),
-            Record(run, folder),
-            Progress(steps),
-        ],
-        plugins=[checkpoints.AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-    take_signals_from(trainer)
-    trainer.fit(run.training, datamodule=Data(run), ckpt_path=checkpoint, weights_only=True)
-
-
-def loggers(run: Run, folder: Folder) -> list[Logger]:
-    """curve.csv always; W&B as configs/logger says, the same run again after a resume."""
-    result: list[Logger] = [curve.CurveLogger(folder.curve)]
-    config, wandb = run.config, run.logging.wandb
-    if wandb is not None and first_process():
-        from pytorch_lightning.loggers import WandbLogger
-        from wandb import Settings
-
-        result.append(
-            WandbLogger(
-                project=wandb.project, entity=wandb.entity, offline=wandb.mode == "offline",
-                save_dir=folder.path, id=folder.record()["id"], resume="allow",
-                name=f"{config['experiment']}-seed{config['seed']}", group=config["experiment"],
-                tags=[config["norm"]["name"], config["minibatch"]["name"], config["scale"]], config=config,
-                settings=Settings(silent=wandb.mode == "offline"),
-            )
-        )  # fmt: skip
-    return result
+def tell(start: Start, folder: Folder, place: Place) -> dict[str, Any]:
+    """The end of a run that does not begin."""
+    if start.refused:
+        if place.rank:
+            raise SystemExit(2)  # rank 0 says why
+        raise ValueError(start.refused)
+    say(f"This run is finished; fresh=true repeats it.\n{summary(folder)}")
+    return folder.record()
 
 
 @rank_zero_only
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def opening(run: Run, folder: Folder, step: int) -> str:
-    """What is about to happen, in three lines."""
-    config, minibatch = run.config, run.config["minibatch"]
-    ranks = run.machine.devices * run.machine.num_nodes
-    division = run.passes(0, ranks).division
-    examples = run.size.workers * minibatch["size"]
-    start = f"resuming at step {step:,} of" if step else "training for"
-    return (
-        f"{config['experiment']} (scale {config['scale']}, seed {config['seed']}): {start} {run.size.steps:,} steps\n"
-        f"  {run.size.workers} workers x {minibatch['size']} = {examples:,} images a step, normalised in groups of "
-        f"{minibatch['group']}; {ranks} rank{'s' if ranks > 1 else ''}, passes a step: {division.passes}\n"
-        f"  {folder.path}"
-    )
 
 
 def summary(folder: Folder) -> str:
@@ -187,5 +132,7 @@ def hush() -> None:
         ".*GPU available but not used.*",
         ".*module.s. in eval mode.*",
         ".*treespec.*",
+        ".*srun.*command is available.*",
+        ".*broadcast_buffers.*is deprecated.*",  # its successor does not do the same, as it says
     ):
         warnings.filterwarnings("ignore", text)

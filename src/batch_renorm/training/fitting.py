@@ -1,0 +1,81 @@
+"""Training between two steps of a run: Lightning's trainer, and what it is given."""
+
+from pathlib import Path
+
+import torch
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+
+from batch_renorm.data.loaders import Pass, training_loader
+from batch_renorm.training import arithmetic, checkpoints, curve
+from batch_renorm.training.build import Run
+from batch_renorm.training.callbacks import Evaluate, Record
+from batch_renorm.training.folder import Folder
+from batch_renorm.training.launch import ALONE, Place, uses_gpu
+from batch_renorm.training.memory import workers_per_pass
+from batch_renorm.training.progress import Progress
+from batch_renorm.training.signals import take_signals_from
+from batch_renorm.training.wandb_log import WandbLogger
+
+
+class Data(LightningDataModule):
+    """The rank's passes, from the trainer's step on: resuming is starting at another step."""
+
+    def __init__(self, run: Run, workers_per_pass: int) -> None:
+        super().__init__()
+        self.run, self.workers_per_pass = run, workers_per_pass
+
+    def train_dataloader(self) -> DataLoader[Pass]:
+        trainer, run = self.trainer, self.run
+        assert trainer is not None
+        passes = run.passes(trainer.global_rank, trainer.world_size, self.workers_per_pass)
+        gpu = trainer.strategy.root_device.type == "cuda"
+        return training_loader(
+            passes, trainer.global_step, run.size.steps, run.machine.loader_processes, pin_memory=gpu
+        )
+
+
+def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE) -> None:
+    """Train from a checkpoint, or from the start, to the run's last step or until it is to stop."""
+    machine, steps, before = run.machine, run.size.steps, folder.record()
+    device = torch.device("cuda", place.local_rank) if uses_gpu(machine.accelerator) else torch.device("cpu")
+    choice = arithmetic.arithmetic(machine, device, before.get("arithmetic"))
+    stated = {"arithmetic": arithmetic.use(choice, run, device)}
+    stated["memory"] = workers_per_pass(run, place, device, before)
+    trainer = Trainer(
+        accelerator=machine.accelerator,
+        devices=place.devices,
+        num_nodes=place.nodes,
+        # mu and sigma are the same on every rank by construction: nothing to broadcast
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if place.ranks > 1 else "auto",
+        max_steps=steps,
+        logger=loggers(run, folder, checkpoint, place),
+        callbacks=[
+            Evaluate(run),
+            checkpoints.Checkpoints(folder, run),
+            Record(run, folder, place, stated),
+            Progress(steps),
+        ],
+        # whatever started the ranks has said so in torchrun's names (launch.py): no guessing by Lightning
+        plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    take_signals_from(trainer)
+    data = Data(run, stated["memory"]["workers_per_pass"])
+    trainer.fit(run.training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+
+
+def loggers(run: Run, folder: Folder, checkpoint: Path | None, place: Place) -> list[Logger]:
+    """curve.csv always; W&B as configs/logger says, the same run again after a resume."""
+    result: list[Logger] = [curve.CurveLogger(folder.curve)]
+    if run.logging.wandb is not None and place.rank == 0:
+        step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        result.append(WandbLogger(run, run.logging.wandb, folder.path, folder.record()["id"], step))
+    return result

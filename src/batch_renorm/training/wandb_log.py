@@ -1,0 +1,122 @@
+"""Weights & Biases as a follower of curve.csv: it can be late, absent or broken, and training does not notice.
+
+A thread of its own opens the run and logs. What it logs at every start is the whole curve so far: W&B cannot
+append to an offline run, and a run that was killed may have told W&B less, or more, than its last checkpoint
+covers. So the newest offline file always holds every step of the run once (those of earlier starts are put
+aside), and online, where W&B knows its last step, what is missing there is sent and nothing twice.
+"""
+
+import csv
+import queue
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+
+from batch_renorm.training.build import Run, Wandb
+
+PATIENCE = 60.0  # seconds that the end of a run waits for W&B
+
+
+class WandbLogger(Logger):
+    """Logs rows under their steps to the W&B run `id`; the first are those of the curve up to `step`.
+
+    Args:
+        run: what is trained; names the W&B run and is its config.
+        wandb: where it is kept.
+        folder: the run folder; W&B's files go to its `wandb`.
+        id: of the W&B run; the same after every start.
+        step: where this start begins; rows after it come by `log_metrics`.
+    """
+
+    def __init__(self, run: Run, wandb: Wandb, folder: Path, id: str, step: int) -> None:
+        super().__init__()
+        self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
+        self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
+        self.given_up = False
+        self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
+        self.thread.start()
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return self.id
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        self.rows.put((step, dict(metrics)))
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The W&B run is opened with its config."""
+
+    def finalize(self, status: str) -> None:
+        self.rows.put(0 if status == "success" else 1)
+        self.thread.join(PATIENCE)
+        if self.thread.is_alive():
+            self._complain(f"not done after {PATIENCE:.0f} s, its files are in {self.folder / 'wandb'} (wandb sync)")
+
+    def _follow(self) -> None:
+        try:
+            live = self._open()
+            begin = live.step  # online: after the last step that W&B has
+            for step, metrics in self._rows():
+                if step >= begin:
+                    live.log(metrics, step=step)
+            live.finish(exit_code=self.status)
+        except ImportError:
+            self._complain("not installed")
+        except Exception as error:
+            self._complain((str(error).strip() or type(error).__name__).splitlines()[0])
+
+    def _open(self) -> Any:
+        import wandb
+
+        offline, config = self.wandb.mode == "offline", self.run.config
+        if offline:
+            put_aside(self.folder / "wandb")
+        elif not wandb.login(prompt=False):
+            raise ValueError("no API key (wandb login, or WANDB_API_KEY)")
+        return wandb.init(
+            project=self.wandb.project, entity=self.wandb.entity, mode=self.wandb.mode, dir=self.folder,
+            id=self.id, resume=None if offline else "allow", config=config,
+            name=f"{config['experiment']}-seed{config['seed']}", group=config["experiment"],
+            tags=[config["norm"]["name"], config["minibatch"]["name"], config["scale"]],
+            settings=wandb.Settings(silent=offline, init_timeout=PATIENCE, console="off"),
+        )  # fmt: skip
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
+        yield from earlier_rows(self.folder / "curve.csv", self.step)
+        while not isinstance(row := self.rows.get(), int):
+            yield row
+        self.status = row
+
+    def _complain(self, what: str) -> None:
+        if not self.given_up:
+            print(f"going on without W&B ({what}); curve.csv has everything", file=sys.stderr, flush=True)
+        self.given_up = True
+
+
+def earlier_rows(path: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """The rows of a curve up to a step, a step at a time and in order."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        rows = [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(file)]
+    rows = sorted((row for row in rows if row[0] <= last), key=lambda row: row[0])
+    for step, group in groupby(rows, key=lambda row: row[0]):
+        yield step, {metric: value for _, metric, value in group}
+
+
+def put_aside(folder: Path) -> None:
+    """Move the offline files of earlier starts to `superseded`, where `wandb sync` does not look."""
+    for path in sorted(folder.glob("offline-run-*")):
+        (folder / "superseded").mkdir(exist_ok=True)
+        path.rename(folder / "superseded" / path.name)
