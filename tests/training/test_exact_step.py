@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.training.build import build
-from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.fitting import fit
+from batch_renorm.training.folder import Folder, prepare
 from tests.conftest import TINY
 from tests.training.checkpoint_files import assert_close, curve, final_state
 
