@@ -27,6 +27,9 @@ LIBRARIES = {  # where each may be known
     "wandb_workspaces": {"reporting"},
     "plotly": {"reporting"},
     "plotext": {"reporting"},
+    "simplejpeg": {"data"},
+    "pyarrow": {"data"},
+    "scipy": {"data"},  # for the devkit's MATLAB file
     "matplotlib": {"data", "reporting"},  # in data: for the fonts that it ships
 }
 

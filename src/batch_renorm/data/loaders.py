@@ -20,11 +20,23 @@ from batch_renorm.data.workers import passes_per_step, split_evenly, workers_of_
 
 @dataclass(frozen=True)
 class Draw:
-    """Where in a run a minibatch stands: augmentation depends on this and the slot, and on nothing else."""
+    """Where in a run images stand: augmentation depends on this and the slot, and on nothing else.
+
+    Args:
+        worker: of the first image.
+        minibatch: images of a worker, those of the next worker follow; None where all are of one worker.
+    """
 
     seed: int
     step: int
     worker: int
+    minibatch: int | None = None
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Worker and slot of the image at a position among those that are fetched."""
+        if self.minibatch is None:
+            return self.worker, position
+        return self.worker + position // self.minibatch, position % self.minibatch
 
 
 class Source(Protocol):
@@ -51,7 +63,8 @@ class Source(Protocol):
 class Pass:
     """One forward/backward of a rank: some of the step's minibatches, in worker order.
 
-    `fetched` is a list with one entry a worker. An empty pass has no workers (see `workers_of_pass`).
+    `fetched` has what the source fetched for all workers at once, so that a pass comes from a loader
+    process in a few pieces of shared memory; it is empty where the pass has no workers (see `workers_of_pass`).
     """
 
     step: int
@@ -60,7 +73,7 @@ class Pass:
     labels: Tensor
 
     def pin_memory(self) -> "Pass":
-        fetched = [part.pin_memory() if isinstance(part, Tensor) else part for part in self.fetched]
+        fetched = [part.pin_memory() if hasattr(part, "pin_memory") else part for part in self.fetched]
         return Pass(self.step, self.last, fetched, self.labels.pin_memory())
 
 
@@ -93,12 +106,14 @@ class TrainingPasses(Dataset[Pass]):
 
     def __getitem__(self, item: int) -> Pass:
         step, index = divmod(item, self.division.passes)
-        fetched, labels = [], [torch.empty(0, dtype=torch.int64)]
-        for worker in self.division.workers_of_pass(index):
-            indices = self.regime(self.seed, step, worker)
-            fetched.append(self.source.fetch("train", indices, Draw(self.seed, step, worker)))
-            labels.append(self.labels[indices])
-        return Pass(step, index == self.division.passes - 1, fetched, torch.cat(labels))
+        workers = self.division.workers_of_pass(index)
+        last = index == self.division.passes - 1
+        if not workers:
+            return Pass(step, last, [], torch.empty(0, dtype=torch.int64))
+        minibatches = [self.regime(self.seed, step, worker) for worker in workers]
+        indices = np.concatenate(minibatches)
+        draw = Draw(self.seed, step, workers[0], len(minibatches[0]))
+        return Pass(step, last, [self.source.fetch("train", indices, draw)], self.labels[indices])
 
 
 class _Items:

@@ -1,0 +1,209 @@
+"""A data set of image files as training and evaluation see it: decoded, cropped, its colours distorted.
+
+Loader processes read, decode, crop and resize; colours are distorted on the device, many images at once.
+Every random number is a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batch_renorm.data import on_device
+from batch_renorm.data.augmentation import Box, distort, random_box, resized_centre, resized_part
+from batch_renorm.data.decoding import UnreadableImage, decode
+from batch_renorm.data.files import Files
+from batch_renorm.data.loaders import Draw
+from batch_renorm.data.minibatches import AUGMENTATION, generator
+from batch_renorm.data.sources import HOW_TO_GET, find
+
+COLOURS_AT_ONCE = 64
+"""Images whose colours are distorted at once; more only need more memory, some 10 MB each at 299 pixels."""
+
+
+@dataclass
+class Fetched:
+    """Images as loader processes prepare them.
+
+    Args:
+        pixels: (n, 3, size, size) uint8, or encoded images whose pixels the device makes.
+        colours: (n, 5) float32: order, brightness, saturation, hue, contrast, or None for evaluation.
+        seconds: what the images took: read, decode, augment.
+        replaced: images that could not be read and were replaced.
+    """
+
+    pixels: Tensor | on_device.Encoded
+    colours: Tensor | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    replaced: int = 0
+
+    def pin_memory(self) -> "Fetched":
+        colours = self.colours.pin_memory() if self.colours is not None else None
+        return Fetched(self.pixels.pin_memory(), colours, self.seconds, self.replaced)
+
+
+class Images:
+    """A data set that is found below `root` (see `sources.find`).
+
+    Args:
+        root: the data set's folder.
+        size: height and width that images are resized to, pixels.
+        classes, train_images, val_images: how many there must be; None takes any number.
+        on_error: what an image that cannot be read does: end the run, or be replaced by the next one
+            of its label that can. The replacement depends on the data set alone.
+        decode: where training images are decoded: by loader processes, or on the device that trains.
+
+    Raises:
+        ValueError: no data set there, or not the one that is asked for.
+    """
+
+    channels = 3
+
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        classes: int | None = None,
+        train_images: int | None = None,
+        val_images: int | None = None,
+        on_error: Literal["fail", "skip"] = "fail",
+        decode: Literal["cpu", "device"] = "cpu",
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"data.size must be at least 1 pixel, got {size}")
+        if decode == "device" and on_error == "skip":
+            raise ValueError(
+                "data.on_error=skip needs data.decode=cpu: an image that does not decode ends the device's"
+            )
+        if root == "???":
+            raise ValueError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
+        found = find(root)
+        if not found.random_access:
+            raise ValueError(
+                f"data.root={root} has {found.kind}, which cannot be read in any order: make a store of them with "
+                f"python scripts/prepare_imagenet.py {root} STORE, then data.root=STORE"
+            )
+        for name, text, want, have in (
+            ("classes", "classes", classes, len(found.classes)),
+            ("train_images", "training images", train_images, len(found.splits["train"].labels)),
+            ("val_images", "validation images", val_images, len(found.splits["val"].labels)),
+        ):
+            if want is not None and have != want:
+                raise ValueError(
+                    f"data.root={root} has {have:,} {text}, not {want:,} (data.{name}): {HOW_TO_GET}; "
+                    "for another data set say data=folder"
+                )
+        self.root, self.size, self.on_error, self.decode = root, size, on_error, decode
+        self.kind, self.names, self.files = found.kind, found.classes, found.splits
+        self.classes = len(found.classes)
+        self._warned: set[str] = set()
+
+    def labels(self, split: str) -> np.ndarray:
+        """The label of every image of a split, (images,) int64."""
+        return self.files[split].labels
+
+    def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Fetched:
+        """Decode, crop and resize; `draw` says how to crop, None takes the centre."""
+        if draw is not None and self.decode == "device":
+            return self._fetch_encoded(split, indices, draw)
+        pixels = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        colours = torch.empty(len(indices), 5) if draw is not None else None
+        seconds, replaced = {"read": 0.0, "decode": 0.0, "augment": 0.0}, 0
+        for position, index in enumerate(indices):
+            image, skipped = self._image(split, int(index), seconds)
+            replaced += skipped
+            start = time.perf_counter()
+            if draw is None or colours is None:
+                pixels[position] = resized_centre(image, self.size)
+            else:
+                height, width, _ = image.shape
+                box, mirrored, colours[position] = random_numbers(draw, position, width, height)
+                part = resized_part(image, box, self.size)
+                pixels[position] = part.flip(2) if mirrored else part
+            seconds["augment"] += time.perf_counter() - start
+        return Fetched(pixels, colours, seconds, replaced)
+
+    def _image(self, split: str, index: int, seconds: dict[str, float]) -> tuple[np.ndarray, bool]:
+        """The pixels of an image, or of the one that replaces it, and whether it is replaced."""
+        files = self.files[split]
+        for candidate in with_replacements(files, index) if self.on_error == "skip" else [index]:
+            start = middle = time.perf_counter()
+            try:
+                data = files.read(candidate)
+                middle = time.perf_counter()
+                return decode(data), candidate != index
+            except (OSError, UnreadableImage) as error:
+                self._complain(files, candidate, error)
+            finally:
+                seconds["read"] += middle - start
+                seconds["decode"] += time.perf_counter() - middle
+        raise UnreadableImage(f"no image of the label of {files.name(index)} can be read")
+
+    def _complain(self, files: Files, index: int, error: Exception) -> None:
+        name = files.name(index)
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        if self.on_error == "fail":
+            raise UnreadableImage(
+                f"cannot read the image {name}: {reason}; get it again, or replace what cannot be read by other "
+                "images of the label: data.on_error=skip"
+            ) from error
+        if name not in self._warned:
+            self._warned.add(name)
+            print(f"replacing the image {name}, which cannot be read: {reason}", file=sys.stderr, flush=True)
+
+    def _fetch_encoded(self, split: str, indices: np.ndarray, draw: Draw) -> Fetched:
+        files, seconds = self.files[split], {"read": 0.0, "decode": 0.0, "augment": 0.0}
+        images, boxes, mirrored = [], [], []
+        colours = torch.empty(len(indices), 5)
+        for position, index in enumerate(map(int, indices)):
+            start = time.perf_counter()
+            try:
+                data = files.read(index)
+                seconds["read"] += time.perf_counter() - start
+                image = on_device.encoded(data)
+            except (OSError, UnreadableImage) as error:
+                self._complain(files, index, error)
+                raise
+            numbers = random_numbers(draw, position, image.width, image.height)
+            images.append(image)
+            boxes.append(numbers[0])
+            mirrored.append(numbers[1])
+            colours[position] = numbers[2]
+        return Fetched(on_device.join(images, boxes, mirrored, self.size), colours, seconds)
+
+    def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
+        """Colours distorted where the images are for training, then scaled to [-1, 1]."""
+        total = sum(len(part.pixels) for part in fetched)
+        result = torch.empty(total, 3, self.size, self.size, device=device, memory_format=torch.channels_last)
+        start = 0
+        for part in fetched:
+            pixels = part.pixels.to(device, non_blocking=True)
+            colours = part.colours.to(device, non_blocking=True) if part.colours is not None else None
+            for first in range(0, len(pixels), COLOURS_AT_ONCE):
+                images = pixels[first : first + COLOURS_AT_ONCE].float() / 255
+                if colours is not None:
+                    images = distort(images, colours[first : first + COLOURS_AT_ONCE])
+                result[start : start + len(images)] = images * 2 - 1
+                start += len(images)
+        return result
+
+
+def random_numbers(draw: Draw, position: int, width: int, height: int) -> tuple[Box, bool, Tensor]:
+    """Crop, whether it is mirrored, and the five numbers of its colours, for an image of a pass."""
+    worker, slot = draw.place(position)
+    numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
+    box = random_box(numbers, width, height)
+    mirrored = bool(numbers.random() < 0.5)
+    return box, mirrored, torch.from_numpy(numbers.random(5)).float()
+
+
+def with_replacements(files: Files, index: int) -> Any:
+    """An image, then the others of its label in turn: what comes next when one cannot be read."""
+    label = files.labels[index]
+    first, after = np.searchsorted(files.labels, [label, label + 1])
+    count = int(after - first)
+    return (int(first) + (index - int(first) + step) % count for step in range(count))

@@ -1,0 +1,112 @@
+"""Finds a data set below a folder, told by looking: store, Hugging Face folder, archives, folders of classes.
+
+- `train/<class>/*.JPEG` and `val/<class>/*.JPEG`, or `val/*.JPEG` with a list of labels beside it;
+- ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the devkit, as image-net.org has them;
+- what scripts/prepare_imagenet.py wrote, or `datasets.save_to_disk`;
+- Parquet files of `ILSVRC/imagenet-1k`, to prepare a store from.
+
+Class folders may be anyone's: labels follow the sorted names of the folders in `train`.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from batch_renorm.data import archives, arrow
+from batch_renorm.data.files import Files, Found, PlainFiles
+from batch_renorm.data.labels import flat_labels
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+VAL_FOLDERS = ("val", "validation", "valid", "test")
+KAGGLE = Path("ILSVRC/Data/CLS-LOC")
+
+HOW_TO_GET = (
+    "download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from image-net.org "
+    "into one folder and name that folder (docs/imagenet.md)"
+)
+
+
+def find(root: str | Path) -> Found:
+    """The data set below `root`.
+
+    Raises:
+        ValueError: nothing that is known, or something incomplete; says what was looked for.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise ValueError(f"no images in {root}, which {what}; {HOW_TO_GET}")
+    if arrow.is_arrow(root):
+        return arrow.find(root)
+    if arrow.parquet_shards(root, "train"):
+        return arrow.find_parquet(root)
+    if (root / archives.TRAIN).exists():
+        return archives.find(root)
+    for base in (root, root / KAGGLE):
+        if (base / "train").is_dir():
+            return find_folders(base, root)
+    raise ValueError(
+        f"no images in {root}: looked for train/<class>/*.JPEG, {archives.TRAIN}, Arrow folders "
+        f"(train/state.json) and Parquet files (data/train-*.parquet); {HOW_TO_GET}"
+    )
+
+
+def find_folders(base: Path, root: Path) -> Found:
+    """Folders of classes; `root` may have lists of labels for validation images that are in one folder."""
+    val = next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
+    if val is None:
+        raise ValueError(f"{base} has training images but no validation images: looked for {base / 'val'}/<class>/*")
+    classes = subfolders(base / "train")
+    if not classes:
+        raise ValueError(f"{base / 'train'} has no folders: training images must be in train/<class>/*.JPEG")
+    splits: dict[str, Files] = {"train": in_classes(base / "train", classes)}
+    inside = subfolders(val)
+    if inside and images_in(val / inside[0]) and not images_in(val):
+        extra = set(inside) - set(classes)
+        if extra:
+            raise ValueError(f"{val} has the class {min(extra)}, which {base / 'train'} has not")
+        splits["val"] = in_classes(val, inside, classes)
+    else:
+        folder = val / "images" if (val / "images").is_dir() else val
+        names = sorted(images_in(folder))
+        if not names:
+            raise ValueError(f"{val} has no images: looked for {val}/<class>/*.JPEG and {val}/*.JPEG")
+        labels = flat_labels(names, classes, [root, base, val, val.parent])
+        splits["val"] = PlainFiles(folder, labels, names)
+    return Found("folders of classes", classes, splits)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are left out."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def images_in(folder: Path) -> list[str]:
+    """Names of the images directly in a folder, not sorted; hidden files (._name on macOS) are left out."""
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
+
+
+def images_below(folder: Path) -> list[str]:
+    """Paths of all images below a folder, relative to it."""
+    found = images_in(folder)
+    for inner in subfolders(folder):
+        found += [f"{inner}/{name}" for name in images_below(folder / inner)]
+    return found
+
+
+def in_classes(folder: Path, present: list[str], classes: list[str] | None = None) -> PlainFiles:
+    """The images of class folders. `classes` are the names behind labels, `present` those that are here."""
+    position = {name: label for label, name in enumerate(classes or present)}
+    with ThreadPoolExecutor(16) as pool:  # a file system across a network answers many questions at once
+        listings = list(pool.map(lambda name: images_below(folder / name), present))
+    if classes is None:
+        for name, listing in zip(present, listings, strict=True):
+            if not listing:
+                raise ValueError(f"the class {name} has no images: {folder / name} has no *.JPEG file")
+    labels = np.repeat([position[name] for name in present], [len(listing) for listing in listings])
+    names = [f"{name}/{image}" for name, listing in zip(present, listings, strict=True) for image in listing]
+    return PlainFiles(folder, labels.astype(np.int64), names)

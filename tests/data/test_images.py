@@ -1,0 +1,225 @@
+"""Decoding, and the recipe's preparation of images, on small files of the kinds that ILSVRC has."""
+
+import colorsys
+import io
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from batch_renorm.data.augmentation import central_box, distort, hsv_to_rgb, random_box, rgb_to_hsv
+from batch_renorm.data.decoding import UnreadableImage, decode
+from batch_renorm.data.images import Images, with_replacements
+from batch_renorm.data.loaders import Division, Draw, TrainingPasses, training_loader
+from batch_renorm.data.minibatches import LabelsTimesImages
+from tests.data.imagenet_files import cut_in_half, encoded, write_folders
+
+CPU = torch.device("cpu")
+
+
+def batch(source, indices, draw=None, split="train"):
+    return source.images([source.fetch(split, np.asarray(indices), draw)], CPU)
+
+
+def test_a_training_image_is_a_function_of_seed_step_worker_and_slot(folders):
+    source = Images(str(folders), 32)
+
+    def images(indices, *draw):
+        return source.images([source.fetch("train", np.array(indices), Draw(*draw))], CPU)
+
+    once = images([0, 4], 1, 2, 3)
+    assert torch.equal(once, images([0, 4], 1, 2, 3))
+    for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
+        assert not torch.equal(once, images([0, 4], *other))
+    twice = images([0, 0], 1, 2, 3)
+    assert torch.equal(twice[0], once[0])
+    assert not torch.equal(twice[0], twice[1])  # another slot
+    assert once.shape == (2, 3, 32, 32)
+    assert once.min() >= -1
+    assert once.max() <= 1
+
+
+def test_evaluation_takes_the_central_part(folders):
+    source = Images(str(folders), 32)
+    got = source.images([source.fetch("val", np.array([1]), None)], CPU)[0]
+    image = Image.open(source.files["val"].name(1)).resize((32, 32), Image.BILINEAR, box=(3.75, 5, 56.25, 75))
+    expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(got, expected, atol=2.1 / 255, rtol=0)  # one level of a decoder
+    assert (got - expected).abs().mean() < 1e-3
+    assert central_box(80, 60) == (5, 3.75, 75, 56.25)
+
+
+def test_crops_have_the_recipes_areas_and_aspects():
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(rng, 500, 375) for _ in range(4000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, aspect = width * height / (500 * 375), width / height
+    assert area.min() > 0.045
+    assert area.max() <= 1
+    assert aspect.min() > 0.74
+    assert aspect.max() < 1.36
+    assert (boxes >= 0).all()
+    assert boxes[:, 2].max() <= 500
+    assert boxes[:, 3].max() <= 375
+    assert abs(area.mean() - 0.47) < 0.05  # nearly uniform in 0.05 .. 1, large ones fit less often
+
+
+def test_hsv_agrees_with_the_standard_library():
+    colours = torch.rand(1, 3, 10, 50, generator=torch.Generator().manual_seed(0)).double()
+    colours[..., 0] = 0.3  # greys
+    hsv = rgb_to_hsv(colours)
+    for i in range(10):
+        for j in range(50):
+            expected = colorsys.rgb_to_hsv(*colours[0, :, i, j].tolist())
+            assert hsv[0, :, i, j].tolist() == pytest.approx(expected, abs=1e-12)
+    torch.testing.assert_close(hsv_to_rgb(hsv), colours)
+
+
+def test_distortion_without_change_is_the_identity():
+    images = torch.rand(2, 3, 8, 8) * 0.8 + 0.1
+    neutral = torch.tensor([[0.1, 0.5, 0.5, 0.5, 0.5], [0.9, 0.5, 0.5, 0.5, 0.5]])
+    torch.testing.assert_close(distort(images, neutral), images, atol=1e-5, rtol=0)
+    contrast = torch.tensor([[0.1, 0.5, 0.5, 0.5, 0.0], [0.9, 0.5, 0.5, 0.5, 0.0]])
+    mean = images.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(distort(images, contrast), (images + mean) / 2, atol=1e-5, rtol=0)
+
+
+def test_every_kind_of_file_decodes_as_pillow_does():
+    for options in ({}, {"subsampling": 0}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"format": "PNG"}):
+        data = encoded(5, 81, 67, **options)
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+        assert np.abs(decode(data).astype(int) - expected).max() <= 1, options
+
+
+def test_images_are_not_turned_by_what_a_camera_noted():
+    image = Image.open(io.BytesIO(encoded(3)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif, quality=95)
+    assert decode(buffer.getvalue()).shape == (60, 80, 3)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not an image", encoded(1)[:-30], encoded(1)[:200], encoded(1, format="PNG")[:99]]
+)
+def test_what_is_no_whole_image_is_refused(data):
+    with pytest.raises(UnreadableImage) as error:
+        decode(data)
+    assert "\n" not in str(error.value)
+
+
+def test_every_format_gives_the_same_pixels(folders, written):
+    draw, indices = Draw(1, 2, 3, minibatch=4), [0, 3, 5, 11, 7, 7, 1, 2]
+    expected = Images(str(folders), 32)
+    for kind in ("archives", "arrow"):
+        source = Images(str(written[kind]), 32)
+        assert torch.equal(batch(source, indices, draw), batch(expected, indices, draw))
+        assert torch.equal(batch(source, range(8), None, "val"), batch(expected, range(8), None, "val"))
+
+
+def test_a_pass_has_each_workers_images_as_it_would_fetch_them_alone(folders):
+    source = Images(str(folders), 32)
+    together = batch(source, [0, 4, 8, 3], Draw(1, 5, 6, minibatch=2))
+    alone = torch.cat([batch(source, [0, 4], Draw(1, 5, 6)), batch(source, [8, 3], Draw(1, 5, 7))])
+    assert torch.equal(together, alone)
+
+
+def test_loader_processes_give_the_same_images(folders, written):
+    """Pickled, as where processes are not forked, and from a memory-mapped file."""
+    source = Images(str(written["arrow"]), 32)
+    regime = LabelsTimesImages(source.labels("train"), 4, 2)
+    data = TrainingPasses(source, regime, Division(3), seed=0)
+    expected = [source.images(part.fetched, CPU) for part in (data[0], data[1])]
+    copy = pickle.loads(pickle.dumps(data))
+    got = list(training_loader(copy, 0, 2, processes=1))
+    assert all(torch.equal(source.images(p.fetched, CPU), e) for p, e in zip(got, expected, strict=True))
+    (fetched,) = got[0].fetched
+    assert fetched.pixels.shape == (12, 3, 32, 32)
+    assert set(fetched.seconds) == {"read", "decode", "augment"}
+    assert all(seconds > 0 for seconds in fetched.seconds.values())
+
+
+def test_the_device_may_decode(folders):
+    """The same crops; the pixels differ as far as decoders and rounding do. Here the device is a CPU."""
+    near, far = Images(str(folders), 32), Images(str(folders), 32, decode="device")
+    draw = Draw(0, 1, 2, minibatch=6)
+    difference = (batch(near, range(12), draw) - batch(far, range(12), draw)).abs()
+    assert difference.mean() < 0.02  # of 2
+    assert torch.equal(batch(near, range(8), None, "val"), batch(far, range(8), None, "val"))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A data set whose training image 4, the second of label 1, ends in the middle."""
+    root = write_folders(tmp_path / "damaged")
+    name = Images(str(root), 32).files["train"].name(4)
+    cut_in_half(name)
+    return root, name
+
+
+def test_a_truncated_file_ends_the_run_by_its_name(damaged):
+    root, name = damaged
+    source = Images(str(root), 32)
+    data = TrainingPasses(source, lambda seed, step, worker: np.array([4]), Division(1), seed=0)
+    for processes in (0, 1):
+        with pytest.raises(ValueError, match="cannot read the image") as error:
+            list(training_loader(data, 0, 1, processes=processes))
+        assert str(error.value).startswith(f"cannot read the image {name}: image file is truncated")
+        assert "data.on_error=skip" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_an_unreadable_file_is_replaced_by_one_of_its_label(damaged, folders, capfd):
+    root, name = damaged
+    source, whole = Images(str(root), 32, on_error="skip"), Images(str(folders), 32)
+    draw = Draw(0, 1, 2)
+    fetched = source.fetch("train", np.array([3, 4, 5]), draw)
+    assert fetched.replaced == 1
+    assert torch.equal(fetched.pixels, whole.fetch("train", np.array([3, 5, 5]), draw).pixels)
+    source.fetch("train", np.array([4]), draw)
+    lines = [line for line in capfd.readouterr().err.splitlines() if name in line]
+    assert len(lines) == 1  # said once
+    assert list(with_replacements(whole.files["train"], 4)) == [4, 5, 3]
+
+
+def test_a_label_without_any_readable_image_ends_the_run(damaged):
+    root, _ = damaged
+    source = Images(str(root), 32, on_error="skip")
+    for index in (3, 5):
+        Path(source.files["train"].name(index)).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no image of the label of .* can be read"):
+        source.fetch("train", np.array([5]), None)
+
+
+def test_a_file_that_is_gone_is_named(folders, tmp_path):
+    shutil.copytree(folders, tmp_path / "set")
+    source = Images(str(tmp_path / "set"), 32)
+    name = source.files["train"].name(0)
+    shutil.rmtree(tmp_path / "set/train")
+    with pytest.raises(ValueError, match=f"cannot read the image {name}: No such file or directory"):
+        source.fetch("train", np.array([0]), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"classes": 1000}, r"has 4 classes, not 1,000 \(data.classes\)"),
+        ({"train_images": 1281167}, r"has 12 training images, not 1,281,167 \(data.train_images\)"),
+        ({"val_images": 50000}, "for another data set say data=folder"),
+        ({"decode": "device", "on_error": "skip"}, "data.on_error=skip needs data.decode=cpu"),
+        ({"size": 0}, "data.size must be at least 1"),
+    ],
+)
+def test_a_data_set_that_is_not_the_one_asked_for_is_refused(folders, options, answer):
+    with pytest.raises(ValueError, match=answer):
+        Images(str(folders), **({"size": 32} | options))
+
+
+def test_files_to_prepare_from_are_not_trained_on(written):
+    with pytest.raises(ValueError, match=r"make a store of them with python scripts/prepare_imagenet.py"):
+        Images(str(written["parquet"]), 32)

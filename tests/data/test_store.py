@@ -1,0 +1,152 @@
+"""The store: same images, other readers, interrupted and damaged ones."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from batch_renorm.data import store
+from batch_renorm.data.sources import find
+from tests.conftest import ROOT
+from tests.data.imagenet_files import cut_in_half, write_folders
+from tests.data.test_sources import contents
+
+
+def prepare(source, target, progress=lambda images: None, processes=1):
+    return store.prepare(find(source), target, 5, processes, progress)
+
+
+@pytest.mark.parametrize("kind", ["archives", "arrow", "parquet", "kaggle"])
+def test_a_store_holds_the_same_images_whatever_it_is_made_of(folders, written, tmp_path, kind):
+    prepare(written[kind], tmp_path / "store")
+    found, expected = find(tmp_path / "store"), find(folders)
+    for split in ("train", "val"):
+        assert contents(found, split) == contents(expected, split)
+    store.check(tmp_path / "store", 1, lambda images: None)
+
+
+def test_a_store_opens_as_a_hugging_face_data_set(folders, tmp_path):
+    import datasets
+
+    prepare(folders, tmp_path / "store")
+    opened = datasets.load_from_disk(str(tmp_path / "store"))
+    found = find(folders)
+    assert opened["train"].features["label"].names == found.classes
+    raw = opened["validation"].cast_column("image", datasets.Image(decode=False))
+    assert [(row["label"], row["image"]["bytes"]) for row in raw] == contents(found, "val")
+    assert opened["train"][0]["image"].size == (80, 60)
+
+
+def test_kinds_of_images_are_counted(folders, tmp_path):
+    manifest = prepare(folders, tmp_path / "store")
+    kinds = [shard["kinds"] for shard in manifest["splits"]["train"]["shards"]]
+    total = {kind: sum(k.get(kind, 0) for k in kinds) for kind in ("JPEG", "CMYK JPEG", "PNG")}
+    assert total == {"JPEG": 10, "CMYK JPEG": 1, "PNG": 1}
+
+
+def test_an_interrupted_store_goes_on_where_it_was(folders, tmp_path):
+    whole = prepare(folders, tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(images):
+        if len(list(tmp_path.glob("part/*/*.arrow"))) >= 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        prepare(folders, tmp_path / "part", stop)
+    with pytest.raises(ValueError, match=r"is not finished: run scripts/prepare_imagenet.py again"):
+        find(tmp_path / "part")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "part").glob("*/*.arrow")}
+    assert 2 <= len(before) < 5
+    seen = []
+    assert prepare(folders, tmp_path / "part", seen.append, processes=2) == whole
+    assert sum(seen) == 20
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "part" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    assert {p.name for p in (tmp_path / "part").rglob("*")} == {p.name for p in (tmp_path / "whole").rglob("*")}
+
+
+def test_unreadable_images_are_all_named_and_cured_by_the_same_command(tmp_path):
+    source = write_folders(tmp_path / "source")
+    files = [find(source).splits["train"].name(index) for index in (2, 7)]
+    good = {name: cut_in_half(name) for name in files}
+    with pytest.raises(ValueError, match="2 of the images cannot be read") as error:
+        prepare(source, tmp_path / "store")
+    assert all(name in str(error.value) for name in files)
+    for name, data in good.items():
+        Path(name).write_bytes(data)
+    prepare(source, tmp_path / "store")
+    assert contents(find(tmp_path / "store"), "train") == contents(find(source), "train")
+
+
+def test_a_changed_store_is_noticed(folders, tmp_path):
+    target = tmp_path / "store"
+    prepare(folders, target)
+    shard = sorted((target / "train").glob("*.arrow"))[1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    find(target)  # as long as it was: only --check reads it all
+    with pytest.raises(ValueError, match=r"data-00001-of-00003.arrow: its bytes are not those that were written"):
+        store.check(target, 1, lambda images: None)
+    shard.write_bytes(data[:-8])
+    with pytest.raises(ValueError, match=r"data-00001-of-00003.arrow has [\d,]+ bytes, not [\d,]+: copy it again"):
+        find(target)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"the store lacks .*data-00001-of-00003.arrow"):
+        find(target)
+
+
+def test_another_store_or_folder_is_not_written_into(folders, tmp_path):
+    prepare(folders, tmp_path / "store")
+    with pytest.raises(ValueError, match="holds the store of another data set"):
+        store.prepare(find(folders), tmp_path / "store", 6, 1, lambda images: None)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not empty and not a store"):
+        prepare(folders, tmp_path / "home")
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(folders, tmp_path, monkeypatch):
+    usage = store.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(ValueError, match=r"needs about 0.0 GB, and 0.0 GB are free there"):
+        prepare(folders, tmp_path / "store")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """scripts/prepare_imagenet.py with arguments: exit status, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["prepare_imagenet.py", *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts/prepare_imagenet.py"), run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_and_checks(command, written, tmp_path):
+    code, out, err = command(written["archives"], tmp_path / "store")
+    assert code == 2
+    assert "has 4 classes, ILSVRC-2012 has 1,000" in err
+    counts = ["--classes=4", "--train=12", "--val=8"]
+    code, out, err = command(written["archives"], tmp_path / "store", *counts, "--images-per-file=5")
+    assert code == 0, err
+    assert "archives: 4 classes, 12 training images, 8 validation images" in out
+    assert "in 5 files; 18 JPEG, 1 CMYK JPEG, 1 PNG" in out or "in 5 files; 18 JPEG, 1 PNG, 1 CMYK JPEG" in out
+    manifest = json.loads((tmp_path / "store/store.json").read_text())
+    assert manifest["finished"]
+    code, out, err = command("--check", tmp_path / "store", *counts)
+    assert code == 0, err
+    assert "is as it was written" in out
