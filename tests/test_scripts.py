@@ -79,7 +79,7 @@ def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):
             config = {item.key: item.value_json for item in record.run.config.update}
             assert record.run.run_id == json.loads((tmp_path / "run/run.json").read_text())["id"]
             assert record.run.run_group == "noniid_renorm"
-            assert set(record.run.tags) == {"renorm", "pairs", "glyphs"}
+            assert set(record.run.tags) == {"noniid_renorm", "renorm", "pairs", "glyphs"}
     logged = dict(line.split(",")[1:] for line in (tmp_path / "run/curve.csv").read_text().splitlines()[1:])
     assert set(logged) <= set(metrics)
     assert float(metrics["val_top1"]) == float(logged["val_top1"])

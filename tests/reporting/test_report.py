@@ -116,9 +116,9 @@ def test_batch_statistics_of_another_composition_are_pointed_at(tables, write, t
 
 def test_our_own_curve_is_a_row_where_runs_have_it(tables, write, tmp_path):
     curve = [(100, 50.0), (200, 52.0)]
-    write(tmp_path / "runs", "noniid_batchnorm", 0, {"val_top1": curve, "val_top1_training_composition": curve})
+    write(tmp_path / "runs", "noniid_batchnorm", 0, {"val_top1": curve, "val_top1_as_trained": curve})
     tables([])
-    assert "| - the same, minibatches as in training | 0 | 52.0 |" in (tmp_path / "report" / "glyphs.md").read_text()
+    assert "| - evaluated as trained | 0 | 52.0 |" in (tmp_path / "report" / "glyphs.md").read_text()
 
 
 def test_every_table_of_the_page_is_whole(tables, fill, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batch_renorm.reporting.paper import BATCH_STATISTICS, TRAIN, TRAINING_COMPOSITION, Series
+from batch_renorm.reporting.paper import AS_TRAINED, BATCH_STATISTICS, TRAIN, Series
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ TONES = {
 EVALUATIONS = {  # of noniid_batchnorm, besides the paper's usual one
     TRAIN: ("#f29a55", "#ffc08f"),
     BATCH_STATISTICS: ("#8a3600", "#d9671a"),
-    TRAINING_COMPOSITION: ("#5e2a05", "#b5561a"),
+    AS_TRAINED: ("#5e2a05", "#b5561a"),
 }
 MARKS = {
     "micro4_batchnorm": "o",
@@ -38,7 +38,7 @@ MARKS = {
     "noniid_halves_batchnorm": "D",
     TRAIN: "^",
     BATCH_STATISTICS: "s",
-    TRAINING_COMPOSITION: "P",
+    AS_TRAINED: "P",
 }
 
 # In maps lightness tells the size, the hue the norm; both run through the same lightnesses.

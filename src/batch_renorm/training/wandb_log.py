@@ -88,7 +88,7 @@ class WandbLogger(Logger):
             project=self.wandb.project, entity=self.wandb.entity, mode=self.wandb.mode, dir=self.folder,
             id=self.id, resume=None if offline else "allow", config=config,
             name=f"{config['experiment']}-seed{config['seed']}", group=config["experiment"],
-            tags=[config["norm"]["name"], config["minibatch"]["name"], config["scale"]],
+            tags=[config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]],
             settings=wandb.Settings(silent=offline, init_timeout=PATIENCE, console="off"),
         )  # fmt: skip
 

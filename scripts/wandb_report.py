@@ -1,0 +1,64 @@
+"""The comparison inside Weights & Biases: a report, a saved view, and the paper's curves as reference runs.
+
+    python scripts/wandb_report.py --dry-run           write what would be published; needs no network and no account
+    python scripts/wandb_report.py --entity NAME       publish; again, it changes what it published
+    python scripts/wandb_report.py --offline           only log the paper's curves, as offline files to sync later
+
+Runs come there by training with logger=wandb, or with `wandb sync runs/*/*/*/wandb/offline-run-*`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from batch_renorm.reporting import dashboard, paper
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="glyphs", help="whose runs (default: glyphs)")
+    parser.add_argument("--project", default="batch-renorm", help="default: batch-renorm, as in configs/logger")
+    parser.add_argument("--entity", help="user or team (default: the one that you are logged in with)")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="write <out>/wandb.json, publish nothing")
+    how.add_argument("--offline", action="store_true", help="log the paper's curves to <out>/wandb, publish nothing")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    published = paper.load()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.dry_run:
+        path = options.out / "wandb.json"
+        spec = dashboard.specification(options.entity or "ENTITY", options.project, options.scale, published)
+        path.write_text(json.dumps(spec, indent=1) + "\n")
+        blocks, metrics = spec["report"]["spec"]["blocks"], dashboard.metrics_named(spec)
+        print(f"wrote {path}: a report of {len(blocks)} blocks and a view, drawing {len(metrics)} metrics")
+        return 0
+    if options.offline:
+        logged = dashboard.log_references(published, options.project, options.entity, "offline", options.out)
+        there = len(paper.EXPERIMENTS) - len(logged)
+        print(f"{len(logged)} reference runs logged, {there} were there; upload them once:")
+        print(f"  wandb sync {options.out}/wandb/offline-run-*")
+        return 0
+
+    import wandb
+
+    try:
+        entity = options.entity or wandb.Api().default_entity or ""
+        logged = dashboard.log_references(published, options.project, entity, "online", options.out)
+        print(f"{len(logged)} reference runs logged, {len(paper.EXPERIMENTS) - len(logged)} were there")
+        print(*dashboard.publish(entity, options.project, options.scale, published), sep="\n")
+    except (wandb.Error, OSError) as error:
+        print(f"error: {str(error).splitlines()[0]}; --dry-run and --offline need no network", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The W&B report and view, without W&B: they draw what training logs, and the paper's curves as published."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from batch_renorm.reporting import dashboard, paper
+from tests.conftest import ROOT
+from tests.test_scripts import wandb_records
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("wandb_report_script", ROOT / "scripts" / "wandb_report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def logged(folder):
+    """Each W&B file under the folder: id -> (run record, rows of metrics)."""
+    found = {}
+    for file in folder.glob("offline-run-*/run-*.wandb"):
+        run, rows = None, []
+        for record in wandb_records(file):
+            if record.HasField("run"):
+                run = record.run
+            if record.HasField("history"):
+                rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
+        found[run.run_id] = run, rows
+    return found
+
+
+def run_sets(spec):
+    """run set -> the tags that it asks for, of every panel grid."""
+    grids = [block["metadata"] for block in spec["report"]["spec"]["blocks"] if block["type"] == "panel-grid"]
+    return [{s["name"]: [f["value"] for f in s["filters"]["filters"]] for s in g["runSets"]} for g in grids]
+
+
+def test_a_dry_run_names_what_training_logs(command, train_command, tmp_path, capsys):
+    train_command("logger=offline", "experiment=noniid_renorm")
+    [(run, rows)] = logged(tmp_path / "run" / "wandb").values()
+    for scale in ("glyphs", "imagenet"):
+        assert command(["--dry-run", "--scale", scale, "--out", str(tmp_path), "--entity", "me"]) == 0
+        assert "wandb.json" in capsys.readouterr().out
+        spec = json.loads((tmp_path / "wandb.json").read_text())
+        named = dashboard.metrics_named(spec)
+        assert named >= {"val_top1", "train_top1", "val_top1_batch_statistics", "activation_distance", "r_clipped"}
+        assert named <= {name for row in rows for name in row}
+        asked = [tags for grid in run_sets(spec) for tags in grid.values() if ["noniid_renorm"] in tags]
+        assert asked
+        # The run's tags put it into the run sets of its experiment and scale, and of no other scale.
+        assert {all(set(value) & set(run.tags) for value in tags) for tags in asked} == {scale == "glyphs"}
+    assert run.run_group == "noniid_renorm"  # what seeds are grouped by
+
+
+def test_figures_are_grids_of_their_experiments(published):
+    spec = dashboard.specification("e", "p", "imagenet", published)
+    grids = run_sets(spec)
+    for figure, sets in zip(paper.FIGURES.values(), grids, strict=False):
+        experiments = {name for name, _ in figure.lines}
+        ours = {value[0][0] for name, value in sets.items() if name != "The paper"}
+        assert ours == experiments
+        assert set(sets["The paper"][0]) == {f"paper-{name}" for name in experiments}
+    panels = [
+        panel["config"]
+        for block in spec["report"]["spec"]["blocks"]
+        if block["type"] == "panel-grid"
+        for panel in block["metadata"]["panelBankSectionConfig"]["panels"]
+    ]
+    assert (panels[0]["yAxisMin"], panels[0]["yAxisMax"], panels[0]["groupArea"]) == (30, 80, "minmax")
+    other = dashboard.specification("e", "p", "glyphs", published)
+    assert sum("The paper" in sets for sets in run_sets(other)) == 4  # in panels of their own: other steps
+    assert not any(len(sets) > 1 and "The paper" in sets for sets in run_sets(other))
+
+
+def test_reference_runs_hold_the_published_curves_and_are_logged_once(command, published, tmp_path, capsys):
+    for said in ("7 reference runs logged, 0 were there", "0 reference runs logged, 7 were there"):
+        assert command(["--offline", "--out", str(tmp_path)]) == 0
+        assert said in capsys.readouterr().out
+    found = logged(tmp_path / "wandb")
+    assert set(found) == {f"paper-{name}" for name in paper.EXPERIMENTS}
+    run, rows = found["paper-noniid_batchnorm"]
+    assert set(run.tags) == {"paper", "paper-noniid_batchnorm"}
+    for metric in ("val_top1", "train_top1", "val_top1_batch_statistics"):
+        steps, values = published.curves["noniid_batchnorm", metric]
+        told = {row[dashboard.STEP]: row[metric] for row in rows if metric in row}
+        np.testing.assert_allclose(list(told), np.round(steps))
+        np.testing.assert_allclose(list(told.values()), values)
+    assert {r["id"] for r in dashboard.specification("e", "p", "glyphs", published)["references"]} == set(found)
+
+
+def test_without_an_account_one_line_names_the_cure(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command(["--entity", "me", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ")
+    assert "--dry-run" in said
