@@ -25,7 +25,7 @@ from batch_renorm.reporting.paper import (
     Published,
 )
 
-STEP = "trainer/global_step"  # what Lightning logs updates as; W&B's own step counts calls
+STEP = "Step"  # W&B's own: runs log their rows under their training steps
 PAPER = "paper"
 DIAGNOSES = {  # sections of other metrics: title -> metrics
     "Activations: training against inference": (DISTANCE,),
@@ -90,10 +90,8 @@ def log_references(published: Published, project: str, entity: str | None, mode:
             config={"experiment": reference.experiment, "source": "arXiv:1702.03275, figures 1 to 3"},
             settings=wandb.Settings(silent=True),
         )
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP)
         for step, metrics in reference.rows:
-            run.log({STEP: step, **metrics})
+            run.log(metrics, step=step)
         run.finish()
         logged.append(reference.id)
     return logged
