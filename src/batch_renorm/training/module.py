@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from batch_renorm.data.loaders import Pass, Source
 from batch_renorm.norm import StepStatistics, set_limits
-from batch_renorm.training.averaging import inference_model
+from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.errors import NotFiniteError
 from batch_renorm.training.optimizer import Optimization
 from batch_renorm.training.signals import Stop
@@ -54,7 +54,7 @@ class Training(LightningModule):
         self.ramp = ramp
         set_limits(model, 1.0, 0.0)
         model.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and GPU
-        self.average = inference_model(model, average_decay)
+        self.average = InferenceModel(model, average_decay)
         self.statistics = StepStatistics(model)
         self.latest: dict[str, float] = {}
         self.stop = Stop()
