@@ -1,6 +1,7 @@
 """Shared by all tests: the shipped configs, shrunk, and runs of them."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,22 @@ def compose():
             return OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
 
     return composed
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Run a script in this process, without the seconds that imports take: exit status, standard output and error."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

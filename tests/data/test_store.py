@@ -1,17 +1,16 @@
 """The store: same images, other readers, interrupted and damaged ones."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 
 from batch_renorm.data import store
 from batch_renorm.data.sources import find
-from tests.conftest import ROOT
 from tests.data.imagenet_files import cut_in_half, write_folders
 from tests.data.test_sources import contents
+
+SCRIPT = "scripts/prepare_imagenet.py"
 
 
 def prepare(source, target, progress=lambda images: None, processes=1):
@@ -120,33 +119,17 @@ def test_a_full_disk_is_noticed_before_anything_is_written(folders, tmp_path, mo
         prepare(folders, tmp_path / "store")
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """scripts/prepare_imagenet.py with arguments: exit status, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prepare_imagenet.py", *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts/prepare_imagenet.py"), run_name="__main__")
-        except SystemExit as stopped:
-            code = stopped.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def test_the_command_writes_and_checks(command, written, tmp_path):
-    code, out, err = command(written["archives"], tmp_path / "store")
+def test_the_command_writes_and_checks(run_script, written, tmp_path):
+    code, out, err = run_script(SCRIPT, written["archives"], tmp_path / "store")
     assert code == 2
     assert "has 4 classes, ILSVRC-2012 has 1,000" in err
     counts = ["--classes=4", "--train=12", "--val=8"]
-    code, out, err = command(written["archives"], tmp_path / "store", *counts, "--images-per-file=5")
+    code, out, err = run_script(SCRIPT, written["archives"], tmp_path / "store", *counts, "--images-per-file=5")
     assert code == 0, err
     assert "archives: 4 classes, 12 training images, 8 validation images" in out
     assert "in 5 files; 18 JPEG, 1 CMYK JPEG, 1 PNG" in out or "in 5 files; 18 JPEG, 1 PNG, 1 CMYK JPEG" in out
     manifest = json.loads((tmp_path / "store/store.json").read_text())
     assert manifest["finished"]
-    code, out, err = command("--check", tmp_path / "store", *counts)
+    code, out, err = run_script(SCRIPT, "--check", tmp_path / "store", *counts)
     assert code == 0, err
     assert "is as it was written" in out

@@ -127,6 +127,10 @@ class Images:
             seconds["augment"] += time.perf_counter() - start
         return Fetched(pixels, colours, seconds, replaced)
 
+    def image(self, split: str, index: int) -> np.ndarray:
+        """An image as it is, (height, width, 3) uint8; where it cannot be read, as `on_error` says."""
+        return self._image(split, index, {"read": 0.0, "decode": 0.0})[0]
+
     def _image(self, split: str, index: int, seconds: dict[str, float]) -> tuple[np.ndarray, bool]:
         """The pixels of an image, or of the one that replaces it, and whether it is replaced."""
         files = self.files[split]

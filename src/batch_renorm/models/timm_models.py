@@ -1,21 +1,75 @@
-"""Networks of timm by name, with the experiment's norm in every place of batchnorm."""
+"""Networks of timm by name, with the experiment's norm in every place of batchnorm, and back to timm's own."""
 
+import copy
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from batch_renorm.norm import BatchRenorm2d, convert_batchnorm
+from batch_renorm.norm import BatchRenorm2d, convert_batchnorm, to_batchnorm
 
 
-def create(name: str, classes: int, channels: int, norm: partial[BatchRenorm2d], **options: Any) -> nn.Module:
-    """timm's model `name`, untrained, each BatchNorm replaced by a layer with `norm`'s settings.
+def create(
+    name: str, classes: int, channels: int, norm: partial[BatchRenorm2d], learned_gamma: bool = False, **options: Any
+) -> nn.Module:
+    """timm's model `name`, each BatchNorm replaced by a layer with `norm`'s settings.
 
     Args:
         norm: makes the norm of a given number of channels; its settings are what counts.
+        learned_gamma: keep each norm's gamma and learn it, for networks that start some at 0; the paper's is
+            fixed at 1.
         options: passed to `timm.create_model` (aux_logits=True for Inception-v3's auxiliary head).
+
+    Raises:
+        ValueError: no such model or option, or a model without batchnorm.
     """
+    model = stock(name, num_classes=classes, in_chans=channels, **options)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise ValueError(f"model.name={name} has no batchnorm that Batch Renorm could take the place of")
+    if not learned_gamma and any(module.weight is not None and bool((module.weight != 1).any()) for module in norms):
+        raise ValueError(f"{name} starts some gammas at other values than 1: say model.learned_gamma=true")
+    return convert_batchnorm(model, **(norm.keywords | {"scale": learned_gamma}))
+
+
+def stock(name: str, **options: Any) -> nn.Module:
+    """timm's own model; what it has no model or option for is named."""
     import timm
 
-    model = timm.create_model(name, num_classes=classes, in_chans=channels, **options)
-    return convert_batchnorm(model, **norm.keywords)
+    if not timm.is_model(name):
+        known = timm.list_models() + timm.list_pretrained()
+        close = get_close_matches(name, known, n=3, cutoff=0.6)
+        raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"timm's {name} has no option {str(error).rpartition('argument ')[2]} (model)") from error
+    except Exception as error:  # whatever the download, or a file of weights, may raise
+        if not (options.get("pretrained") or options.get("checkpoint_path")):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = options.get("checkpoint_path") or "timm's weights, which are downloaded once"
+        raise ValueError(f"cannot load {name} from {what}: {reason}") from error
+
+
+def stock_weights(model: nn.Module, name: str, classes: int, channels: int = 3) -> dict[str, Tensor]:
+    """What `timm.create_model(name, num_classes=classes)` loads to give the outputs that `model` gives at inference.
+
+    Every mu and sigma becomes a running mean and variance, for the eps of timm's layer; an auxiliary head that
+    timm's model does not have is left out.
+
+    Args:
+        model: made by :func:`create`; not changed.
+    """
+    folded = to_batchnorm(copy.deepcopy(model))
+    plain = stock(name, num_classes=classes, in_chans=channels)
+    weights = folded.state_dict()
+    for place, layer in plain.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            own = folded.get_submodule(place)
+            assert isinstance(own, nn.modules.batchnorm._BatchNorm)
+            weights[f"{place}.running_var"] = (weights[f"{place}.running_var"] + own.eps - layer.eps).clamp_min(0)
+    return {key: weights[key].contiguous() for key in plain.state_dict()}

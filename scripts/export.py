@@ -1,0 +1,55 @@
+"""A run's network as plain weights, for timm or torch alone.
+
+    python scripts/export.py run=runs/imagenet/noniid_renorm/seed0 out=model.safetensors
+
+    run=FOLDER           a run folder; its newest readable checkpoint, unless
+    checkpoint=FILE      one of its checkpoints is named
+    out=FILE             .safetensors, or anything else for torch's format
+
+Every Batch Renorm layer becomes the batchnorm with the same outputs at inference. A network of timm then loads
+into timm's own: timm.create_model(NAME, num_classes=N, checkpoint_path=FILE).
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from batch_renorm.models.timm_models import create, stock_weights
+from batch_renorm.norm import to_batchnorm
+from batch_renorm.training import checkpoints
+from batch_renorm.training.build import load, near, target
+from batch_renorm.training.cli import explained
+
+OPTIONS = {"run": "", "checkpoint": "", "out": ""}
+
+
+def main(arguments: list[str]) -> None:
+    options = OPTIONS | {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
+    for name in options:
+        if name not in OPTIONS:
+            raise ValueError(f"no option {name}{near(name, OPTIONS)}")
+    if not options["run"] or not options["out"]:
+        raise ValueError("say which run, and where to: python scripts/export.py run=FOLDER out=model.safetensors")
+    folder, out = Path(options["run"]), Path(options["out"])
+    run = load(folder)
+    path = Path(options["checkpoint"]) if options["checkpoint"] else checkpoints.newest_readable(folder)[0]
+    if path is None or not checkpoints.readable(path):
+        raise ValueError(f"{path or folder} has no readable checkpoint")
+    run.training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    model = run.training.inference_model(checkpoints.step_of(path))
+    if target(run.config["model"]) is create:
+        name, classes = run.config["model"]["name"], run.source.classes
+        weights = stock_weights(model, name, classes, run.source.channels)
+        use = f"timm.create_model({name!r}, num_classes={classes}, checkpoint_path={str(out)!r})"
+    else:
+        weights = to_batchnorm(model).state_dict()
+        use = f"load_state_dict of the same network with nn.BatchNorm2d ({run.config['model']['_target_']})"
+    save_file(weights, out) if out.suffix == ".safetensors" else torch.save(weights, out)
+    print(f"{path} -> {out}\n{use}")
+
+
+if __name__ == "__main__":
+    with explained():
+        main(sys.argv[1:])

@@ -1,0 +1,42 @@
+"""Images prepared as a timm model's own configuration says: to evaluate timm's pretrained weights."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+
+class Pictures(Protocol):
+    """A data set of images at their own sizes."""
+
+    classes: int
+
+    def labels(self, split: str) -> np.ndarray: ...
+
+    def image(self, split: str, index: int) -> np.ndarray: ...
+
+
+class PretrainedImages:
+    """A source for evaluation: resized, cropped and normalised by the model's `pretrained_cfg`."""
+
+    channels = 3
+
+    def __init__(self, pictures: Pictures, model: nn.Module) -> None:
+        from timm.data import create_transform, resolve_model_data_config
+
+        config = resolve_model_data_config(model, use_test_size=True)
+        self.pictures, self.classes, self.size = pictures, pictures.classes, config["input_size"][-1]
+        self.transform: Any = create_transform(**config, is_training=False)
+
+    def labels(self, split: str) -> np.ndarray:
+        return self.pictures.labels(split)
+
+    def fetch(self, split: str, indices: np.ndarray, draw: object = None) -> Tensor:
+        """(n, 3, height, width) float32."""
+        images = [Image.fromarray(self.pictures.image(split, int(index))) for index in indices]
+        return torch.stack([self.transform(image) for image in images])
+
+    def images(self, fetched: list[Tensor], device: torch.device) -> Tensor:
+        return torch.cat(fetched).to(device)
