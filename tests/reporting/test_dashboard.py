@@ -2,6 +2,12 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -104,3 +110,71 @@ def test_without_an_account_one_line_names_the_cure(command, tmp_path, capsys, m
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: ")
     assert "--dry-run" in said
+
+
+class Weights(BaseHTTPRequestHandler):
+    """As much of a W&B server as saving and finding views takes."""
+
+    views: ClassVar[list[dict]] = []
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+        query, told = asked.get("query", ""), asked.get("variables") or {}
+        last = {"endCursor": None, "hasNextPage": False}
+        if "upsertView" in query:
+            view = next((v for v in self.views if v["id"] == told.get("id")), None)
+            if view is None:
+                view = {"id": f"view{len(self.views)}"}
+                self.views.append(view)
+            view |= {k: told[k] for k in ("name", "displayName", "type", "spec")}
+            project = {"name": told["projectName"], "entityName": told["entityName"]}
+            data = {"upsertView": {"view": {**view, "project": project}, "inserted": True}}
+        elif "allViews" in query:
+            wanted = told.get("viewType", "runs"), told.get("viewName")
+            nodes = [v for v in self.views if v["type"] == wanted[0] and wanted[1] in (None, v["name"])]
+            edges = [{"node": {**v, "description": "", "user": None}, "cursor": v["id"]} for v in nodes]
+            data = {"project": {"allViews": {"edges": edges, "pageInfo": last}}}
+        elif "models(" in query:
+            node = {"id": "1", "name": "p", "entityName": "me", "createdAt": "", "isBenchmark": False, "user": None}
+            data = {"models": {"edges": [{"cursor": "1", "node": node}], "pageInfo": last}}
+        elif "runs(" in query:
+            data = {"project": None}
+        else:
+            viewer = {"id": "1", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
+            data = {"viewer": viewer}
+        answer = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_publishing_again_changes_what_was_published(published, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Weights)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    script = """
+from batch_renorm.reporting import dashboard, paper
+print(dashboard._ids("me/p"))
+for scale in ("glyphs", "glyphs"):
+    print(*dashboard.publish("me", "p", scale, paper.load()))
+"""
+    address = f"http://127.0.0.1:{server.server_port}"
+    environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert told[0] == "set()"  # a project that is not there has no reference runs
+    assert told[1] == told[2]
+    assert told[1].split()[1] == f"{address}/me/p?nw=batchrenormglyphs"
+    assert sorted(view["type"] for view in Weights.views) == ["project-view", "runs"]
+    for view in Weights.views:
+        spec = json.loads(view["spec"])
+        expected = dashboard.specification("me", "p", "glyphs", published)
+        part = expected["report" if view["type"] == "runs" else "workspace"]
+        assert dashboard.metrics_named(spec) == dashboard.metrics_named(part)
+        assert view["displayName"] == dashboard.title("glyphs")

@@ -187,9 +187,10 @@ def test_activations_are_drawn_after_the_chosen_step(opened, write, tmp_path):
 def test_configs_differences_and_links(opened, write, published, tmp_path):
     write(tmp_path / "runs", "iid_renorm", 0, {"val_top1": [(100, 1.0)]})
     folder = write(tmp_path / "runs", "micro4_renorm", 0, {"val_top1": [(100, 1.0)]})
-    online = "minibatch: {group: 4}\nlogger: {wandb: {mode: online, project: p, entity: e}}\n"
-    (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + online)
-    (folder / "run.json").write_text('{"id": "abc", "state": "finished"}')
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "minibatch: {group: 4}\n")
+    (folder / "wandb" / "offline-run-1").mkdir(parents=True)
+    (tmp_path / "runs/glyphs/iid_renorm/seed0/wandb").mkdir()
+    (tmp_path / "runs/glyphs/iid_renorm/seed0/wandb/url").write_text("https://wandb.ai/e/p/runs/abc\n")
     differing = page.config_differences(find_runs([tmp_path / "runs"])[0])
     assert differing["head"] == ["", "Batch Renorm, i.i.d.", "Batch Renorm, groups of 4"]
     assert differing["rows"] == [["minibatch.group", "\N{EN DASH}", "4"]]
@@ -197,5 +198,6 @@ def test_configs_differences_and_links(opened, write, published, tmp_path):
     links = [a.get_attribute("href") for a in browser.find_elements("css selector", "#runs a")]
     assert (tmp_path / "runs/glyphs/iid_renorm/seed0").as_uri() in links
     assert "https://wandb.ai/e/p/runs/abc" in links
+    assert "/runs/*/*/*/wandb/offline-run-*" in browser.find_element("css selector", "#runs").text
     missing = browser.find_element("css selector", "#missing").text
     assert "python train.py experiment=iid_batchnorm seed=0" in missing

@@ -131,6 +131,7 @@ def _run(run: Run, out: Path) -> dict[str, Any]:
         "folder": quote(Path(os.path.relpath(run.folder, out)).as_posix()),
         "place": run.folder.as_posix(),
         "wandb": wandb_link(run),
+        "offline": any((run.folder / "wandb").glob("offline-run-*")),
         "minutes": info["wall_seconds"] / 60 if info.get("wall_seconds") else None,
         "speed": info.get("images_per_second"),
         "commit": (info.get("commit") or "")[:9],
@@ -144,14 +145,12 @@ def _run(run: Run, out: Path) -> dict[str, Any]:
 
 
 def wandb_link(run: Run) -> str | None:
-    """The run's place at Weights & Biases, where its record or config tells it; None for one that is offline."""
-    if isinstance(url := run.info.get("wandb"), str):
-        return url
-    logger = run.config.get("logger")
-    wandb = logger.get("wandb") if isinstance(logger, dict) else None
-    if not isinstance(wandb, dict) or wandb.get("mode") != "online" or not wandb.get("entity") or "id" not in run.info:
+    """The run's place at Weights & Biases, which training leaves in `wandb/url` once it is there."""
+    try:
+        url = (run.folder / "wandb" / "url").read_text().strip()
+    except OSError:
         return None
-    return f"https://wandb.ai/{quote(wandb['entity'])}/{quote(wandb['project'])}/runs/{quote(run.info['id'])}"
+    return url if url.startswith(("https://", "http://")) else None
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

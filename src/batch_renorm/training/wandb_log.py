@@ -66,6 +66,8 @@ class WandbLogger(Logger):
     def _follow(self) -> None:
         try:
             live = self._open()
+            if live.url:  # not where it is offline; the report links to it
+                (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
             begin = live.step  # online: after the last step that W&B has
             for step, metrics in self._rows():
                 if step >= begin:

@@ -325,6 +325,11 @@ function tables() {
       r.minutes?.toFixed(1), r.speed?.toFixed(0), links, r.started, r.device, r.commit, r.torch];
   });
   $("runs").replaceChildren($("runs").firstElementChild, table(["", "seed", "state", "minutes", "images/s", "folder", "started", "device", "commit", "torch"], rows, { words: [5] }));
+  const offline = D.runs.find((r) => r.offline && !r.wandb);
+  if (offline) {
+    const where = offline.place.split("/").slice(0, -3).concat("*", "*", "*").join("/");
+    $("runs").append(element("p", { class: "note" }, "Logged offline; they come to W&B with ", element("code", {}, `wandb sync ${where}/wandb/offline-run-*`)));
+  }
   $("missing").hidden = !D.missing.length;
   $("missing").querySelector("pre").textContent = D.missing.join("\n");
   $("made").textContent = `Made by ${D.command}`;
