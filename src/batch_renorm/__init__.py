@@ -3,20 +3,23 @@
 >>> from batch_renorm import BatchRenorm2d
 """
 
-from batch_renorm.norm import (
-    BatchRenorm1d,
-    BatchRenorm2d,
-    BatchRenorm3d,
-    Ramp,
-    StepStatistics,
-    batch_renorm,
-    batch_statistics,
-    convert_batchnorm,
-    normalize,
-    set_limits,
-    to_batchnorm,
-    training_normalization,
-)
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batch_renorm.norm import (
+        BatchRenorm1d,
+        BatchRenorm2d,
+        BatchRenorm3d,
+        Ramp,
+        StepStatistics,
+        batch_renorm,
+        batch_statistics,
+        convert_batchnorm,
+        normalize,
+        set_limits,
+        to_batchnorm,
+        training_normalization,
+    )
 
 __all__ = [
     "BatchRenorm1d",
@@ -32,3 +35,16 @@ __all__ = [
     "to_batchnorm",
     "training_normalization",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the layer, and torch with it, when it is first asked for: reading run folders does without."""
+    if name in __all__:
+        from batch_renorm import norm
+
+        return getattr(norm, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

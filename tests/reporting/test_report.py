@@ -4,6 +4,7 @@ import ast
 import csv
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -220,6 +221,23 @@ def test_one_scale_or_all(tables, fill, tmp_path):
     assert sorted(p.name for p in (tmp_path / "one").glob("*.md")) == ["imagenet.md"]
     assert sorted(p.name for p in (tmp_path / "all").glob("*.md")) == ["glyphs.md", "imagenet.md"]
     assert "| gap |" in (tmp_path / "one" / "imagenet.md").read_text()
+
+
+def test_a_report_loads_neither_torch_nor_what_it_does_not_draw(fill, tmp_path):
+    """They take longer to load than everything else takes."""
+    fill(seeds=[0])
+    for arguments, absent in ((["--show"], {"torch", "matplotlib", "plotly"}), (["--no-page"], {"torch", "plotly"})):
+        script = f"""
+import runpy, sys
+sys.argv[1:] = {arguments}
+try:
+    runpy.run_path({str(REPOSITORY / "scripts" / "report.py")!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+assert not {absent} & set(sys.modules), {absent} & set(sys.modules)
+"""
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_reporting_knows_files_and_never_models():

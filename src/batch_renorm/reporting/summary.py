@@ -78,4 +78,4 @@ def _draw_dots(axes: Any, at: float, seeds: list[float], hue: str, level: float,
     mean = sum(seeds) / len(seeds)
     axes.plot([level, mean], [at, at], color=hue, lw=3, alpha=0.35, solid_capstyle="butt", zorder=2)
     axes.plot(seeds, [at] * len(seeds), "o", color=hue, mec="white", mew=0.8, ms=7.5, zorder=3)
-    axes.text(max(*seeds, level) + gap, at, f"{mean:.1f}", va="center_baseline", color=hue)
+    axes.text(max(*seeds, level) + gap, at, f"{mean:.1f}", va="center_baseline")

@@ -12,7 +12,7 @@ from batch_renorm.reporting.compare import Comparison, mean_curve
 from batch_renorm.reporting.looks import is_renorm
 from batch_renorm.reporting.paper import FIGURES, Curve, Figure, Published, Series
 from batch_renorm.reporting.runs import Run
-from batch_renorm.reporting.tables import NONE, accuracy, difference, final, measured, points, steps
+from batch_renorm.reporting.tables import NONE, accuracy, difference, final, measured, points, share, steps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,7 @@ def _accuracies(console: Console, c: Comparison) -> None:
         heads += [f"steps to\n{level}"] + ["paper's"] * wide
     table = _table(f"Top-1 in percent, scale {c.scale}", *heads)
     for row in c.rows:
-        unfinished = [f"{run.seed} at {run.step / run.steps:.0%}" for run in row.unfinished if run.steps]
+        unfinished = [f"{run.seed} at {share(run)}" for run in row.unfinished]
         seeds = "; ".join([",".join(map(str, row.seeds))] * bool(row.seeds) + unfinished) or NONE
         cells = [row.label, seeds, final(row), *[accuracy(row.best)] * wide]
         cells += [f"{row.published:.1f}" if row.published else NONE]
