@@ -15,6 +15,7 @@ from hydra.utils import get_method
 
 from batch_renorm.data.loaders import Division, Source, TrainingPasses
 from batch_renorm.data.minibatches import Regime, regime
+from batch_renorm.data.staging import on_this_node
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.training.evaluation import Composition, Evaluation
 from batch_renorm.training.module import Training
@@ -169,7 +170,8 @@ def build(config: Config) -> Run:
     norm: Norm = construct(Norm, config, "norm")
     ramp: Ramp = construct(Ramp, config, "ramp")
     pytorch_lightning.seed_everything(seed, verbose=False)
-    source: Source = construct(target(config["data"]), config, "data")
+    data = {"data": on_this_node(config["data"])}
+    source: Source = construct(target(config["data"]), data, "data")
     network = {"classes": source.classes, "channels": source.channels, "norm": norm.layer(minibatch.group)}
     training = Training(
         construct(target(config["model"]), config, "model", **network),

@@ -1,0 +1,25 @@
+"""Reading a data set from a copy on the node's own disk, where slurm/train.sbatch has made one."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def on_this_node(data: dict[str, Any]) -> dict[str, Any]:
+    """The data section with `root` moved into the copy STAGED of the file or folder STAGE, both from the environment.
+
+    The config keeps the original's place: a run that resumes on another node, or is evaluated later, is the same
+    run. A node without the copy reads the original.
+
+    Raises:
+        ValueError: STAGE is set, and `root` is neither it nor below it, so that nothing would read the copy.
+    """
+    original, copy = os.environ.get("STAGE"), os.environ.get("STAGED")
+    if not original or not copy:
+        return data
+    whole, root = Path(original).resolve(), data.get("root")
+    if root is None or not Path(root).resolve().is_relative_to(whole):
+        raise ValueError(f"STAGE={original} is copied to the nodes, but data.root={root} is not in it")
+    if not Path(copy).exists():
+        return data
+    return data | {"root": str(Path(copy) / Path(root).resolve().relative_to(whole))}

@@ -1,0 +1,185 @@
+"""What slurm/train.sbatch decides, with stand-ins for SLURM's commands: no cluster needed."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("setsid") is None, reason="train.sbatch is for Linux: no setsid here")
+
+SRUN = """#!/bin/bash
+echo "$@" >>"$CALLS/srun"
+while [[ $1 == --* ]]; do shift; done
+if [[ " $* " == *" --cfg "* ]]; then echo "$FOLDER"; exit "${COMPOSED:-0}"; fi
+if [[ $1 == bash ]]; then exec "$@"; fi
+echo "$MASTER_ADDR $OMP_NUM_THREADS" >"$CALLS/environment"
+eval "${DURING:-}"
+exit "$STATUS"
+"""
+SCONTROL = """#!/bin/bash
+case $* in
+    requeue*) echo "$2" >>"$CALLS/requeued" ;;
+    "show hostnames"*) printf 'alpha\\nbeta\\n' ;;
+    "show node"*) echo "NodeName=alpha Arch=x86_64 NodeAddr=10.0.0.7 NodeHostName=alpha" ;;
+    "show job"*) echo "JobId=42 JobState=$STATE Reason=$REASON Command=$SCRIPT WorkDir=/" ;;
+esac
+"""
+SQUEUE = """#!/bin/bash
+echo "${OTHER_JOB-}"
+"""
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """Run the script as SLURM would; returns the finished process."""
+    tools, calls = tmp_path / "bin", tmp_path / "calls"
+    tools.mkdir()
+    calls.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("squeue", SQUEUE)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    spooled = tmp_path / "slurm_script"  # SLURM runs a copy from its own place
+    spooled.write_text((ROOT / "slurm/train.sbatch").read_text())
+
+    def run(*arguments: str, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(calls), "FOLDER": str(tmp_path / "run"),
+            "STATUS": str(status), "STATE": "RUNNING", "REASON": "None", "SCRIPT": str(ROOT / "slurm/train.sbatch"),
+            "PYTHON": "container exec python", "TMPDIR": str(tmp_path / "local"), "SLURM_JOB_ID": "42",
+            "SLURM_SUBMIT_DIR": "/", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "alpha,beta",
+            "SLURM_CPUS_ON_NODE": "16",
+        }  # fmt: skip
+        return subprocess.run(
+            ["bash", str(spooled), *arguments], env=environment | variables, capture_output=True, text=True, timeout=60
+        )
+
+    return run
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "reason", "requeued"),
+    [
+        (0, "RUNNING", "None", False),  # finished
+        (2, "RUNNING", "None", False),  # bad input stays bad
+        (75, "RUNNING", "None", True),  # stopped at a step with a checkpoint
+        (75, "COMPLETING", "None", False),  # by scancel, or requeued by another: theirs to decide
+        (75, "COMPLETING", "TimeLimit", True),
+        (1, "RUNNING", "None", True),  # a crash
+        (137, "RUNNING", "None", True),  # killed
+    ],
+)
+def test_what_goes_back_to_the_queue(submit, tmp_path, status, state, reason, requeued):
+    done = submit("seed=1", status=status, STATE=state, REASON=reason)
+    assert done.returncode == status, done.stderr
+    assert lines(tmp_path / "calls/requeued") == (["42"] if requeued else [])
+    events = [line.split(",")[5] for line in lines(tmp_path / "run/slurm.csv")]
+    assert events == ["event", "started", f"status {status}"]
+
+
+def test_attempts_that_do_not_come_forward_end_and_checkpoints_start_the_count_again(submit, tmp_path):
+    checkpoint = "mkdir -p $FOLDER/checkpoints && touch $FOLDER/checkpoints/step{:08d}.ckpt"
+    for attempt in range(5):  # each as far as the one before, and a checkpoint more
+        submit(status=1, SLURM_RESTART_COUNT=str(attempt), DURING=checkpoint.format(attempt))
+    assert len(lines(tmp_path / "calls/requeued")) == 5
+    for attempt in range(5, 7):
+        submit(status=1, SLURM_RESTART_COUNT=str(attempt))
+    assert len(lines(tmp_path / "calls/requeued")) == 7
+    last = submit(status=1, SLURM_RESTART_COUNT="7")
+    assert "3 attempts in a row" in last.stdout
+    assert len(lines(tmp_path / "calls/requeued")) == 7
+    submit(status=1, SLURM_JOB_ID="43")  # submitted again by a person: the count is the job's
+    assert lines(tmp_path / "calls/requeued")[-1] == "43"
+
+
+@pytest.mark.parametrize(
+    ("variables", "tasks", "threads"),
+    [
+        ({}, 1, 16),
+        ({"SLURM_GPUS_ON_NODE": "8"}, 8, 2),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": "4"}, 4, 4),
+        ({"SLURM_NTASKS_PER_NODE": "32"}, 32, 1),
+    ],
+)
+def test_ranks_follow_the_allocation(submit, tmp_path, variables, tasks, threads):
+    submit("experiment=iid_renorm", "optim.lr=1", SRUN_OPTIONS="--container-image=a.sqsh", **variables)
+    compose, training = lines(tmp_path / "calls/srun")
+    for option in (
+        "--nodes=2", f"--ntasks={2 * tasks}", f"--ntasks-per-node={tasks}", f"--cpus-per-task={threads}",
+        "--container-image=a.sqsh",
+    ):  # fmt: skip
+        assert option in training.split()
+    words = "container exec python train.py experiment=iid_renorm optim.lr=1"
+    assert training.endswith(words)
+    assert words in compose
+    assert lines(tmp_path / "calls/environment") == [f"10.0.0.7 {threads}"]
+
+
+def test_the_second_attempt_does_not_move_the_first_aside(submit, tmp_path):
+    submit("fresh=true")
+    submit("fresh=true", SLURM_RESTART_COUNT="1")
+    _, first, _, second = lines(tmp_path / "calls/srun")
+    assert first.endswith("fresh=true")
+    assert second.endswith("fresh=false")
+
+
+def test_an_array_element_takes_its_line(submit, tmp_path):
+    commands = tmp_path / "commands"
+    commands.write_text("\nexperiment=iid_renorm seed=1 'data.root=/a b'\n")
+    submit(f"@{commands}", SLURM_ARRAY_TASK_ID="1")
+    assert lines(tmp_path / "calls/srun")[-1].endswith("experiment=iid_renorm seed=1 data.root=/a b")
+    refused = submit(f"@{commands}", SLURM_ARRAY_TASK_ID="2")
+    assert refused.returncode == 2
+    assert "has no line for array element 2" in refused.stderr
+
+
+def test_data_are_copied_to_the_node_once(submit, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "train.arrow").write_text("images")
+    during = 'echo "$STAGED" >"$CALLS/staged"; cat "$STAGED/train.arrow" >"$CALLS/read"'
+    for content in ("images", "kept"):
+        assert submit(STAGE=str(store), DURING=during).returncode == 0
+        (copy,) = lines(tmp_path / "calls/staged")
+        assert Path(copy).is_relative_to(tmp_path / "local")
+        assert lines(tmp_path / "calls/read") == [content]
+        (Path(copy) / "train.arrow").write_text("kept")  # a second copy would bring the original back
+    full = submit(STAGE=str(store), TMPDIR="/proc/none", DURING='echo "$STAGED" >"$CALLS/staged"')
+    assert full.returncode == 0  # the run reads the original
+    assert "this node reads the original" in full.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "answer"),
+    [
+        ({"SLURM_JOB_ID": ""}, "this is for SLURM"),
+        ({"SCRIPT": "/nowhere/train.sbatch"}, "no train.py"),
+        ({"STAGE": "/nowhere"}, "STAGE=/nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_stays_out_of_the_queue(submit, tmp_path, variables, answer):
+    done = submit(**variables)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert answer in done.stderr
+    assert not (tmp_path / "calls/requeued").exists()
+
+
+def test_a_config_that_does_not_compose_starts_no_ranks(submit, tmp_path):
+    assert submit("sede=1", COMPOSED="2").returncode == 2
+    assert len(lines(tmp_path / "calls/srun")) == 1
+
+
+def test_a_run_is_trained_by_one_job_at_a_time(submit, tmp_path):
+    submit(status=1)
+    second = submit(SLURM_JOB_ID="43", OTHER_JOB="RUNNING")
+    assert second.returncode == 2
+    assert "job 42 is training" in second.stderr
+    assert submit(SLURM_JOB_ID="43", OTHER_JOB="").returncode == 0
