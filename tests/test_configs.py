@@ -161,7 +161,7 @@ def test_wrong_commands_get_one_clear_line(complaint, arguments, answer):
 def test_configs_are_sorted_by_axis():
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
     assert groups == {
-        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger",
+        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger", "hydra",
     }  # fmt: skip
     for path in (ROOT / "configs/experiment").glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["experiment"] == path.stem

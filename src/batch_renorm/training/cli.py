@@ -62,12 +62,16 @@ def explained() -> Iterator[None]:
 
 def exit_with(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
+    if "SUBMITIT_EXECUTOR" in os.environ and sys.exception():
+        raise  # in a sweep's job on a cluster: the command that waits for it gets the exception, and explains it
     raise SystemExit(2)
 
 
 def missing(error: MissingConfigException) -> str:
     """An unknown choice of a group, with the near misses among the known ones."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if name == "submitit_slurm":
+        return "hydra/launcher=slurm needs hydra-submitit-launcher: pip install hydra-submitit-launcher"
     options = list(error.options or [])
     if not options:
         return str(error).splitlines()[0]
