@@ -213,6 +213,20 @@ def test_show_prints_and_writes_nothing(tables, fill, tmp_path, capsys):
     assert not (tmp_path / "report").exists()
 
 
+def test_80_columns_show_everything_whole(tables, fill, monkeypatch, capsys):
+    """A cluster's shell; unfinished runs are told apart there, too."""
+    fill(experiments=[e for e in paper.EXPERIMENTS if e != "micro4_renorm"])
+    fill(experiments=["micro4_renorm"], state="running", step=1200)
+    monkeypatch.setenv("COLUMNS", "80")
+    tables(["--show"])
+    lines = capsys.readouterr().out.split("Missing:")[0].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "\N{HORIZONTAL ELLIPSIS}" in line]
+    [row] = [line for line in lines if line.strip().startswith("Batch Renorm, groups of 4  ")]
+    assert "0: 40%" in row
+    assert "so far" in row
+
+
 def test_one_scale_or_all(tables, fill, tmp_path):
     fill(experiments=["iid_renorm"], seeds=[0])
     fill(experiments=["iid_renorm"], seeds=[0], scale="imagenet", steps=140_000)

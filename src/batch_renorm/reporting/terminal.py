@@ -10,7 +10,7 @@ import numpy as np
 
 from batch_renorm.reporting.compare import Comparison, mean_curve
 from batch_renorm.reporting.looks import is_renorm
-from batch_renorm.reporting.paper import FIGURES, Curve, Figure, Published, Series
+from batch_renorm.reporting.paper import AS_TRAINED, BATCH_STATISTICS, FIGURES, TRAIN, Curve, Figure, Published, Series
 from batch_renorm.reporting.runs import Run
 from batch_renorm.reporting.tables import NONE, accuracy, difference, final, measured, points, share, steps
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ORANGES, BLUE = (208, 172, 222, 137), 39  # of the 256 colours that nearly every terminal has
+SHORT = {  # beside the experiment's own row
+    TRAIN: "  on training images",
+    BATCH_STATISTICS: "  with batch statistics",
+    AS_TRAINED: "  as trained",
+}
 VERDICTS = {
     "holds": "green",
     "holds, not sure": "yellow",
@@ -43,36 +48,40 @@ def show(c: Comparison, runs: Sequence[Run], published: Published) -> None:
         console.print("Missing:", *c.missing, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(title: str, *heads: str) -> Any:
+def _table(title: str, *heads: str, wrapped: Sequence[int] = (0,)) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i not in wrapped)
     return table
 
 
 def _accuracies(console: Console, c: Comparison) -> None:
     wide = console.width >= 120  # 80 columns show the essential ones
-    heads = ["experiment", "seeds", "final", *["best"] * wide, "paper", "to\nbaseline", *["paper's"] * wide]
-    at = 1  # the second highest threshold: nearly as good as the baseline
-    if len(c.published_thresholds) > at:
-        level = f"{c.shares[at]:.0%} of it" if c.shares else f"{c.published_thresholds[at]:g}%"
-        heads += [f"steps to\n{level}"] + ["paper's"] * wide
-    table = _table(f"Top-1 in percent, scale {c.scale}", *heads)
+    at = min(1, len(c.published_thresholds) - 1)  # one threshold of several; the page has all
+    level = f"{c.shares[at]:.0%}" if c.shares else f"{c.published_thresholds[at]:g}%"
+    heads = ["experiment", "seeds", "final", *["best"] * wide, "paper", "to\nbase", *["paper's"] * wide]
+    heads += [f"steps\nto {level}", *["paper's"] * wide]
+    of = " of the baseline's best" if c.shares else ""
+    table = _table(f"Top-1 in percent, scale {c.scale}; steps to {level}{of}", *heads, wrapped=())
     for row in c.rows:
-        unfinished = [f"{run.seed} at {share(run)}" for run in row.unfinished]
-        seeds = "; ".join([",".join(map(str, row.seeds))] * bool(row.seeds) + unfinished) or NONE
-        cells = [row.label, seeds, final(row), *[accuracy(row.best)] * wide]
+        unfinished = [f"{run.seed}: {share(run)}" for run in row.unfinished]
+        seeds = "\n".join([",".join(map(str, row.seeds))] * bool(row.seeds) + unfinished) or NONE
+        cells = [
+            SHORT.get(row.series[1], row.label.replace(" on halves", ", halves")),
+            seeds,
+            final(row).strip("()"),
+            *[accuracy(row.best)] * wide,
+        ]
         cells += [f"{row.published:.1f}" if row.published else NONE]
         cells += [points(row.to_baseline.mean if row.to_baseline else None)]
         cells += [points(row.published_to_baseline)] * wide
-        if len(c.published_thresholds) > at:
-            reached = row.reach[at] if row.reach and row.seeds else None
-            cells += [NONE if reached is None else steps(sum(reached) / len(reached)) if reached else "never"]
-            theirs = row.published_reach[at]
-            cells += ["never" if theirs is None else steps(theirs)] * wide
+        reached = row.reach[at] if row.reach and row.seeds else None
+        cells += [NONE if reached is None else steps(sum(reached) / len(reached)) if reached else "never"]
+        theirs = row.published_reach[at]
+        cells += ["never" if theirs is None else steps(theirs)] * wide
         table.add_row(*cells)
     console.print(table)
 
