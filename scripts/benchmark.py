@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class PlainBatchRenorm2d(BatchRenorm2d):
     """Algorithm 1 as it stands in the paper, left to autograd: what most implementations do."""
 
-    def _train(self, x: Tensor) -> Tensor:
+    def _train(self, x: Tensor, relu: bool) -> Tensor:
         shape = (1, -1, 1, 1)
         var, mu_b = torch.var_mean(x, (0, 2, 3), correction=0)
         sigma_b = (var + self.eps).sqrt()

@@ -10,6 +10,9 @@ import pytest
 import torch
 import yaml
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # triton asks when it is imported: the GPU's kernels run on the CPU
+
 ROOT = Path(__file__).parent.parent
 
 TINY = [

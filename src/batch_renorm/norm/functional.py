@@ -15,6 +15,7 @@ Departures from ``torch.nn.functional.batch_norm``:
 """
 
 import math
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from batch_renorm.norm import grouped, kernels
+
+TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
+"""Devices whose tensors go to the kernels of :mod:`fused`, where they take them."""
+TRITON_WHEN_COMPILED = False
+"""Whether torch.compile keeps them, and does not fuse the plain formula itself."""
 
 
 def batch_renorm(
@@ -34,6 +40,7 @@ def batch_renorm(
     dmax: float | Tensor = 0.0,
     eps: float = 1e-3,
     group_size: int | None = None,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Normalises every group of examples with its own statistics, corrected by r and d.
 
@@ -55,6 +62,7 @@ def batch_renorm(
             nothing waits for the device, and can change without a recompilation.
         eps: added to the variance, inside the root.
         group_size: every so many consecutive examples are one group. Default: the whole batch.
+        relu: y is max(y, 0); where the GPU's kernels run, at no cost.
 
     Shape:
         - x: :math:`(N, C, *)`; mu, sigma, gamma, beta: :math:`(C)`
@@ -69,8 +77,16 @@ def batch_renorm(
     check_limits(rmax, dmax)
     if eps <= 0:
         raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
-    route = _formula if torch.compiler.is_compiling() else _BatchRenorm.apply
-    return route(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
+    compiling = torch.compiler.is_compiling()
+    if x.device.type in TRITON_DEVICES and (TRITON_WHEN_COMPILED or not compiling):
+        from batch_renorm.norm import fused  # here because importing triton takes time
+
+        if fused.takes(x):
+            kept = fused.compiled if compiling else fused.FusedBatchRenorm.apply
+            return kept(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
+    route = _formula if compiling else _BatchRenorm.apply
+    y, mu_b, sigma_b = route(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
+    return F.relu(y, inplace=True) if relu else y, mu_b, sigma_b
 
 
 def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:

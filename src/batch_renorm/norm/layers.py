@@ -112,18 +112,21 @@ class BatchRenorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.dims and x.dim() not in self.dims:
-            name = type(self).__name__
-            raise ValueError(f"{name} needs an input {self.expected}, got shape {tuple(x.shape)}")
+        self._check_dims(x)
         if self.training:
-            return self._train(x)
+            return self._train(x, relu=False)
         mu, weight, bias = self.mu, self.weight, self.bias
         if self.batch_statistics is not None:
             group_size = self.batch_statistics or None
             return batch_renorm(x, mu, self.sigma, weight, bias, 1.0, 0.0, self.eps, group_size)[0]
         return normalize(x, mu, self.sigma.clamp_min(math.sqrt(self.eps)), weight, bias)
 
-    def _train(self, x: Tensor) -> Tensor:
+    def _check_dims(self, x: Tensor) -> None:
+        if self.dims and x.dim() not in self.dims:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs an input {self.expected}, got shape {tuple(x.shape)}")
+
+    def _train(self, x: Tensor, relu: bool) -> Tensor:
         recomputing = _inside_backward()
         if recomputing and self.deferred is None:
             raise RuntimeError(
@@ -136,7 +139,7 @@ class BatchRenorm(nn.Module):
         else:
             rmax, dmax = self.limits[0], self.limits[1]
         mu, sigma, weight, bias = self.mu, self.sigma, self.weight, self.bias
-        y, mu_b, sigma_b = batch_renorm(x, mu, sigma, weight, bias, rmax, dmax, self.eps, self.group_size)
+        y, mu_b, sigma_b = batch_renorm(x, mu, sigma, weight, bias, rmax, dmax, self.eps, self.group_size, relu)
         if not recomputing:
             self._take(mu_b, sigma_b)
         return y

@@ -1,0 +1,214 @@
+"""Batch Renormalization of channels-last tensors on a GPU, in Triton, with the ReLU that may follow.
+
+Needs the package triton, which torch brings along on Linux. Every kernel is launched once, whatever
+the number of groups: forward reads x for the statistics, settles what is of C values, and reads x
+again to write y; backward likewise. Sums over the rows of a group are cut into splits, each written
+to a place of its own and added up in a fixed order: there are no atomics, and equal inputs give
+equal bits. Statistics are float32, merged from two-pass tiles (Chan, Golub and LeVeque), so that
+neither a mean far from zero nor many values cost digits.
+
+No GPU has run these kernels yet: tests run them through Triton's interpreter.
+
+Suffixes as in :mod:`kernels`, and S: splits of a group's M rows.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from batch_renorm.norm import kernels, triton_kernels
+
+TILE = 4096  # elements that a program holds at once
+PROGRAMS = 512  # wanted of a reduction; a constant and not the device's, so that sums do not depend on it
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether a dense tensor is for these kernels."""
+    return x.dtype in DTYPES and kernels.in_rows(x) and x.numel() < 2**31
+
+
+class Plan(NamedTuple):
+    """How the kernels divide (G, M, C)."""
+
+    groups: int
+    M: int
+    C: int
+    tile_rows: int
+    tile_channels: int
+    split_rows: int
+
+    @property
+    def splits(self) -> int:
+        return triton.cdiv(self.M, self.split_rows)
+
+    @property
+    def channel_tiles(self) -> int:
+        return triton.cdiv(self.C, self.tile_channels)
+
+    @property
+    def reduction(self) -> tuple[int, int]:
+        return self.groups * self.splits, self.channel_tiles
+
+    @property
+    def elementwise(self) -> tuple[int, int]:
+        return self.groups * triton.cdiv(self.M, self.tile_rows), self.channel_tiles
+
+    @property
+    def settling(self) -> tuple[int, int]:
+        return self.groups, self.channel_tiles
+
+
+def plan(x: Tensor, groups: int) -> Plan:
+    C = x.shape[1]
+    M = x.numel() // (groups * C)
+    tile_channels = min(64, triton.next_power_of_2(C))
+    tile_rows = min(TILE // tile_channels, triton.next_power_of_2(M))
+    tiles = triton.cdiv(M, tile_rows)
+    splits = min(tiles, 64, triton.cdiv(PROGRAMS, groups * triton.cdiv(C, tile_channels)))
+    return Plan(groups, M, C, tile_rows, tile_channels, tile_rows * triton.cdiv(tiles, splits))
+
+
+class Forward(NamedTuple):
+    """y, and of shape (G, C), float32: the statistics, r, d, and y = (x - mu_b) * slope + bias."""
+
+    y: Tensor
+    mu_b: Tensor
+    sigma_b: Tensor
+    r: Tensor
+    d: Tensor
+    slope: Tensor
+    bias: Tensor
+
+
+def forward(x, mu, sigma, gamma, beta, rmax: Tensor, dmax: Tensor, eps: float, groups: int, relu: bool) -> Forward:
+    """Algorithm 1 on a tensor that :func:`takes` accepts; rmax and dmax are on its device."""
+    p = plan(x, groups)
+    tile = {"BM": p.tile_rows, "BC": p.tile_channels}
+    parts = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
+    triton_kernels.statistics[p.reduction](x, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, **tile)
+    small = per_group(x, groups)
+    mu_b, slope, bias = small[0], small[4], small[5]
+    triton_kernels.settle[p.settling](
+        parts[0], parts[1], mu, sigma, gamma, beta, rmax, dmax, *small,
+        groups, p.M, p.C, p.split_rows, p.splits, eps, eps**0.5,
+        GAMMA=gamma is not None, BETA=beta is not None,
+        BS=triton.next_power_of_2(p.splits), BC=p.tile_channels,
+    )  # fmt: skip
+    y = torch.empty_like(x)
+    triton_kernels.apply[p.elementwise](x, y, mu_b, slope, bias, p.M, p.C, RELU=relu, **tile)
+    return Forward(y, *small)
+
+
+def per_group(x: Tensor, groups: int) -> list[Tensor]:
+    """Room for what Forward has after y; not views of one tensor, which no operation may return."""
+    return [x.new_empty((groups, x.shape[1]), dtype=torch.float32) for _ in range(6)]
+
+
+def backward(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """dL/dx, and of every group dL/d(gamma) and dL/d(beta), (G, C); `found` is what Forward has after y."""
+    mu_b, sigma_b, r, d, slope, bias = found
+    groups = len(mu_b)
+    p = plan(x, groups)
+    tile = {"BM": p.tile_rows, "BC": p.tile_channels}
+    parts = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
+    triton_kernels.backward_sums[p.reduction](
+        g, x, mu_b, slope, bias, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, RELU=relu, **tile
+    )
+    tilt, offset = x.new_empty((2, groups, p.C), dtype=torch.float32).unbind()
+    g_gamma, g_beta = torch.empty_like(mu_b), torch.empty_like(mu_b)
+    triton_kernels.backward_settle[p.settling](
+        parts[0], parts[1], sigma_b, r, d, slope, tilt, offset, g_gamma, g_beta,
+        groups, p.M, p.C, p.splits, BS=triton.next_power_of_2(p.splits), BC=p.tile_channels,
+    )  # fmt: skip
+    gx = torch.empty_like(x)
+    triton_kernels.backward_apply[p.elementwise](
+        g, x, gx, mu_b, slope, bias, tilt, offset, p.M, p.C, RELU=relu, **tile
+    )  # fmt: skip
+    return gx, g_gamma, g_beta
+
+
+class FusedBatchRenorm(torch.autograd.Function):
+    """The eager route: (x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu) -> y, mu_b, sigma_b."""
+
+    @staticmethod
+    def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
+        x = kernels.dense(x)
+        rmax, dmax = (as_tensor(t, x) for t in (rmax, dmax))
+        y, *found = forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
+        ctx.save_for_backward(x, *found)
+        ctx.relu, ctx.dtypes = relu, [None if t is None else t.dtype for t in (gamma, beta)]
+        ctx.mark_non_differentiable(found[0], found[1])
+        ctx.set_materialize_grads(False)
+        return y, found[0], found[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if g is None:
+            return (None,) * 10
+        x, *found = ctx.saved_tensors
+        gx, *rest = backward(kernels.like(g, x), x, found, ctx.relu)
+        g_gamma, g_beta = (
+            t.sum(0).to(dtype) if dtype is not None else None for t, dtype in zip(rest, ctx.dtypes, strict=True)
+        )
+        return gx, None, None, g_gamma, g_beta, *(None,) * 5
+
+
+def as_tensor(limit: float | Tensor, x: Tensor) -> Tensor:
+    return limit if isinstance(limit, Tensor) else x.new_full((), limit, dtype=torch.float32)
+
+
+# ---- under torch.compile: operations that the compiler keeps as they are -------------------------
+
+
+@torch.library.custom_op("batch_renorm::forward", mutates_args=())
+def forward_op(
+    x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None, beta: Tensor | None,
+    rmax: Tensor, dmax: Tensor, eps: float, groups: int, relu: bool,
+) -> list[Tensor]:  # fmt: skip
+    return list(forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu))
+
+
+@forward_op.register_fake
+def _(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
+    small = per_group(x, groups)
+    return [torch.empty_like(x), *small]
+
+
+@torch.library.custom_op("batch_renorm::backward", mutates_args=())
+def backward_op(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> list[Tensor]:
+    return list(backward(kernels.like(g, x), x, found, relu))
+
+
+@backward_op.register_fake
+def _(g, x, found, relu):
+    return [torch.empty_like(x), torch.empty_like(found[0]), torch.empty_like(found[0])]
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, _, _, gamma, beta, *_, ctx.relu = inputs
+    ctx.dtypes = [None if t is None else t.dtype for t in (gamma, beta)]
+    ctx.save_for_backward(x, *output[1:])
+
+
+def _backward(ctx, grads):
+    x, *found = ctx.saved_tensors
+    gx, *rest = backward_op(grads[0], x, found, ctx.relu)
+    g_gamma, g_beta = (
+        t.sum(0).to(dtype) if dtype is not None else None for t, dtype in zip(rest, ctx.dtypes, strict=True)
+    )
+    return gx, None, None, g_gamma, g_beta, *(None,) * 5
+
+
+forward_op.register_autograd(_backward, setup_context=_setup)
+
+
+def compiled(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
+    """What torch.compile sees where it is to keep these kernels; arguments and results as the eager route's."""
+    rmax, dmax = (as_tensor(t, x) for t in (rmax, dmax))
+    y, mu_b, sigma_b, *_ = forward_op(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
+    return y, mu_b.detach(), sigma_b.detach()

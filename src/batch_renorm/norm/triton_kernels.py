@@ -1,0 +1,172 @@
+"""The Triton kernels that :mod:`fused` launches; names and suffixes as there.
+
+A tensor in rows is (G, M, C). A program of a reduction sees a split, `rows` rows of a group; one of an
+elementwise step a tile of BM rows; both BC channels. Numbers are float32 whatever the tensors are.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def statistics(x, means_SGC, squares_SGC, groups, M, C, rows, splits, BM: tl.constexpr, BC: tl.constexpr):
+    """Mean and sum of squared deviations of a split."""
+    group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    start = split * rows
+    stop = tl.minimum(start + rows, M)
+    mean = tl.zeros((BC,), tl.float32)
+    square = tl.zeros((BC,), tl.float32)
+    count = 0.0
+    for first in range(start, stop, BM):
+        m = first + tl.arange(0, BM)
+        inside = (m < stop)[:, None] & (c < C)[None, :]
+        values = tl.load(x + (group * M + m)[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        size = tl.minimum(stop - first, BM).to(tl.float32)
+        tile_mean = tl.sum(values, 0) / size
+        rest = tl.where(inside, values - tile_mean[None, :], 0.0)
+        step = tile_mean - mean
+        square += tl.sum(rest * rest, 0) + step * step * (count * size / (count + size))
+        mean += step * (size / (count + size))
+        count += size
+    place = (split * groups + group) * C + c
+    tl.store(means_SGC + place, mean, mask=c < C)
+    tl.store(squares_SGC + place, square, mask=c < C)
+
+
+@triton.jit
+def settle(
+    means_SGC, squares_SGC, mu, sigma, gamma, beta, rmax, dmax,
+    mu_b, sigma_b, r, d, slope, bias,
+    groups, M, C, rows, splits, eps, floor,
+    GAMMA: tl.constexpr, BETA: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Statistics of a group from its splits; r and d; y = (x - mu_b) * slope + bias."""
+    group = tl.program_id(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    s = tl.arange(0, BS)
+    inside = (s < splits)[:, None] & (c < C)[None, :]
+    place = (s * groups + group)[:, None] * C + c[None, :]
+    count = tl.maximum(tl.minimum(M - s * rows, rows), 0).to(tl.float32)[:, None]
+    means = tl.load(means_SGC + place, mask=inside, other=0.0)
+    squares = tl.load(squares_SGC + place, mask=inside, other=0.0)
+    mean = tl.sum(means * (count / M), 0)
+    step = means - mean[None, :]
+    spread = tl.sqrt(tl.sum(squares + step * step * count, 0) / M + eps)
+    real = c < C
+    old_spread = tl.maximum(tl.load(sigma + c, mask=real, other=1.0).to(tl.float32), floor)
+    old_mean = tl.load(mu + c, mask=real, other=0.0).to(tl.float32)
+    largest, farthest = tl.load(rmax).to(tl.float32), tl.load(dmax).to(tl.float32)
+    scale = tl.minimum(tl.maximum(spread / old_spread, 1.0 / largest), largest)
+    shift = tl.minimum(tl.maximum((mean - old_mean) / old_spread, -farthest), farthest)
+    out = group * C + c
+    tl.store(mu_b + out, mean, mask=real)
+    tl.store(sigma_b + out, spread, mask=real)
+    tl.store(r + out, scale, mask=real)
+    tl.store(d + out, shift, mask=real)
+    if GAMMA:
+        weight = tl.load(gamma + c, mask=real, other=1.0).to(tl.float32)
+        scale, shift = scale * weight, shift * weight
+    if BETA:
+        shift += tl.load(beta + c, mask=real, other=0.0).to(tl.float32)
+    tl.store(slope + out, scale / spread, mask=real)
+    tl.store(bias + out, shift, mask=real)
+
+
+@triton.jit
+def apply(x, y, mu_b, slope, bias, M, C, RELU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+    tiles = tl.cdiv(M, BM)
+    group = tl.program_id(0) // tiles
+    m = (tl.program_id(0) % tiles) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = (m < M)[:, None] & (c < C)[None, :]
+    place = (group * M + m)[:, None] * C + c[None, :]
+    mean, scale, shift = _coefficients(mu_b, slope, bias, group * C + c, c < C)
+    out = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean) * scale + shift
+    if RELU:
+        out = tl.where(out < 0, 0.0, out)  # a NaN stays one
+    tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _coefficients(mu_b, slope, bias, place, real):
+    mean = tl.load(mu_b + place, mask=real, other=0.0)[None, :]
+    return (
+        mean,
+        tl.load(slope + place, mask=real, other=0.0)[None, :],
+        tl.load(bias + place, mask=real, other=0.0)[None, :],
+    )
+
+
+@triton.jit
+def backward_sums(
+    g, x, mu_b, slope, bias, totals_SGC, products_SGC,
+    groups, M, C, rows, splits, RELU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Sums over a split of g, and of g * (x - mu_b), where the ReLU let it through."""
+    group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    start = split * rows
+    stop = tl.minimum(start + rows, M)
+    mean, scale, shift = _coefficients(mu_b, slope, bias, group * C + c, c < C)
+    total = tl.zeros((BC,), tl.float32)
+    product = tl.zeros((BC,), tl.float32)
+    for first in range(start, stop, BM):
+        m = first + tl.arange(0, BM)
+        inside = (m < stop)[:, None] & (c < C)[None, :]
+        place = (group * M + m)[:, None] * C + c[None, :]
+        grad = tl.load(g + place, mask=inside, other=0.0).to(tl.float32)
+        centred = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean
+        if RELU:
+            grad = tl.where(centred * scale + shift <= 0, 0.0, grad)
+        total += tl.sum(grad, 0)
+        product += tl.sum(grad * centred, 0)
+    out = (split * groups + group) * C + c
+    tl.store(totals_SGC + out, total, mask=c < C)
+    tl.store(products_SGC + out, product, mask=c < C)
+
+
+@triton.jit
+def backward_settle(
+    totals_SGC, products_SGC, sigma_b, r, d, slope, tilt, offset, g_gamma, g_beta,
+    groups, M, C, splits, BS: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """dL/d(gamma) and dL/d(beta) of a group, and the coefficients of dL/dx."""
+    group = tl.program_id(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    s = tl.arange(0, BS)
+    inside = (s < splits)[:, None] & (c < C)[None, :]
+    place = (s * groups + group)[:, None] * C + c[None, :]
+    total = tl.sum(tl.load(totals_SGC + place, mask=inside, other=0.0), 0)
+    product = tl.sum(tl.load(products_SGC + place, mask=inside, other=0.0), 0)
+    out, real = group * C + c, c < C
+    spread = tl.load(sigma_b + out, mask=real, other=1.0)
+    scale = tl.load(slope + out, mask=real, other=0.0)
+    normalised = product / spread
+    tl.store(tilt + out, -scale * normalised / (spread * M), mask=real)
+    tl.store(offset + out, -scale * total / M, mask=real)
+    r_, d_ = tl.load(r + out, mask=real, other=0.0), tl.load(d + out, mask=real, other=0.0)
+    tl.store(g_gamma + out, normalised * r_ + total * d_, mask=real)
+    tl.store(g_beta + out, total, mask=real)
+
+
+@triton.jit
+def backward_apply(
+    g, x, gx, mu_b, slope, bias, tilt, offset, M, C, RELU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
+):
+    """dL/dx = slope * g + tilt * (x - mu_b) + offset."""
+    tiles = tl.cdiv(M, BM)
+    group = tl.program_id(0) // tiles
+    m = (tl.program_id(0) % tiles) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = (m < M)[:, None] & (c < C)[None, :]
+    place = (group * M + m)[:, None] * C + c[None, :]
+    mean, scale, shift = _coefficients(mu_b, slope, bias, group * C + c, c < C)
+    grad = tl.load(g + place, mask=inside, other=0.0).to(tl.float32)
+    centred = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean
+    if RELU:
+        grad = tl.where(centred * scale + shift <= 0, 0.0, grad)
+    by_x = tl.load(tilt + group * C + c, mask=c < C, other=0.0)[None, :]
+    constant = tl.load(offset + group * C + c, mask=c < C, other=0.0)[None, :]
+    out = scale * grad + (by_x * centred + constant)
+    tl.store(gx + place, out.to(gx.dtype.element_ty), mask=inside)

@@ -1,0 +1,203 @@
+"""The GPU's kernels against Algorithm 1 in float64: on a GPU where there is one, else in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from norm_reference import algorithm1, as_input, as_matrix, printed_gradients, state
+from torch import nn
+
+from batch_renorm import convert_batchnorm
+from batch_renorm.norm import BatchRenorm2d, StepStatistics, functional
+
+pytest.importorskip("triton")
+from batch_renorm.norm import fused
+
+EPS = 1e-3
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GPU = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
+
+
+def case(shape, ratio=1.0, dtype=torch.float32):
+    """x, g in channels_last; every channel with a mean of ratio standard deviations."""
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(shape, generator=generator) for _ in range(2))
+    x = (x + ratio).to(dtype)
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    values = {name: t.to(DEVICE) for name, t in state(shape[1], torch.float32).items()}
+    values["mu"] += ratio
+    return x.to(DEVICE), g.to(DEVICE, dtype), values
+
+
+def expected(x, g, groups, relu, rmax, dmax, values):
+    """y, mu_b, sigma_b, and the gradients of x, gamma, beta, in float64."""
+    wide = {name: t.double() for name, t in values.items()}
+    outs = []
+    for xs, gs in zip(x.double().chunk(groups), g.double().chunk(groups), strict=True):
+        result = algorithm1(as_matrix(xs), **wide, rmax=rmax, dmax=dmax, eps=EPS)
+        y, gs = as_input(result.y, xs.shape), gs
+        if relu:
+            y, gs = y.relu(), gs * (y > 0)
+        gx, *rest = printed_gradients(as_matrix(gs), as_matrix(xs), wide["gamma"], result)
+        outs.append((y, *result[1:3], as_input(gx, xs.shape), *rest))
+    y, mu_b, sigma_b, gx, g_gamma, g_beta = zip(*outs, strict=True)
+    return [torch.cat(y), torch.stack(mu_b), torch.stack(sigma_b), torch.cat(gx), sum(g_gamma), sum(g_beta)]
+
+
+def found(route, x, g, groups, relu, rmax, dmax, values):
+    x, gamma, beta = (t.detach().clone().requires_grad_() for t in (x, values["gamma"], values["beta"]))
+    y, mu_b, sigma_b = route(x, values["mu"], values["sigma"], gamma, beta, rmax, dmax, EPS, groups, relu)
+    y.backward(g)
+    return [y.detach(), mu_b, sigma_b, x.grad, gamma.grad, beta.grad]
+
+
+def assert_near(got, wanted, tolerance):
+    for a, b in zip(got, wanted, strict=True):
+        assert a.shape == b.shape
+        scale = max(1.0, b.abs().max().item())
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * scale)
+
+
+SHAPES = [
+    ((4, 5, 3, 3), 1),  # less than a tile
+    ((6, 70, 5, 3), 3),  # channels and rows that are no multiple of a tile
+    ((8, 3), 4),  # a matrix
+    ((3, 1, 2, 2), 3),  # one channel
+    ((2, 130, 24, 11), 2),  # several splits, the last one shorter
+]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("shape", "groups"), SHAPES)
+def test_algorithm_1_and_its_printed_gradients(shape, groups, relu):
+    x, g, values = case(shape)
+    arguments = x, g, groups, relu, 1.5, 0.5, values
+    assert_near(found(fused.FusedBatchRenorm.apply, *arguments), expected(*arguments), 3e-5)
+
+
+def test_a_mean_of_100_standard_deviations():
+    x, g, values = case((2, 8, 40, 40), ratio=100.0)
+    arguments = x, g, 2, False, 3.0, 5.0, values
+    _, mu_b, sigma_b, *_ = found(fused.FusedBatchRenorm.apply, *arguments)
+    _, true_mu, true_sigma, *_ = expected(*arguments)
+    assert ((sigma_b - true_sigma) / true_sigma).abs().max() < 5e-6  # 1e-5 of the variance
+    assert (mu_b - true_mu).abs().max() < 1e-5 * 100
+
+
+def test_bfloat16_has_float32_statistics():
+    x, g, values = case((4, 6, 7, 5), dtype=torch.bfloat16)
+    arguments = x, g, 2, True, 1.5, 0.5, values
+    got, wanted = found(fused.FusedBatchRenorm.apply, *arguments), expected(*arguments)
+    assert got[0].dtype == got[3].dtype == torch.bfloat16
+    assert_near(got[1:3], wanted[1:3], 1e-5)
+    assert_near([got[0], got[3]], [wanted[0], wanted[3]], 1e-2)
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_gamma_and_no_beta_and_a_nan_stays_one():
+    x, _, values = case((4, 5, 3, 3))
+    x[0, 1] = torch.nan
+    y, mu_b, _ = fused.FusedBatchRenorm.apply(x, values["mu"], values["sigma"], None, None, 1.0, 0.0, EPS, 2, True)
+    assert y[:2, 1].isnan().all()
+    assert mu_b[0, 1].isnan()
+    others = y[:, [0, 2, 3, 4]]
+    assert others.isfinite().all()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_under_torch_compile(relu):
+    """Kept as one operation forward and one backward, with the eager results bit for bit."""
+    x, g, values = case((4, 5, 3, 3))
+    arguments = x, g, 2, relu, torch.tensor(1.5, device=DEVICE), torch.tensor(0.5, device=DEVICE), values
+    route = torch.compile(fused.compiled, backend="aot_eager", fullgraph=True)
+    for a, b in zip(found(route, *arguments), found(fused.FusedBatchRenorm.apply, *arguments), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_gpu_s_layers_use_them_and_fuse_the_relu(monkeypatch):
+    from timm.layers import BatchNormAct2d
+
+    monkeypatch.setattr(functional, "TRITON_DEVICES", ("cuda", "cpu"))
+    calls = []
+    kernel = fused.FusedBatchRenorm.apply
+    monkeypatch.setattr(fused.FusedBatchRenorm, "apply", lambda *a: (calls.append(a[-1]), kernel(*a))[1])
+    x, _, _ = case((4, 5, 3, 3))
+    for act, relu in ((nn.ReLU, True), (nn.Identity, False)):
+        calls.clear()
+        layer = convert_batchnorm(BatchNormAct2d(5, act_layer=act), group_size=2).to(DEVICE)
+        same = convert_batchnorm(BatchNormAct2d(5, act_layer=act), group_size=2).to(DEVICE).double()
+        y = layer(x)
+        assert calls == [relu]
+        torch.testing.assert_close(y.double(), same(x.double()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer.mu.double(), same.mu, rtol=1e-5, atol=1e-5)
+        assert calls == [relu]  # float64 goes another way
+
+
+def test_kernels_compile_for_an_h100_with_loads_of_16_bytes():
+    """What the interpreter does not look at; needs no GPU, but a process that does not interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["statistics", "apply", "backward_sums", "backward_apply"]
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from batch_renorm.norm import triton_kernels
+
+tile = {"BM": 64, "BC": 64}
+for name, constants in {
+    "statistics": tile,
+    "settle": {"GAMMA": True, "BETA": True, "BS": 16, "BC": 64},
+    "apply": {"RELU": True, **tile},
+    "backward_sums": {"RELU": True, **tile},
+    "backward_settle": {"BS": 16, "BC": 64},
+    "backward_apply": {"RELU": True, **tile},
+}.items():
+    kernel = getattr(triton_kernels, name)
+    kinds = dict.fromkeys(kernel.arg_names, "*fp32")
+    kinds |= dict.fromkeys({"x", "y", "g", "gx"} & set(kinds), "*bf16")
+    kinds |= dict.fromkeys({"groups", "M", "C", "rows", "splits"} & set(kinds), "i32")
+    kinds |= dict.fromkeys({"eps", "floor"} & set(kinds), "fp32") | dict.fromkeys(constants, "constexpr")
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if a == "C" or kinds[a].startswith("*")
+    }
+    made = triton.compile(ASTSource(kernel, kinds, constants, aligned), target=GPUTarget("cuda", 90, 32))
+    if "ld.global.v4.b32" in made.asm["ptx"] and "x" in kinds:
+        print(name)
+"""
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------
+
+
+@GPU
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("shape", "groups"), [((32, 192, 17, 17), 8), ((32, 64, 147, 147), 1)])
+def test_large_ones_and_bit_for_bit_again(shape, groups, relu):
+    arguments = *case(shape)[:2], groups, relu, 1.5, 0.5, case(shape)[2]
+    once, again = (found(fused.FusedBatchRenorm.apply, *arguments) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert_near(once, expected(*arguments), 1e-4)
+
+
+@GPU
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_step_on_a_gpu_waits_for_nothing(kept, monkeypatch):
+    monkeypatch.setattr(functional, "TRITON_DEVICES", ("cuda",) if kept else ())
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), BatchRenorm2d(8, group_size=2), nn.ReLU()).cuda()
+    model.to(memory_format=torch.channels_last)
+    statistics = StepStatistics(model)
+    x = torch.randn(4, 3, 9, 9, device="cuda").contiguous(memory_format=torch.channels_last)
+    for step in range(3):  # the first makes what is kept
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            model(x).square().mean().backward()
+            statistics.update()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
