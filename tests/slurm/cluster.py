@@ -88,7 +88,7 @@ class Cluster:
         self.wait(lambda: self.job(number)["JobState"] == "PENDING", f"requeue of job {number}")
         self.call("scontrol", "update", f"JobId={number}", "StartTime=now+2")  # in the same second it would refuse
 
-    def wait(self, condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 300) -> None:
         deadline = time.time() + seconds
         while not condition():
             if time.time() > deadline:
@@ -136,7 +136,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield result
     finally:
         if len(started) > 1:
-            subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], env=environment, timeout=30)
+            end_jobs(environment)
         for process in reversed(started):
             process.terminate()
         for process in reversed(started):
@@ -145,6 +145,17 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def end_jobs(environment: dict[str, str]) -> None:
+    """Leave no process of a test that failed: a step outlives the daemons that started it."""
+    for how in (["--user=root"], ["--user=root", "--full", "--signal=KILL"]):
+        subprocess.run(["scancel", "--quiet", *how], env=environment, timeout=30, capture_output=True)
+    for _ in range(100):
+        queue = subprocess.run(["squeue", "--noheader"], env=environment, timeout=30, capture_output=True)
+        if not queue.stdout.strip():
+            return
+        time.sleep(0.1)
 
 
 def idle_nodes(cluster: Cluster) -> int:
