@@ -17,7 +17,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from batch_renorm.reporting import compare, paper, runs
+from batch_renorm.reporting import compare, missing, paper, runs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not any(run.scale in scales for run in found):
         where = f"{' or '.join(map(str, roots))}" + (f" at scale {options.scale}" if options.scale else "")
         print(f"No runs under {where}. Make them:", file=sys.stderr)
-        print(*compare.missing_commands([], options.scale or "glyphs"), sep="\n", file=sys.stderr)
+        print(*missing.missing_commands([], options.scale or "glyphs"), sep="\n", file=sys.stderr)
         return 1
 
     published = paper.load()

@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from batch_renorm.reporting import dashboard, paper
+from batch_renorm.reporting import dashboard, paper, references
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"wrote {path}: a report of {len(blocks)} blocks and a view, drawing {len(metrics)} metrics")
         return 0
     if options.offline:
-        logged = dashboard.log_references(published, options.project, options.entity, "offline", options.out)
+        logged = references.log_references(published, options.project, options.entity, "offline", options.out)
         there = len(paper.EXPERIMENTS) - len(logged)
         print(f"{len(logged)} reference runs logged, {there} were there; upload them once:")
         print(f"  wandb sync {options.out}/wandb/offline-run-*")
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         entity = options.entity or wandb.Api().default_entity or ""
-        logged = dashboard.log_references(published, options.project, entity, "online", options.out)
+        logged = references.log_references(published, options.project, entity, "online", options.out)
         print(f"{len(logged)} reference runs logged, {len(paper.EXPERIMENTS) - len(logged)} were there")
         print(*dashboard.publish(entity, options.project, options.scale, published), sep="\n")
     except (wandb.Error, OSError) as error:

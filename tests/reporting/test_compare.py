@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from batch_renorm.reporting import compare, paper
+from batch_renorm.reporting import compare, missing, paper
 from batch_renorm.reporting.compare import steps_to_reach
 from batch_renorm.reporting.runs import find_runs
 from batch_renorm.reporting.samples import T975, Sample
@@ -130,7 +130,7 @@ def test_unfinished_runs_are_shown_and_not_counted(compared):
 def test_missing_names_each_experiment_and_seed_once(compared):
     c = compared({(e, s): [50] for e in paper.EXPERIMENTS for s in (0, 3) if (e, s) != ("iid_renorm", 3)})
     assert c.missing == ("python train.py experiment=iid_renorm seed=3",)
-    assert len(compare.missing_commands([], "glyphs")) == 7
+    assert len(missing.missing_commands([], "glyphs")) == 7
 
 
 def test_runs_of_another_length_are_pointed_at(compared):

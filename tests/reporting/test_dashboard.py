@@ -156,8 +156,8 @@ def test_publishing_again_changes_what_was_published(published, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Weights)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     script = """
-from batch_renorm.reporting import dashboard, paper
-print(dashboard._ids("me/p"))
+from batch_renorm.reporting import dashboard, paper, references
+print(references.online("me/p"))
 for scale in ("glyphs", "glyphs"):
     print(*dashboard.publish("me", "p", scale, paper.load()))
 """

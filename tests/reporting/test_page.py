@@ -1,6 +1,7 @@
 """The page in a real browser: it needs no network, toggles curves, tells numbers, fits a phone, follows dark mode."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,9 @@ def test_dark_mode_is_followed_at_once(opened, fill, browser):
     light = browser.execute_script(colours)
     scheme = {"name": "prefers-color-scheme", "value": "dark"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    dark = browser.execute_script(colours)
+    deadline = time.monotonic() + 20  # the browser tells the page at its next frame
+    while (dark := browser.execute_script(colours))[2] == light[2] and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert all(a != b for a, b in zip(light, dark, strict=True))
     assert dark[0] == "rgb(20, 23, 26)"
 

@@ -227,6 +227,17 @@ def test_80_columns_show_everything_whole(tables, fill, monkeypatch, capsys):
     assert "so far" in row
 
 
+def test_experiments_of_ones_own_are_rows_too(report, write, tmp_path, monkeypatch):
+    monkeypatch.setattr("batch_renorm.reporting.figures.draw_all", lambda *_: [])
+    write(tmp_path / "runs", "my_idea", 0, {"val_top1": [(100, 50.0), (200, 64.0)], "loss": [(100, 2.0)]})
+    write(tmp_path / "runs", "iid_batchnorm", 0, {"val_top1": [(100, 50.0), (200, 60.0)]})
+    assert report([]) == 0
+    page = (tmp_path / "report" / "glyphs.md").read_text()
+    assert "| my_idea | 0 | 64.0 | 64.0 to 64.0 | 64.0 | \N{EN DASH} | +4.0 |" in page
+    text = (tmp_path / "report" / "glyphs.html").read_text()
+    assert '"id":"my_idea/val_top1"' in text
+
+
 def test_one_scale_or_all(tables, fill, tmp_path):
     fill(experiments=["iid_renorm"], seeds=[0])
     fill(experiments=["iid_renorm"], seeds=[0], scale="imagenet", steps=140_000)

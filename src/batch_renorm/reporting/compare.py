@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from batch_renorm.reporting.checks import Check, checks
+from batch_renorm.reporting.missing import missing_commands, other_compositions, unequal_lengths
 from batch_renorm.reporting.paper import (
     BASELINE,
     BATCH_STATISTICS,
@@ -24,6 +25,7 @@ from batch_renorm.reporting.paper import (
     EXPERIMENTS,
     OWN_SERIES,
     SERIES,
+    VAL,
     Claim,
     Curve,
     Published,
@@ -121,14 +123,10 @@ def compare(
         ours = theirs
     else:
         ours = tuple(share * fmean(own.values()) for share in SHARES) if own else ()
-    series = []
-    for name in SERIES:  # our own curves below the paper's of the same experiment, once a run has them
-        series.append(name)
-        if name == ("noniid_batchnorm", BATCH_STATISTICS):
-            series += [(e, m) for e, m in OWN_SERIES if any(r.experiment == e and m in r.curve for r in runs)]
+    series = series_of(runs)
     return Comparison(
         scale,
-        tuple(_row(runs, published, s, ours, theirs, scale == "imagenet") for s in series),
+        tuple(_row(runs, published, s, label, ours, theirs, scale == "imagenet") for s, label in series.items()),
         tuple(check(claim, runs, published) for claim in CLAIMS),
         tuple(_checked(c, runs) for c in checks(published)),
         ours,
@@ -137,6 +135,18 @@ def compare(
         tuple(missing_commands(runs, scale)),
         (*notes, *unequal_lengths(runs), *other_compositions(runs)),
     )
+
+
+def series_of(runs: Sequence[Run]) -> dict[Series, str]:
+    """What is compared, with its label: the paper's curves, ours below those of their experiment, other experiments."""
+    found = {}
+    for series, label in SERIES.items():
+        found[series] = label
+        if series == ("noniid_batchnorm", BATCH_STATISTICS):
+            own = {run.experiment for run in runs for metric in run.curve if (run.experiment, metric) in OWN_SERIES}
+            found |= {s: label for s, label in OWN_SERIES.items() if s[0] in own}
+    others = {run.experiment for run in runs if VAL in run.curve} - set(EXPERIMENTS)
+    return found | {(name, VAL): name for name in sorted(others)}
 
 
 def values_by_seed(runs: Sequence[Run], series: Series, which: str) -> dict[int, float]:
@@ -182,52 +192,6 @@ def verdict(claim: Statement, values: Sample | None) -> str:
     return FAILS if interval and (interval[1] < low or interval[0] > high) else FAILS_UNSURE
 
 
-def missing_commands(runs: Sequence[Run], scale: str) -> list[str]:
-    """The commands that would complete the table: each experiment with each seed that any experiment has."""
-    seeds = sorted({run.seed for run in runs}) or [0]
-    there = {(run.experiment, run.seed): run for run in runs}
-    commands = []
-    for experiment in EXPERIMENTS:
-        for seed in seeds:
-            run = there.get((experiment, seed))
-            if run is None or not run.finished:
-                extra = "" if scale == "glyphs" else f" scale={scale}"
-                why = f"  # resumes: {run.progress}" if run else ""
-                commands.append(f"python train.py experiment={experiment} seed={seed}{extra}{why}")
-    return commands
-
-
-def unequal_lengths(runs: Sequence[Run]) -> list[str]:
-    """Runs of another length were trained on another schedule and are no comparison."""
-    lengths: dict[int, list[str]] = {}
-    for run in runs:
-        if run.steps is not None:
-            lengths.setdefault(run.steps, []).append(f"{run.experiment} seed {run.seed}")
-    if len(lengths) < 2:
-        return []
-    usual = max(lengths, key=lambda steps: len(lengths[steps]))
-    return [
-        f"not comparable: {', '.join(who)} planned {steps} steps, the others {usual}"
-        for steps, who in sorted(lengths.items())
-        if steps != usual
-    ]
-
-
-def other_compositions(runs: Sequence[Run]) -> list[str]:
-    """The paper evaluates with batch statistics on minibatches of 25 labels x 2."""
-    found = {
-        (e["labels_per_minibatch"], e["images_per_label"])
-        for run in runs
-        if isinstance(e := run.config.get("evaluation"), dict)
-        and {"labels_per_minibatch", "images_per_label"} <= set(e)
-    }
-    return [
-        f"evaluated with batch statistics of {labels} labels x {images} images, where the paper has 25 x 2"
-        for labels, images in sorted(found)
-        if (labels, images) != (25, 2)
-    ]
-
-
 def mean_curve(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """steps, mean, least, largest over the runs, on all steps that lie within every one of them."""
     curves = [run.curve[metric] for run in runs if metric in run.curve]
@@ -244,6 +208,7 @@ def _row(
     runs: Sequence[Run],
     published: Published,
     series: Series,
+    label: str,
     thresholds: Sequence[float],
     published_thresholds: Sequence[float],
     on_imagenet: bool,
@@ -257,7 +222,7 @@ def _row(
     walls = [run.info["wall_seconds"] for run in finished if run.info.get("wall_seconds")]
     return Row(
         series,
-        (SERIES | OWN_SERIES)[series],
+        label,
         tuple(sorted(run.seed for run in finished)),
         tuple(run for run in ours if not run.finished),
         final,

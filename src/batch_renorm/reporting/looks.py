@@ -27,6 +27,7 @@ TONES = {
     "noniid_halves_batchnorm": ("#b07a45", "#c39a72"),
     "noniid_renorm": ("#0072b2", "#5bb8ff"),
 }
+OTHER = ("#6b6b6b", "#a5a5a5")  # experiments that are not the paper's
 EVALUATIONS = {  # of noniid_batchnorm, besides the paper's usual one
     TRAIN: ("#f29a55", "#ffc08f"),
     BATCH_STATISTICS: ("#8a3600", "#d9671a"),
@@ -50,7 +51,7 @@ INK, FAINT = "#222222", "#767676"
 
 def look(series: Series) -> Look:
     experiment, metric = series
-    light, dark = EVALUATIONS.get(metric, TONES[experiment])
+    light, dark = EVALUATIONS.get(metric, TONES.get(experiment, OTHER))
     return Look(light, dark, MARKS.get(metric, MARKS.get(experiment, "")))
 
 

@@ -6,6 +6,7 @@ The page itself is page_files/ (markup, style, script); here its data are gather
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -14,14 +15,12 @@ from typing import Any
 from urllib.parse import quote
 
 from batch_renorm.reporting.checks import DISTANCE
-from batch_renorm.reporting.compare import Comparison, values_by_seed
+from batch_renorm.reporting.compare import Comparison, series_of, values_by_seed
 from batch_renorm.reporting.looks import SHADES, look
 from batch_renorm.reporting.paper import (
     BASELINE,
     EXPERIMENTS,
     FIGURES,
-    OWN_SERIES,
-    SERIES,
     VAL,
     Curve,
     Published,
@@ -45,15 +44,12 @@ def page(c: Comparison, runs: Sequence[Run], published: Published, command: str,
         "scale": c.scale,
         "command": command,
         "onImagenet": c.scale == "imagenet",
-        "series": [_series(s, label, published) for s, label in (SERIES | OWN_SERIES).items() if _known(s, runs)],
+        "series": [_series(s, label, published) for s, label in series_of(runs).items()],
         "figures": [
             {"name": f.name, "title": f.title, "lines": [{"id": "/".join(s), "label": n} for s, n in f.lines.items()]}
             for f in FIGURES.values()
         ],
-        "experiments": {
-            e.name: {"title": e.title, "arm": e.arm, "regime": e.regime, **_look((e.name, VAL))}
-            for e in EXPERIMENTS.values()
-        },
+        "experiments": {name: {"title": title, **_look((name, VAL))} for name, title in _titles(runs).items()},
         "baseline": {"ours": _mean(runs), "theirs": number.top1 if (number := published.number(BASELINE)) else None},
         "runs": [_run(run, out) for run in runs],
         "tables": [vars(table) for table in tables(c)],
@@ -82,8 +78,10 @@ def page(c: Comparison, runs: Sequence[Run], published: Published, command: str,
     return text
 
 
-def _known(series: Series, runs: Sequence[Run]) -> bool:
-    return series in SERIES or any(run.experiment == series[0] and series[1] in run.curve for run in runs)
+def _titles(runs: Sequence[Run]) -> dict[str, str]:
+    """The paper's experiments by their titles, other ones by their names."""
+    known = {e.name: e.title for e in EXPERIMENTS.values()}
+    return known | {name: name for name in sorted({run.experiment for run in runs} - set(known))}
 
 
 def _mean(runs: Sequence[Run]) -> float | None:
@@ -94,6 +92,11 @@ def _mean(runs: Sequence[Run]) -> float | None:
 def _look(series: Series) -> dict[str, str]:
     style = look(series)
     return {"light": style.light, "dark": style.dark, "mark": SYMBOLS[style.mark]}
+
+
+def _number(value: object) -> float | None:
+    """What JSON and a browser take for a number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _curve(curve: Curve | None) -> dict[str, list[float]] | None:
@@ -132,8 +135,8 @@ def _run(run: Run, out: Path) -> dict[str, Any]:
         "place": run.folder.as_posix(),
         "wandb": wandb_link(run),
         "offline": any((run.folder / "wandb").glob("offline-run-*")),
-        "minutes": info["wall_seconds"] / 60 if info.get("wall_seconds") else None,
-        "speed": info.get("images_per_second"),
+        "minutes": seconds / 60 if (seconds := _number(info.get("wall_seconds"))) else None,
+        "speed": _number(info.get("images_per_second")),
         "commit": (info.get("commit") or "")[:9],
         "device": info.get("device"),
         "started": info.get("started"),
@@ -169,16 +172,16 @@ def config_differences(runs: Sequence[Run]) -> dict[str, Any]:
         for run in sorted(runs, key=lambda run: run.seed)
         if run.config
     ]
-    names = [name for name in EXPERIMENTS if any(run.experiment == name for run, _ in found)]
+    titles = {name: t for name, t in _titles(runs).items() if any(run.experiment == name for run, _ in found)}
     rows = []
     for option in dict.fromkeys(option for _, own in found for option in own):
         values = [(run, json.dumps(own.get(option))) for run, own in found]
         if len({value for _, value in values}) > 1:
             cells = []
-            for name in names:
+            for name in titles:
                 own = {run.seed: value for run, value in values if run.experiment == name}
                 same = len(set(own.values())) == 1
                 text = next(iter(own.values())) if same else ", ".join(f"{s}: {v}" for s, v in own.items())
                 cells.append(NONE if text == "null" else text.replace('"', ""))
             rows.append([option, *cells])
-    return {"head": ["", *(EXPERIMENTS[name].title for name in names)], "rows": rows}
+    return {"head": ["", *titles.values()], "rows": rows}

@@ -50,7 +50,7 @@ function lines() {
   if (state.view === "metric")
     return Object.entries(D.experiments).map(([name, e]) => ({
       ...e, id: `${name}/${state.metric}`, experiment: name, metric: state.metric, label: e.title, paper: null,
-    }));
+    })).filter((line) => ours(line).length);
   if (state.view === "all") return D.series;
   const figure = D.figures.find((f) => f.name === state.view);
   return figure.lines.map((l) => ({ ...byId[l.id], label: l.label }));

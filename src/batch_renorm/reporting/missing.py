@@ -1,0 +1,54 @@
+"""What stands between some runs and a whole comparison: runs that are missing, runs that do not compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batch_renorm.reporting.paper import EXPERIMENTS
+from batch_renorm.reporting.runs import Run
+
+
+def missing_commands(runs: Sequence[Run], scale: str) -> list[str]:
+    """The commands that would complete the table: each experiment with each seed that any experiment has."""
+    seeds = sorted({run.seed for run in runs}) or [0]
+    there = {(run.experiment, run.seed): run for run in runs}
+    commands = []
+    for experiment in EXPERIMENTS:
+        for seed in seeds:
+            run = there.get((experiment, seed))
+            if run is None or not run.finished:
+                extra = "" if scale == "glyphs" else f" scale={scale}"
+                why = f"  # resumes: {run.progress}" if run else ""
+                commands.append(f"python train.py experiment={experiment} seed={seed}{extra}{why}")
+    return commands
+
+
+def unequal_lengths(runs: Sequence[Run]) -> list[str]:
+    """Runs of another length were trained on another schedule and are no comparison."""
+    lengths: dict[int, list[str]] = {}
+    for run in runs:
+        if run.steps is not None:
+            lengths.setdefault(run.steps, []).append(f"{run.experiment} seed {run.seed}")
+    if len(lengths) < 2:
+        return []
+    usual = max(lengths, key=lambda steps: len(lengths[steps]))
+    return [
+        f"not comparable: {', '.join(who)} planned {steps} steps, the others {usual}"
+        for steps, who in sorted(lengths.items())
+        if steps != usual
+    ]
+
+
+def other_compositions(runs: Sequence[Run]) -> list[str]:
+    """The paper evaluates with batch statistics on minibatches of 25 labels x 2."""
+    found = {
+        (e["labels_per_minibatch"], e["images_per_label"])
+        for run in runs
+        if isinstance(e := run.config.get("evaluation"), dict)
+        and {"labels_per_minibatch", "images_per_label"} <= set(e)
+    }
+    return [
+        f"evaluated with batch statistics of {labels} labels x {images} images, where the paper has 25 x 2"
+        for labels, images in sorted(found)
+        if (labels, images) != (25, 2)
+    ]
