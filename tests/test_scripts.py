@@ -2,12 +2,12 @@
 
 import json
 import re
-import struct
 import subprocess
 import sys
 
 from PIL import Image
 
+from batch_renorm.training.wandb_file import records
 from tests.conftest import ROOT, TINY
 
 
@@ -47,32 +47,12 @@ def test_contact_sheet(tmp_path):
         assert len(sheet.getcolors()) > 50
 
 
-def wandb_records(path):
-    """The records of a W&B file: LevelDB's log format, blocks of 32 KiB after a header, of wandb's own messages."""
-    from wandb.proto import wandb_internal_pb2
-
-    content, block, at, parts = path.read_bytes(), 1 << 15, 7, b""
-    assert content[:4] == b":W&B"
-    while at + 7 <= len(content):
-        if block - at % block < 7:  # a block's last bytes hold no header
-            at += block - at % block
-            continue
-        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        parts += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
 def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):
     """The offline file has curve.csv's values under its names, the run's place in a group, and its config."""
     train_command("logger=offline")
     (file,) = (tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb")
     metrics, config = {}, {}
-    for record in wandb_records(file):
+    for record in records(file):
         for item in record.history.item:
             metrics["/".join(item.nested_key) or item.key] = item.value_json
         if record.HasField("run"):

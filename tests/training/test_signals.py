@@ -29,9 +29,7 @@ def started(folder, *overrides, steps=3):
     return process
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=lambda x: str(x)
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_so(tmp_path, number, status):
     """To the whole group, as a terminal and a scheduler send it: the loader process must not die of it."""
     process = started(tmp_path, *LONG, "trainer.loader_processes=1")
@@ -49,17 +47,11 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_so(tmp_path, number
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    process = started(tmp_path, *LONG)
-    process.send_signal(signal.SIGSTOP)  # so that no step ends between the two
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-    process.send_signal(signal.SIGCONT)
-    # two signals that are pending at once are one
+    process = started(tmp_path, *LONG, "size.evaluate_every=1")  # most of the time far from a step's end
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.001)
-    assert process.returncode in (-signal.SIGINT, 130)
+        time.sleep(0.002)
+    assert process.returncode == -signal.SIGINT  # which a shell calls 130
 
 
 def test_two_ranks_stop_at_one_step_though_one_has_heard_and_go_on_bit_for_bit(train_command, tmp_path):

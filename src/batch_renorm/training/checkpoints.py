@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm.data.loaders import Pass
 from batch_renorm.training.build import Config, Run
-from batch_renorm.training.curve import read_metric
+from batch_renorm.training.curve import read_rows
 from batch_renorm.training.folder import Folder, differences, room_for
 
 KEPT = 2
@@ -112,8 +112,9 @@ class Checkpoints(Callback):
         self.best: tuple[float, int] | None = None  # val_top1, step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for step, value in read_metric(self.folder.curve, "val_top1"):
-            self._note(step, value)
+        for step, metric, value in read_rows(self.folder.curve):
+            if metric == "val_top1":
+                self._note(step, value)
 
     def _note(self, step: int, value: float) -> None:
         if self.best is None or value > self.best[0]:

@@ -1,6 +1,5 @@
 """curve.csv: what a run measured, in rows of step, metric, value. Everything that reports reads this file."""
 
-import csv
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -27,12 +26,13 @@ def rewind(path: Path, step: int) -> None:
     write_atomically(path, ",".join(HEADER) + "\n" + "".join(kept))
 
 
-def read_metric(path: Path, metric: str) -> list[tuple[int, float]]:
-    """The (step, value) rows of one metric, in the file's order."""
+def read_rows(path: Path) -> list[tuple[int, str, float]]:
+    """The whole rows (step, metric, value) in the file's order; none of a file that is not there."""
     if not path.exists():
         return []
-    with path.open() as file:
-        return [(int(row["step"]), float(row["value"])) for row in csv.DictReader(file) if row["metric"] == metric]
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [line.strip().split(",") for line in lines[1:] if line.endswith("\n")]
+    return [(int(step), metric, float(value)) for step, metric, value in rows]
 
 
 class CurveLogger(Logger):

@@ -6,7 +6,6 @@ covers. So the newest offline file always holds every step of the run once (thos
 aside), and online, where W&B knows its last step, what is missing there is sent and nothing twice.
 """
 
-import csv
 import queue
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from batch_renorm.training.build import Run, Wandb
+from batch_renorm.training.curve import read_rows
 
 PATIENCE = 60.0  # seconds that the end of a run waits for W&B
 
@@ -108,11 +108,7 @@ class WandbLogger(Logger):
 
 def earlier_rows(path: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
     """The rows of a curve up to a step, a step at a time and in order."""
-    if not path.exists():
-        return
-    with path.open() as file:
-        rows = [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(file)]
-    rows = sorted((row for row in rows if row[0] <= last), key=lambda row: row[0])
+    rows = sorted((row for row in read_rows(path) if row[0] <= last), key=lambda row: row[0])
     for step, group in groupby(rows, key=lambda row: row[0]):
         yield step, {metric: value for _, metric, value in group}
 

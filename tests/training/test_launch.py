@@ -1,0 +1,113 @@
+"""However its processes were started, a run is one run: one folder, one table, the same numbers."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from batch_renorm.training.launch import ALONE, Place, find_place, torchrun_names
+from tests.conftest import ROOT, TINY
+from tests.training.checkpoint_files import curve, final_state
+from tests.training.test_resume import assert_bit_equal
+
+TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3",
+}  # fmt: skip
+BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, ALONE),
+        (BATCH_SCRIPT, ALONE),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, ALONE),
+        (TORCHRUN, Place(5, 1, 4, 2, 1, "torchrun")),
+        (SRUN, Place(3, 1, 2, 2, 1, "srun")),
+    ],
+)
+def test_a_process_knows_its_place(env, expected):
+    assert find_place("cpu", "auto", "auto", env) == expected
+    assert find_place("cpu", expected.devices, expected.nodes, env) == expected
+
+
+def test_a_task_of_sruns_meets_the_others_where_all_would_look():
+    names = torchrun_names(find_place("cpu", "auto", "auto", SRUN), SRUN)
+    assert (names["RANK"], names["LOCAL_RANK"], names["WORLD_SIZE"], names["MASTER_ADDR"]) == ("3", "1", "4", "n1")
+    first = SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    assert torchrun_names(find_place("cpu", "auto", "auto", first), first)["MASTER_PORT"] == names["MASTER_PORT"]
+    other_step = SRUN | {"SLURM_STEP_ID": "4"}
+    assert torchrun_names(find_place("cpu", "auto", "auto", SRUN), other_step)["MASTER_PORT"] != names["MASTER_PORT"]
+    chosen = SRUN | {"MASTER_ADDR": "10.0.0.7"}
+    assert torchrun_names(find_place("cpu", "auto", "auto", SRUN), chosen)["MASTER_ADDR"] == "10.0.0.7"
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "env", "words"),
+    [
+        (2, "auto", TORCHRUN, "torchrun started 4 processes a node, but trainer.devices=2"),
+        ("auto", 3, SRUN, "srun started 2 nodes, but trainer.num_nodes=3"),
+        ("auto", 2, {}, "trainer.num_nodes=2 needs a launcher"),
+        (0, "auto", {}, "trainer.devices must be at least 1"),
+        ("auto", "auto", SRUN | {"SLURM_STEP_NUM_TASKS": "3"}, "every node needs as many"),
+        ("auto", "auto", SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, "--distribution=block"),
+    ],
+)
+def test_disagreement_is_named(devices, nodes, env, words):
+    with pytest.raises(ValueError, match=words):
+        find_place("cpu", devices, nodes, env)
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"2 ranks on this machine, but each sees 1 GPU: .*--gpus-per-node"):
+        find_place("gpu", 2, 1, {})
+
+
+def as_tasks_of_srun(*arguments):
+    """Two ranks with the variables that srun would give them; their exit statuses and words."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    tasks = []
+    for rank in "01":
+        env = os.environ | meeting | SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+        env |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "SLURM_NTASKS": "2"}
+        command = [sys.executable, "train.py", *arguments]
+        tasks.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    return [task.returncode for task in tasks], said
+
+
+def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
+    """srun is played by two processes with its variables; the cluster's own tests have a real one."""
+    overrides = [*TINY, "size.workers=3", "trainer=cpu", "fresh=true"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *overrides]
+    sweep = ["train.py", "-m", *overrides, "trainer.devices=2", "seed=0,1", f"folder={tmp_path}/python/${{seed}}"]
+    said = {}
+    for name, arguments in (("torchrun", [*torchrun, f"folder={tmp_path}/torchrun"]), ("python", sweep)):
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said[name] = done.stderr
+    assert said["torchrun"].count("(started by torchrun)") == said["torchrun"].count("validation top-1") == 1
+    assert said["python"].count("(started by python)") == said["python"].count("validation top-1") == 2
+    folder = f"folder={tmp_path}/srun"
+    status, words = as_tasks_of_srun(*overrides, folder)
+    assert status == [0, 0], words
+    assert "(started by srun)" in words[0]
+    assert words[1] == ""
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "srun", "torchrun"]
+    assert sorted(path.name for path in (tmp_path / "python").iterdir()) == ["0", "1"]
+    for other in ("srun", "python/0"):
+        assert_bit_equal(final_state(tmp_path / other), final_state(tmp_path / "torchrun"))
+        assert curve(tmp_path / other) == curve(tmp_path / "torchrun")
+
+    status, words = as_tasks_of_srun(*overrides[:-1], folder, "optim.clip_norm=1")
+    assert status == [2, 2]
+    assert "it differs in optim.clip_norm." in words[0]
+    assert words[1] == ""

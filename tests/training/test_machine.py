@@ -1,0 +1,116 @@
+"""How a device computes, and how much at once: chosen once, stated, and without a trace in what is trained."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from batch_renorm.training import memory
+from batch_renorm.training.arithmetic import Arithmetic, arithmetic, use
+from batch_renorm.training.build import build
+from batch_renorm.training.fitting import fit
+from batch_renorm.training.folder import Folder, prepare
+from batch_renorm.training.launch import ALONE, Place
+from batch_renorm.training.opening import opening, show
+from tests.conftest import TINY
+from tests.training.checkpoint_files import assert_close, final_state
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def made(compose):
+    def of(*overrides):
+        return build({k: v for k, v in compose(*TINY, *overrides).items() if k != "fresh"})
+
+    return of
+
+
+def test_the_largest_pass_is_found_without_touching_weights_or_random_numbers(made, monkeypatch):
+    run = made("size.workers=50")
+    before, stream = copy.deepcopy(run.training.state_dict()), torch.get_rng_state()
+    found = [memory.workers_per_pass(run, ALONE, CPU, {})["workers_per_pass"]]
+    for free in (2**28, 2**26, 2**20):
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
+        found.append(memory.workers_per_pass(run, ALONE, CPU, {})["workers_per_pass"])
+    assert found[0] == 50
+    assert found == sorted(found, reverse=True)
+    assert 1 == found[-1] < found[-2] < found[1] < 50
+    assert torch.equal(stream, torch.get_rng_state())
+    for name, value in run.training.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    monkeypatch.setattr(memory, "on_cpu", lambda *_: 0)
+    with pytest.raises(ValueError, match=r"one worker's minibatch .* does not fit the memory of cpu"):
+        memory.workers_per_pass(run, ALONE, CPU, {})
+
+
+def test_a_resumed_run_takes_the_size_that_it_began_with_unless_the_machine_is_another(made, monkeypatch):
+    run = made("size.workers=50")
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**24)
+    first = memory.workers_per_pass(run, ALONE, CPU, {})
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**40)
+    assert memory.workers_per_pass(run, ALONE, CPU, {"memory": first}) == first
+    assert memory.workers_per_pass(run, ALONE, CPU, {"memory": first | {"because": "fits H200 x 1, bf16"}}) != first
+    said = made("size.workers=50", "trainer.workers_per_pass=7")
+    assert memory.workers_per_pass(said, ALONE, CPU, {"memory": first})["workers_per_pass"] == 7
+
+
+def test_sizes_to_try_are_those_that_save_a_pass():
+    assert memory.candidates(50)[:6] == [50, 25, 17, 13, 10, 9]
+    for size in memory.candidates(50):
+        assert math.ceil(50 / (size - 1)) > math.ceil(50 / size) if size > 1 else True
+
+
+def test_auto_is_what_the_run_began_with(made):
+    began = {"precision": "bf16", "channels_last": False, "compile": False}
+    assert arithmetic(made().machine, CPU, None) == Arithmetic(32, True, False, True, False)
+    assert arithmetic(made().machine, CPU, began) == Arithmetic("bf16", False, False, True, False)
+    assert arithmetic(made("trainer.precision=32").machine, CPU, began).precision == 32
+
+
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [("precision=bf16", 0.3), ("channels_last=false", 3e-5), ("compile=true", 3e-5), ("deterministic=true", 0)],
+)
+def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_path, monkeypatch, option, tolerance):
+    """Compiled by a backend that needs no C++ compiler."""
+    monkeypatch.setattr(
+        "torch.nn.Module.compile",
+        lambda self, **options: setattr(
+            self, "_compiled_call_impl", torch.compile(self._call_impl, backend="eager", **options)
+        ),
+    )
+    states = []
+    for name, options in (("plain", []), ("option", [f"trainer.{option}"])):
+        config = {k: v for k, v in compose(*TINY, *options).items() if k != "fresh"}
+        folder = Folder(tmp_path / name)
+        prepare(folder, config, fresh=False)
+        try:
+            fit(build(config), folder, None)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        states.append(final_state(tmp_path / name))
+        key, _, value = option.partition("=")
+        if options:
+            assert str(folder.record()["arithmetic"][key]).lower() == value
+    assert all(value.dtype == states[0][name].dtype for name, value in states[1].items())
+    assert_close(*states, tolerance)
+    if option == "precision=bf16":
+        assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_the_table_says_what_will_happen(made, capsys, tmp_path):
+    run = made("size.workers=50", "size.steps=1000")
+    place = Place(0, 0, 8, 1, 0, "torchrun")
+    stated = {
+        "memory": {"workers_per_pass": 4, "because": "fits H200 x 8, bf16"},
+        "arithmetic": use(arithmetic(run.machine, CPU, None), run, CPU),
+    }
+    show(opening(run, place, stated, tmp_path, 250, 400.0))
+    text = capsys.readouterr().err
+    for words in (
+        "resuming at step 250 of 1,000", "400: 50 workers x 8 images", "8, on this machine (started by torchrun)",
+        "7 on ranks 0-1, 6 on the others", "2, of at most 4 workers (fits H200 x 8, bf16)", "in 0 h 12 min",
+    ):  # fmt: skip
+        assert words in text, text

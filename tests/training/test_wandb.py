@@ -1,0 +1,104 @@
+"""W&B follows the curve: every step once in the newest file, and none of its troubles reach the run."""
+
+import sys
+import time
+
+import pytest
+
+from batch_renorm.training import wandb_log
+from batch_renorm.training.build import build
+from batch_renorm.training.curve import CurveLogger
+from batch_renorm.training.wandb_file import history, offline_files, records
+from tests.conftest import TINY
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def run(compose):
+    return build({k: v for k, v in compose(*TINY, "logger=offline").items() if k != "fresh"})
+
+
+def follow(run, folder, start, stop, status="success"):
+    """Steps start + 1 .. stop of a run, as its loggers see them."""
+    live = wandb_log.WandbLogger(run, run.logging.wandb, folder, "id12345", start)
+    for step in range(start + 1, stop + 1):
+        for metrics in ({"loss": 1 / step}, {"val_top1": 10.0 * step} if step % 2 == 0 else {}):
+            CurveLogger(folder / "curve.csv").log_metrics(metrics, step)
+            live.log_metrics(metrics, step)
+    live.finalize(status)
+    assert not live.thread.is_alive()
+
+
+def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhere(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    follow(run, tmp_path, 0, 5, "failed")
+    # killed after step 5, whose last checkpoint was that of step 4: the curve is rewound, W&B is ahead
+    lines = (tmp_path / "curve.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "curve.csv").write_text("".join(line for line in lines if not line.startswith("5,")))
+    follow(run, tmp_path, 4, 6)
+    (newest,) = offline_files(tmp_path)
+    rows = history(newest)
+    assert [step for step, _ in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[3][1] == {"loss": 0.25, "val_top1": 40.0}
+    assert [step for step, metrics in rows if "val_top1" in metrics] == [2, 4, 6]
+    assert {r.run.run_id for r in records(newest) if r.HasField("run")} == {"id12345"}
+    assert len(list((tmp_path / "wandb/superseded").glob("*/*.wandb"))) == 1
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
+
+
+def failing(run, folder, capfd):
+    follow(run, folder, 0, 3)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]
+    assert len(lines) == 1, lines
+    assert (folder / "curve.csv").read_text().count("loss") == 3
+    return lines[0]
+
+
+def test_without_wandb_training_goes_on(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert failing(run, tmp_path, capfd) == "going on without W&B (not installed); curve.csv has everything"
+
+
+def test_with_wandb_failing_training_goes_on(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("wandb.init", lambda **_: (_ for _ in ()).throw(RuntimeError("no\nway")))
+    assert failing(run, tmp_path, capfd) == "going on without W&B (no); curve.csv has everything"
+
+
+def test_with_wandb_hanging_training_ends(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("wandb.init", lambda **_: time.sleep(3))
+    monkeypatch.setattr(wandb_log, "PATIENCE", 0.1)
+    live = wandb_log.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 0)
+    live.log_metrics({"loss": 1.0}, 1)
+    live.finalize("success")
+    assert "going on without W&B (not done after 0 s" in capfd.readouterr().err
+    live.thread.join()
+
+
+def test_online_nothing_is_sent_twice(run, tmp_path, monkeypatch):
+    """W&B's server had more of the run than its last checkpoint covers, less than its curve, or nothing."""
+
+    class Server:
+        def __init__(self, step):
+            self.step, self.rows = step, []
+
+        def log(self, metrics, step):
+            self.rows.append(step)
+
+        def finish(self, exit_code):
+            self.ended = exit_code
+
+    run.logging.wandb = wandb_log.Wandb("online", "project", None)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("wandb.login", lambda **_: True)
+    CurveLogger(tmp_path / "curve.csv").log_metrics({"loss": 1.0}, 1)
+    CurveLogger(tmp_path / "curve.csv").log_metrics({"loss": 1.0}, 2)
+    for next_step, expected in ((0, [1, 2, 3, 4]), (2, [2, 3, 4]), (4, [4])):
+        server = Server(next_step)
+        monkeypatch.setattr("wandb.init", lambda server=server, **_: server)
+        live = wandb_log.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 2)
+        for step in (3, 4):
+            live.log_metrics({"loss": 1.0}, step)
+        live.finalize("success")
+        assert (server.rows, server.ended) == (expected, 0)
