@@ -133,6 +133,20 @@ def test_missing_names_each_experiment_and_seed_once(compared):
     assert len(missing.missing_commands([], "glyphs")) == 7
 
 
+def test_the_commands_that_are_named_are_runs_of_train(compose, write, tmp_path):
+    for scale in ("glyphs", "imagenet"):
+        for command in missing.missing_commands([], scale):
+            python, script, *overrides = command.split()
+            assert (python, script) == ("python", "train.py")
+            config = compose(*overrides)
+            assert f"experiment={config['experiment']}" in overrides
+            assert config["scale"] == scale
+    folder = write(tmp_path, "iid_renorm", 0, {VAL: [(1, 1.0)]}, scale="imagenet", state="stopped")
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "data: {root: /my images}\n")
+    commands = missing.missing_commands(find_runs([tmp_path])[0], "imagenet")
+    assert "data.root='/my images'  # resumes: stopped at step" in commands[1]
+
+
 def test_runs_of_another_length_are_pointed_at(compared):
     runs = {("iid_renorm", s): [50] for s in range(3)}
     c = compared(runs, steps={("iid_renorm", 2): 100})

@@ -11,7 +11,7 @@ from batch_renorm.reporting.runs import find_runs
 
 FLAGS = """
     --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --hide-scrollbars
+    --disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars
 """.split()  # noqa: SIM905
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from batch_renorm.reporting.paper import EXPERIMENTS
@@ -12,15 +13,26 @@ def missing_commands(runs: Sequence[Run], scale: str) -> list[str]:
     """The commands that would complete the table: each experiment with each seed that any experiment has."""
     seeds = sorted({run.seed for run in runs}) or [0]
     there = {(run.experiment, run.seed): run for run in runs}
+    extra = "" if scale == "glyphs" else f" scale={scale}"
+    if scale == "imagenet":
+        extra += f" data.root={_data_root(runs)}"
     commands = []
     for experiment in EXPERIMENTS:
         for seed in seeds:
             run = there.get((experiment, seed))
             if run is None or not run.finished:
-                extra = "" if scale == "glyphs" else f" scale={scale}"
                 why = f"  # resumes: {run.progress}" if run else ""
                 commands.append(f"python train.py experiment={experiment} seed={seed}{extra}{why}")
     return commands
+
+
+def _data_root(runs: Sequence[Run]) -> str:
+    """Where the runs that are there have their images from."""
+    for run in runs:
+        data = run.config.get("data")
+        if isinstance(data, dict) and isinstance(data.get("root"), str):
+            return shlex.quote(data["root"])
+    return "/path/to/imagenet"
 
 
 def unequal_lengths(runs: Sequence[Run]) -> list[str]:

@@ -314,10 +314,10 @@ function tables() {
   $("tally").replaceChildren(...Object.entries(TONES).map(([verdict, tone]) => [verdicts.filter((v) => v === verdict).length, PLURAL[verdict], tone])
     .filter(([n]) => n).map(([n, verdict, tone]) => pill(`${n} claims ${verdict}`, tone)));
   $("tables").replaceChildren(...D.tables.map((t) => element("div", {}, element("h2", {}, t.title), marked(t.text), arranged(t))));
-  const notes = D.notes.map((n) => element("p", { class: "note" }, n));
+  $("notes").replaceChildren(...D.notes.map((n) => element("p", { class: "note" }, element("b", {}, "Beware: "), n, ".")));
   $("configs").replaceChildren($("configs").firstElementChild,
     D.configs.rows.length ? table(D.configs.head, D.configs.rows) : element("p", {}, "Nothing, in the configs that were found."),
-    element("p", { class: "note" }, "Options in which two runs differ; seed, place, machine and logging are left out."), ...notes);
+    element("p", { class: "note" }, "Options in which two runs differ; seed, place, machine and logging are left out."));
   const rows = D.runs.map((r) => {
     const links = element("span", {}, element("a", { href: r.folder }, r.place));
     if (r.wandb) links.append(" · ", element("a", { href: r.wandb }, "W&B"));
