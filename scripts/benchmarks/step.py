@@ -1,0 +1,187 @@
+"""A full training step of Inception-v3 and of the glyphs network, beside the same network with nn.BatchNorm2d.
+
+Images on the device, forward, losses with the auxiliary head, backward, clipping, RMSProp, mu and sigma,
+the inference model: all that a run does at every step but drawing data and writing rows.
+"""
+
+import copy
+import multiprocessing
+import resource
+import statistics
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from batch_renorm.models.glyph_inception import GlyphInception
+from batch_renorm.norm import StepStatistics, convert_batchnorm, functional, set_limits
+from batch_renorm.training.averaging import InferenceModel
+from batch_renorm.training.optimizer import Optimization
+from benchmarks.measure import BATCHNORM, cell, interleaved, ratios, spread, table
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # bfloat16 without sparsity, as published
+KEPT = ", Triton kernels kept"
+OPTIMIZATION = Optimization(
+    lr=1e-4, lr_decay=1.0, lr_decay_steps=1, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5,
+    clip_norm=2.0, label_smoothing=0.1, aux_weight=0.4,
+)  # fmt: skip
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--network", choices=["inception_v3", "glyphs"], default="inception_v3")
+    parser.add_argument("--batch", type=int, default=32, help="a multiple of the groups; the experiments have 32")
+    parser.add_argument("--groups", type=int, nargs="+", default=[0, 16, 4], help="0 is the whole batch")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["channels_last"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 by autocast")
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"])
+    parser.add_argument("--compile-mode", default="default", help="as torch.compile's mode")
+    parser.add_argument("--image-size", type=int, help="default: 299, and 20 for glyphs")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure the peak memory")
+
+
+def run(args: Namespace) -> dict:
+    rows = []
+    for layout in args.layouts:
+        for mode in args.modes:
+            rows.append({"layout": layout, "mode": mode, **measured(args, layout, mode)})
+            show(args, rows[-1])
+    return {"network": args.network, "batch": args.batch, "dtype": args.dtype, "rows": rows}
+
+
+def measured(args: Namespace, layout: str, mode: str) -> dict:
+    steps = {name: step(args, name, layout, mode) for name in variants(args, mode)}
+    seconds = interleaved(steps, args)
+    result: dict[str, dict] = {
+        "ratios": ratios(seconds),
+        "images_per_second": {
+            name: spread([args.batch / value for value in values]) for name, values in seconds.items()
+        },
+    }
+    if not args.no_memory:
+        result["peak_mib"] = {name: peak(args, name, layout, mode, run) for name, run in steps.items()}
+    limit = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu(args)), None)
+    if limit and args.dtype == "bfloat16":
+        flops = operations(args, layout)
+        result["of_matrix_units"] = {
+            name: flops / statistics.median(values) / (limit * 1e12) for name, values in seconds.items()
+        }
+    return result
+
+
+def gpu(args: Namespace) -> str:
+    return "" if args.device == "cpu" else torch.cuda.get_device_name(args.device)
+
+
+def variants(args: Namespace, mode: str) -> list[str]:
+    ours = ["whole batch" if not size else f"groups of {size}" for size in args.groups]
+    kept = [name + KEPT for name in ours] if mode == "compiled" and args.device != "cpu" else []
+    return [BATCHNORM, *ours, *kept]
+
+
+def network(args: Namespace, variant: str) -> nn.Module:
+    """The same weights for every variant."""
+    torch.manual_seed(0)
+    if args.network == "glyphs":
+        model: nn.Module = GlyphInception(250, 1, nn.BatchNorm2d, head=256, head_layers=2)
+    else:
+        import timm
+
+        model = timm.create_model("inception_v3", aux_logits=True)
+    if variant != BATCHNORM:
+        number = variant.removesuffix(KEPT).rpartition(" ")[2]
+        convert_batchnorm(model, group_size=int(number) if number.isdigit() else None)
+    return model.to(args.device)
+
+
+def step(args: Namespace, variant: str, layout: str, mode: str) -> Callable[[], object]:
+    model = network(args, variant).to(memory_format=LAYOUTS[layout])
+    glyphs = args.network == "glyphs"
+    size = args.image_size or (20 if glyphs else 299)
+    images = torch.randn(args.batch, 1 if glyphs else 3, size, size, device=args.device)
+    images = images.contiguous(memory_format=LAYOUTS[layout])
+    labels = torch.randint(250, (args.batch,), device=args.device)
+    optimizer = OPTIMIZATION.optimizer(model)
+    ours = variant != BATCHNORM
+    statistics_ = StepStatistics(model) if ours else None
+    average = InferenceModel(model, 0.9999) if ours else StockAverage(model)
+    forward = torch.compile(model, mode=args.compile_mode) if mode == "compiled" else model
+    dtype = torch.bfloat16 if args.dtype == "bfloat16" else None
+
+    def once() -> None:
+        functional.TRITON_WHEN_COMPILED = variant.endswith(KEPT)  # read where torch.compile traces
+        if ours:
+            set_limits(model, 3.0, 5.0)
+        with torch.autocast(args.device.partition(":")[0], dtype) if dtype else nullcontext():
+            output = forward(images)
+            logits, *auxiliary = output if isinstance(output, tuple) else (output,)
+            loss = F.cross_entropy(logits, labels, label_smoothing=OPTIMIZATION.label_smoothing)
+            for extra in auxiliary:
+                loss = loss + OPTIMIZATION.aux_weight * F.cross_entropy(extra, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZATION.clip_norm, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        if statistics_ is not None:
+            statistics_.update()
+        average.update_parameters(model)
+
+    return once
+
+
+class StockAverage(AveragedModel):
+    """The average of a network with nn.BatchNorm2d, whose counters are no floats."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(copy.deepcopy(model), use_buffers=True)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        mine, theirs = (
+            [t.detach() for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()] for m in (self.module, model)
+        )
+        torch._foreach_lerp_(mine, theirs, 0.1)
+
+
+def peak(args: Namespace, variant: str, layout: str, mode: str, run: Callable[[], object]) -> float:
+    """Most memory of a step, MiB: allocated on a GPU; on a CPU resident in a process of its own."""
+    if args.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() / 2**20
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(resident, (args, variant, layout, mode))
+
+
+def resident(args: Namespace, variant: str, layout: str, mode: str) -> float:
+    torch.set_num_threads(args.threads)
+    run = step(args, variant, layout, mode)
+    for _ in range(2):
+        run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def operations(args: Namespace, layout: str) -> int:
+    """Floating point operations of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step(args, BATCHNORM, layout, "eager")()
+    return counter.get_total_flops()
+
+
+def show(args: Namespace, row: dict) -> None:
+    header = ["", f"ratio to {BATCHNORM}", "images/s"]
+    extra = {"peak_mib": "peak MiB", "of_matrix_units": "of the matrix units"}
+    header += [label for name, label in extra.items() if name in row]
+    rows = []
+    for name, ratio in row["ratios"].items():
+        cells = [name, cell(ratio), cell(row["images_per_second"][name])]
+        cells += [f"{row['peak_mib'][name]:.0f}"] if "peak_mib" in row else []
+        cells += [f"{row['of_matrix_units'][name]:.1%}"] if "of_matrix_units" in row else []
+        rows.append(cells)
+    title = f"{args.network}, batch {args.batch}, {args.dtype}, {row['layout']}, {row['mode']}"
+    table(title, header, rows)

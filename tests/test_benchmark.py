@@ -1,0 +1,58 @@
+"""scripts/benchmark.py in a tiny form: sane numbers, not speeds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def benchmark(tmp_path, *arguments):
+    file = tmp_path / "out.json"
+    command = [sys.executable, "scripts/benchmark.py", *arguments, "--device", "cpu", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert {"date", "command", "commit", "device", "threads", "load", "versions"} <= set(result)
+    return result, done.stdout
+
+
+def assert_ratios(row, names):
+    assert set(row["ratios"]) == {"nn.BatchNorm2d", *names}
+    assert row["ratios"]["nn.BatchNorm2d"] == {"median": 1.0, "spread": 0.0}
+    assert all(0.05 < ratio["median"] < 200 and ratio["spread"] >= 0 for ratio in row["ratios"].values())
+
+
+@pytest.mark.parametrize("inference", [[], ["--inference"]])
+def test_norm(tmp_path, inference):
+    names = ["whole batch", "groups of 16", "groups of 4", "plain autograd"]
+    result, text = benchmark(tmp_path, "norm", "--rounds", "2", "--milliseconds", "0.1", "--widest", "5", *inference)
+    assert [(row["dtype"], row["layout"]) for row in result["rows"]] == [
+        ("float32", "contiguous"), ("float32", "channels_last"),
+        ("bfloat16", "contiguous"), ("bfloat16", "channels_last"),
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row["shape"] == [32, 128, 5, 5]
+        assert_ratios(row, names)
+    assert "geometric mean" in text
+
+
+def test_every_norm_of_inception(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from benchmarks.norm import FIVE, inception_norms
+
+    counts = inception_norms()
+    assert counts.total() == 96
+    assert set(FIVE) <= set(counts)
+
+
+def test_step(tmp_path):
+    small = ["--network", "glyphs", "--batch", "4", "--groups", "0", "2", "--rounds", "3"]
+    result, text = benchmark(tmp_path, "step", *small)
+    (row,) = result["rows"]
+    assert_ratios(row, ["whole batch", "groups of 2"])
+    assert all(1 < speed["median"] < 1e6 for speed in row["images_per_second"].values())
+    assert all(50 < mib < 10_000 for mib in row["peak_mib"].values())
+    assert "images/s" in text
