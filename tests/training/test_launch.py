@@ -1,5 +1,6 @@
 """However its processes were started, a run is one run: one folder, one table, the same numbers."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -7,9 +8,12 @@ import sys
 
 import pytest
 
-from batch_renorm.training.launch import ALONE, Place, find_place, torchrun_names
+from batch_renorm.training.build import build
+from batch_renorm.training.fitting import fit
+from batch_renorm.training.folder import Folder, prepare
+from batch_renorm.training.launch import ALONE, Place, connect, find_place, names_of, torchrun_names
 from tests.conftest import ROOT, TINY
-from tests.training.checkpoint_files import curve, final_state
+from tests.training.checkpoint_files import assert_close, curve, final_state
 from tests.training.test_resume import assert_bit_equal
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -68,11 +72,15 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
         find_place("gpu", 2, 1, {})
 
 
-def as_tasks_of_srun(*arguments):
-    """Two ranks with the variables that srun would give them; their exit statuses and words."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        return free.getsockname()[1]
+
+
+def as_tasks_of_srun(*arguments):
+    """Two ranks with the variables that srun would give them; their exit statuses and words."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     tasks = []
     for rank in "01":
         env = os.environ | meeting | SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
@@ -111,3 +119,34 @@ def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
     assert status == [2, 2]
     assert "it differs in optim.clip_norm." in words[0]
     assert words[1] == ""
+
+
+def one_of_eight(rank, port, config, folder):
+    place = Place(rank, rank, 8, 1, 0, "torchrun")
+    os.environ |= names_of(place, rank, rank) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    connect(place, gpu=False)
+    fit(build(config), folder, None, place)
+
+
+def test_fifty_workers_over_eight_ranks_are_one_step(compose, tmp_path):
+    """Shares of 7, 7, 6, 6, 6, 6, 6, 6 in two passes, against all at once; forked, which spares eight imports."""
+    overrides = [
+        *TINY, "size.workers=50", "size.minibatch=4", "model.head=16", "model.head_layers=1",
+        "trainer.workers_per_pass=4",
+    ]  # fmt: skip
+    config = {key: value for key, value in compose(*overrides).items() if key != "fresh"}
+    folders = [Folder(tmp_path / "one"), Folder(tmp_path / "eight")]
+    for folder in folders:
+        prepare(folder, config, fresh=False)
+    port = free_port()
+    ranks = [
+        multiprocessing.get_context("fork").Process(target=one_of_eight, args=(rank, port, config, folders[1]))
+        for rank in range(8)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(200)
+    assert [process.exitcode for process in ranks] == [0] * 8
+    fit(build(config), folders[0], None)
+    assert_close(final_state(folders[1].path), final_state(folders[0].path), 3e-6)

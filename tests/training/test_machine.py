@@ -51,7 +51,12 @@ def test_a_resumed_run_takes_the_size_that_it_began_with_unless_the_machine_is_a
     first = memory.workers_per_pass(run, ALONE, CPU, {})
     monkeypatch.setattr(memory, "free_memory", lambda: 2**40)
     assert memory.workers_per_pass(run, ALONE, CPU, {"memory": first}) == first
-    assert memory.workers_per_pass(run, ALONE, CPU, {"memory": first | {"because": "fits H200 x 1, bf16"}}) != first
+    assert (
+        memory.workers_per_pass(
+            run, ALONE, CPU, {"memory": first | {"because": "the most that fits H200, 1 rank, bf16"}}
+        )
+        != first
+    )
     said = made("size.workers=50", "trainer.workers_per_pass=7")
     assert memory.workers_per_pass(said, ALONE, CPU, {"memory": first})["workers_per_pass"] == 7
 
@@ -104,13 +109,13 @@ def test_the_table_says_what_will_happen(made, capsys, tmp_path):
     run = made("size.workers=50", "size.steps=1000")
     place = Place(0, 0, 8, 1, 0, "torchrun")
     stated = {
-        "memory": {"workers_per_pass": 4, "because": "fits H200 x 8, bf16"},
+        "memory": {"workers_per_pass": 4, "because": "the most that fits H200"},
         "arithmetic": use(arithmetic(run.machine, CPU, None), run, CPU),
     }
     show(opening(run, place, stated, tmp_path, 250, 400.0))
     text = capsys.readouterr().err
     for words in (
         "resuming at step 250 of 1,000", "400: 50 workers x 8 images", "8, on this machine (started by torchrun)",
-        "7 on ranks 0-1, 6 on the others", "2, of at most 4 workers (fits H200 x 8, bf16)", "in 0 h 12 min",
+        "7 on ranks 0-1, 6 on the others", "2, of at most 4 workers (the most that fits H200)", "in 0 h 12 min",
     ):  # fmt: skip
         assert words in text, text

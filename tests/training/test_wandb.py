@@ -81,7 +81,7 @@ def test_online_nothing_is_sent_twice(run, tmp_path, monkeypatch):
 
     class Server:
         def __init__(self, step):
-            self.step, self.rows = step, []
+            self.step, self.rows, self.url = step, [], None
 
         def log(self, metrics, step):
             self.rows.append(step)

@@ -32,7 +32,8 @@ def workers_per_pass(run: Run, place: Place, device: torch.device, record: dict[
     if asked != "auto":
         return {"workers_per_pass": min(asked or share, share), "because": "trainer.workers_per_pass"}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    because = f"fits {name} x {place.ranks}, {32 if not run.training.bf16 else 'bf16'}"
+    number = "bf16" if run.training.bf16 else "float32"
+    because = f"the most that fits {name}, {place.ranks} rank{'s' * (place.ranks > 1)}, {number}"
     known = record.get("memory", {})
     if known.get("because") == because:
         return known
