@@ -102,6 +102,7 @@ def _maps(canvas: Any, found: dict[str, tuple[np.ndarray, list[str], np.ndarray]
             axes = canvas.add_axes((0.075 + column * 0.307, bottom, 0.262, 0.112))
             axes.set_title(e.arm, pad=4, fontsize=11.5)
             axes.grid(False)
+            axes.spines[:].set_visible(True)  # where nothing differs the map is white
             if e.name not in found:
                 axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=FAINT)
                 axes.set(xticks=[], yticks=[])

@@ -246,7 +246,7 @@ function activations() {
     Plotly.react("profile", drawn, { ...look, hovermode: "closest", showlegend: true,
       legend: thin() ? { orientation: "h", y: -0.22, yanchor: "top" } : { x: 1.02, y: 1 },
       xaxis: { title: { text: "norm layer, from input to output", standoff: 8 }, gridcolor: css("--grid"), zeroline: false, automargin: true, tickformat: "d" },
-      yaxis: { title: { text: "relative L2 distance", standoff: 8 }, range: [0, top * 1.03], gridcolor: css("--grid"), zeroline: false, automargin: true },
+      yaxis: { title: { text: "relative L2 distance", standoff: 8 }, range: [-0.02 * top, top * 1.03], gridcolor: css("--grid"), zeroline: false, automargin: true },
     }, { ...CONFIG, displayModeBar: false });
   };
   slider.oninput = profile;
@@ -263,10 +263,11 @@ function activations() {
   const shades = (name) => ramp(name.endsWith("_renorm")).map((shade, i, all) => [i / (all.length - 1), shade]);
   $("ramps").replaceChildren("0", ...[["Batchnorm", false], ["Batch Renorm", true]].map(([text, renorm]) =>
     element("span", { style: `background: linear-gradient(90deg, ${ramp(renorm).join(", ")})`, title: text })), top.toFixed(2));
+  const frame = { showgrid: false, zeroline: false, showline: true, mirror: true, linecolor: css("--rule") };
   const drawn = found.map(([name, a], i) => {
     const id = i ? i + 1 : "", x0 = (i % columns) * (wide + between), y1 = 1 - Math.floor(i / columns) * (tall + gap);
-    look["xaxis" + id] = { domain: [x0, x0 + wide], anchor: "y" + id, tickformat: "~s", showgrid: false, zeroline: false, nticks: thin() ? 3 : 5 };
-    look["yaxis" + id] = { domain: [y1 - tall, y1], anchor: "x" + id, showgrid: false, zeroline: false, tickvals: [1, a.names.length], title: { text: i % columns ? "" : "layer", standoff: 2 } };
+    look["xaxis" + id] = { domain: [x0, x0 + wide], anchor: "y" + id, tickformat: "~s", nticks: thin() ? 3 : 5, ...frame };
+    look["yaxis" + id] = { domain: [y1 - tall, y1], anchor: "x" + id, ...frame, tickvals: [1, a.names.length], title: { text: i % columns ? "" : "layer", standoff: 2 } };
     const title = D.experiments[name].title;
     look.annotations.push({ text: thin() ? title.replace(", ", ",<br>") : title, align: "left", x: x0, y: y1, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 13 } });
     return { type: "heatmap", x: a.layers[0].x, y: a.names.map((_, j) => j + 1), z: a.layers.map((l) => l.y), zmin: 0, zmax: top,
