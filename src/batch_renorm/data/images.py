@@ -63,6 +63,11 @@ class Images:
 
     channels = 3
 
+    @property
+    def image_bytes(self) -> int:
+        """What an image takes on its way from a loader process, bytes."""
+        return 3 * self.size * self.size
+
     def __init__(
         self,
         root: str,

@@ -184,7 +184,7 @@ def build(config: Config) -> Run:
     )
     evaluation: Evaluation = construct(Evaluation, config, "evaluation", trained=minibatch.composition)
     evaluation.measurements(source)  # raises now what would otherwise be raised at the first evaluation
-    return Run(
+    run = Run(
         config, size, machine,
         logging=construct(Logging, config, "logger"),
         evaluation=evaluation,
@@ -192,6 +192,8 @@ def build(config: Config) -> Run:
         regime=minibatch.regime(source.labels("train"), size.workers),
         training=training,
     )  # fmt: skip
+    run.evaluation.measurements(source)  # raises if there are too few labels or images, now and not when it is due
+    return run
 
 
 def load(folder: Path) -> Run:

@@ -18,6 +18,7 @@ from batch_renorm.training.launch import ALONE, Place, uses_gpu
 from batch_renorm.training.memory import workers_per_pass
 from batch_renorm.training.progress import Progress
 from batch_renorm.training.signals import take_signals_from
+from batch_renorm.training.stages import check_shared_memory
 from batch_renorm.training.wandb_log import WandbLogger
 
 
@@ -37,6 +38,10 @@ class Data(LightningDataModule):
             passes, trainer.global_step, run.size.steps, run.machine.loader_processes, pin_memory=gpu
         )
 
+    def transfer_batch_to_device(self, batch: Pass, device: torch.device, dataloader_idx: int) -> Pass:
+        """The training step takes a pass to the device, where the time that it takes is counted."""
+        return batch
+
 
 def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE) -> None:
     """Train from a checkpoint, or from the start, to the run's last step or until it is to stop."""
@@ -45,6 +50,11 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
     choice = arithmetic.arithmetic(machine, device, before.get("arithmetic"))
     stated = {"arithmetic": arithmetic.use(choice, run, device)}
     stated["memory"] = workers_per_pass(run, place, device, before)
+    pass_images = stated["memory"]["workers_per_pass"] * run.config["minibatch"]["size"]
+    check_shared_memory(
+        getattr(run.source, "image_bytes", 8), pass_images + run.evaluation.batch_size, machine.loader_processes,
+        place.devices,
+    )  # fmt: skip
     trainer = Trainer(
         accelerator=machine.accelerator,
         devices=place.devices,

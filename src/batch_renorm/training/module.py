@@ -21,6 +21,7 @@ from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.errors import NotFiniteError
 from batch_renorm.training.optimizer import Optimization
 from batch_renorm.training.signals import Stop
+from batch_renorm.training.stages import Stages
 
 
 class Training(LightningModule):
@@ -58,6 +59,8 @@ class Training(LightningModule):
         self.statistics = StepStatistics(model)
         self.latest: dict[str, float] = {}
         self.stop = Stop()
+        self.stages = Stages()
+        self._replaced: Tensor | float = 0.0
         self.bf16, self.memory_format = False, torch.channels_last
         self._loss_sum: Tensor | None = None
         self._clock = (0, time.perf_counter())
@@ -82,6 +85,7 @@ class Training(LightningModule):
     def restart_clock(self, step: int) -> None:
         """Count images per second from here: what came before, an evaluation for one, was not training."""
         self._clock = (step, time.perf_counter())
+        self.stages.restart()
 
     def losses(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of each example, float32 (n,): smoothed cross entropy, plus the weighted auxiliary one."""
@@ -98,10 +102,14 @@ class Training(LightningModule):
     def training_step(self, batch: Pass, index: int) -> None:
         if self._loss_sum is None:
             self._begin_step(batch.step)
+        self.stages.start("step", self.device)
+        self.stages.loaded(batch.fetched)
         if len(batch.labels):  # a rank may own fewer workers than there are passes
             self._backward(batch)
         if batch.last:
             self._end_step(batch.step)
+        else:
+            self.stages.stop("step", self.device)
 
     def _begin_step(self, step: int) -> None:
         self._loss_sum = torch.zeros(1, device=self.device)
@@ -110,7 +118,9 @@ class Training(LightningModule):
             self.statistics.measure_clipping = self._recorded(step + 1)
 
     def _backward(self, batch: Pass) -> None:
+        self.stages.start("transfer", self.device)
         images = self.source.images(batch.fetched, self.device).contiguous(memory_format=self.memory_format)
+        self.stages.stop("transfer", self.device)
         losses = self.losses(self.model, images, batch.labels.to(self.device))
         # DDP takes the mean over ranks, whatever their shares; times ranks, that is the sum.
         loss = losses.sum() * (self.trainer.world_size / self.examples)
@@ -130,12 +140,15 @@ class Training(LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         assert self._loss_sum is not None
-        summed = self.statistics.update(extra=torch.cat([self._loss_sum, self.stop.ballot(self.device)]))
+        replaced = torch.full_like(self._loss_sum, self.stages.replaced())
+        summed = self.statistics.update(extra=torch.cat([self._loss_sum, replaced, self.stop.ballot(self.device)]))
         assert summed is not None
-        loss, votes = summed.split([1, 2])
+        loss, replaced, votes = summed.split([1, 1, 2])
+        self._replaced += replaced
         self.stop.decide(votes if self.trainer.world_size > 1 else None)
         self._loss_sum = None
         self.average.update_parameters(self.model)
+        self.stages.stop("step", self.device)
         recorded = self._recorded(step + 1)
         # On an accelerator looking at a value waits for the device: only where it is recorded anyway.
         if recorded or self.device.type == "cpu":
@@ -149,10 +162,13 @@ class Training(LightningModule):
     def _record_step(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
         rmax, dmax = self.limits(step - 1)
         since, start = self._clock
-        speed = (step - since) * self.examples / (time.perf_counter() - start)
-        self.restart_clock(step)
+        wall, steps = time.perf_counter() - start, step - since
         row = {"loss": loss, "gradient_norm": gradient_norm, "lr": rate, "rmax": rmax, "dmax": dmax}
-        row["images_per_second"] = speed
+        row |= {"images_per_second": steps * self.examples / wall} | self.stages.take(wall, steps)
+        self.restart_clock(step)
+        if getattr(self.source, "on_error", "fail") == "skip":
+            row["images_replaced"] = float(self._replaced)
+            self._replaced = 0.0
         if self.ramp is not None:
             for name, (r, d) in self.statistics.clipped_fractions().items():
                 row[f"r_clipped/{name}" if name else "r_clipped"] = r

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -20,6 +21,7 @@ from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.launch import Place, find_place, share, together, uses_gpu
 from batch_renorm.training.signals import Stop
+from batch_renorm.training.stages import account
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,13 @@ def summary(folder: Folder) -> str:
     step, best = max(((s, v) for s, m, v in rows if m == "val_top1"), key=lambda point: point[1])
     record = folder.record()
     minutes = record["wall_seconds"] / 60
+    stages = account(final, yaml.safe_load(folder.config.read_text())["trainer"]["loader_processes"])
     return (
         f"validation top-1 {final['val_top1']:.1f}% at the end, {best:.1f}% at best (step {step:,}); "
         f"top-5 {final['val_top5']:.1f}%; on training images {final['train_top1']:.1f}%; "
         f"with batch statistics {final['val_top1_batch_statistics']:.1f}%\n"
-        f"  {minutes:.1f} minutes; curve, config, checkpoints: {folder.path}\n"
+        + (f"  {stages}\n" if stages else "")
+        + f"  {minutes:.1f} minutes; curve, config, checkpoints: {folder.path}\n"
         f"  figures and table: python scripts/report.py"
     )
 

@@ -1,0 +1,136 @@
+"""Where the time of a step goes, so that a user sees what bounds his run: images, their transfer, or the network.
+
+Nothing waits for a GPU that would not have waited: its times are read off events, where a row is recorded
+and the device has been waited for anyway.
+
+Metrics, in seconds a step, of rank 0:
+
+- seconds_read, seconds_decode, seconds_augment: what the images of a step took the loader processes, all
+  of them together; these seconds pass while the network computes;
+- seconds_transfer: images on their way to the device, and their colours there;
+- seconds_step: forward, backward and update;
+- seconds_wait: everything else; where it is large, images come too slowly.
+"""
+
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+LOADING = ("read", "decode", "augment")
+SHARED_MEMORY = "/dev/shm"
+PREFETCHED = 2
+"""Passes that a loader process prepares ahead; torch's default."""
+
+
+class Stages:
+    """Adds up the seconds of stages; `take` gives their means over the steps since the last time."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._started: dict[str, Any] = {}
+        self._replaced = 0
+
+    def restart(self) -> None:
+        """Forget what was added up."""
+        self.seconds.clear()
+        self.events.clear()
+
+    def loaded(self, fetched: Sequence[Any]) -> None:
+        """Count what loader processes say of a pass; sources whose images cost nothing say nothing."""
+        for part in fetched:
+            for stage, seconds in getattr(part, "seconds", {}).items():
+                self.seconds[stage] += seconds
+            self._replaced += getattr(part, "replaced", 0)
+
+    def replaced(self) -> int:
+        """Images that could not be read and were replaced, since the last time that this was asked."""
+        replaced, self._replaced = self._replaced, 0
+        return replaced
+
+    def start(self, stage: str, device: torch.device) -> None:
+        self._started[stage] = _now(device)
+
+    def stop(self, stage: str, device: torch.device) -> None:
+        begin, end = self._started.pop(stage), _now(device)
+        if device.type == "cuda":
+            self.events.append((stage, begin, end))
+        else:
+            self.seconds[stage] += end - begin
+
+    def take(self, wall: float, steps: int) -> dict[str, float]:
+        """Mean seconds a step, by metric, since the last time; call it where the device has been waited for.
+
+        Args:
+            wall: seconds that passed.
+            steps: that were done in them.
+        """
+        for stage, begin, end in self.events:
+            self.seconds[stage] += begin.elapsed_time(end) / 1000
+        row = {f"seconds_{stage}": seconds / steps for stage, seconds in self.seconds.items()}
+        transfer = row.setdefault("seconds_transfer", 0.0)
+        row["seconds_step"] = max(0.0, row.get("seconds_step", 0.0) - transfer)  # the one is within the other
+        row["seconds_wait"] = max(0.0, wall / steps - row["seconds_step"] - transfer)
+        self.restart()
+        return row
+
+
+def _now(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def account(final: Mapping[str, float], processes: int) -> str | None:
+    """What bounds a run, in a line, from the last values of the metrics; None where they are not known.
+
+    Args:
+        processes: loader processes.
+    """
+    if "seconds_step" not in final:
+        return None
+    wait, transfer, step = (final[f"seconds_{stage}"] for stage in ("wait", "transfer", "step"))
+    total = wait + transfer + step
+    text = f"a step takes {total:.3g} s: network {step / total:.0%}, transfer and colours {transfer / total:.0%}"
+    text += f", waiting for images {wait / total:.0%}"
+    loading = {stage: final.get(f"seconds_{stage}", 0.0) for stage in LOADING}
+    if not any(loading.values()):
+        return text
+    shares = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in loading.items())
+    text += f"; its images take {sum(loading.values()):.3g} s of loading ({shares}) in {max(1, processes)} processes"
+    if wait < 0.1 * total:
+        return f"{text}: the network bounds the run"
+    slowest = max(loading, key=loading.__getitem__)
+    cure = "faster storage, or a store" if slowest == "read" else "more trainer.loader_processes"
+    return f"{text}: loading bounds the run; {cure} would help"
+
+
+def check_shared_memory(image_bytes: int, images: int, processes: int, ranks: int) -> None:
+    """Loader processes hand images on in shared memory, which containers often have little of.
+
+    Args:
+        image_bytes: of one image as loader processes hand it on.
+        images: of the largest pass, and of the largest batch of an evaluation, which may be underway together.
+        processes: loader processes of a rank.
+        ranks: on this machine.
+
+    Raises:
+        ValueError: too little; where it runs out, a loader process dies in the middle of a run.
+    """
+    needed = image_bytes * images * PREFETCHED * processes * ranks
+    if not needed or not os.path.isdir(SHARED_MEMORY):
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ValueError(
+            f"{processes} loader processes of {ranks} ranks need {needed / 1e9:.1f} GB of {SHARED_MEMORY}, "
+            f"{free / 1e9:.1f} GB are free: give it more (docker run --shm-size={needed // 10**9 + 1}g), or lower "
+            "trainer.loader_processes, trainer.workers_per_pass or evaluation.batch_size"
+        )

@@ -1,0 +1,103 @@
+"""Where time goes is measured and said; what is known before a run is refused before it."""
+
+import csv
+import time
+
+import pytest
+import torch
+
+from batch_renorm.training import stages
+from batch_renorm.training.build import build
+from batch_renorm.training.stages import Stages, account, check_shared_memory
+from tests.conftest import TINY
+from tests.data import imagenet_files
+
+CPU = torch.device("cpu")
+
+
+class Loaded:
+    seconds = {"read": 0.5, "decode": 2.0, "augment": 1.5}  # noqa: RUF012
+    replaced = 3
+
+
+def test_seconds_are_means_over_steps_and_do_not_overlap():
+    watch = Stages()
+    for _ in range(2):
+        watch.start("step", CPU)
+        watch.loaded([Loaded()])
+        watch.start("transfer", CPU)
+        time.sleep(0.02)
+        watch.stop("transfer", CPU)
+        time.sleep(0.03)
+        watch.stop("step", CPU)
+    row = watch.take(wall=1.0, steps=2)
+    assert row["seconds_decode"] == 2.0
+    assert row["seconds_transfer"] >= 0.02
+    assert row["seconds_step"] >= 0.03
+    assert row["seconds_step"] + row["seconds_transfer"] + row["seconds_wait"] == pytest.approx(0.5)
+    assert watch.replaced() == 6
+    assert watch.replaced() == 0
+    assert "seconds_decode" not in watch.take(1.0, 1)  # forgotten
+
+
+@pytest.mark.parametrize(
+    ("seconds", "answer"),
+    [
+        ({"wait": 0.01, "read": 0.1, "decode": 3.0}, ": the network bounds the run"),
+        ({"wait": 2.0, "read": 0.1, "decode": 3.0}, "loading bounds the run; more trainer.loader_processes would help"),
+        ({"wait": 2.0, "read": 3.0, "decode": 1.0}, "loading bounds the run; faster storage, or a store would help"),
+        ({"wait": 0.5}, "waiting for images 31%"),
+    ],
+)
+def test_what_bounds_a_run_is_said(seconds, answer):
+    final = {f"seconds_{name}": value for name, value in ({"transfer": 0.1, "step": 1.0} | seconds).items()}
+    assert answer in account(final, processes=4)
+    assert account({}, 4) is None
+
+
+def test_too_little_shared_memory_is_noticed_before_the_first_step(monkeypatch):
+    usage = stages.shutil.disk_usage("/")
+    monkeypatch.setattr(stages.shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20))
+    check_shared_memory(3 * 299 * 299, 32, processes=1, ranks=2)
+    check_shared_memory(3 * 299 * 299, 1600, processes=0, ranks=2)  # nothing is handed on
+    with pytest.raises(ValueError, match=r"8 loader processes of 2 ranks need 13.7 GB of /dev/shm, 0.1 GB are free"):
+        check_shared_memory(3 * 299 * 299, 1600, processes=8, ranks=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (["data.labels=10"], "give no minibatch of 25 labels x 2 images"),
+        (["data.train_images=1"], "label 0 has 1 training images, fewer than the 2 images per label"),
+        (["data.val_images=1"], "give no minibatch of 25 labels x 2 images"),
+    ],
+)
+def test_too_few_labels_or_images_are_noticed_before_the_first_step(compose, overrides, answer):
+    config = compose(*TINY, *overrides)
+    with pytest.raises(ValueError, match=answer):
+        build({key: value for key, value in config.items() if key != "fresh"})
+
+
+def test_real_files_give_the_same_curve_from_folders_and_from_a_store(train_command, run_script, tmp_path):
+    """The paper's network at 299 pixels on JPEG files, loader processes, two ranks; steps and images are few."""
+    folders = imagenet_files.write_folders(tmp_path / "folders")
+    (folders / "train/n01440764/n01440764_19.JPEG").write_bytes(imagenet_files.encoded(7, 500, 375))
+    code, _, err = run_script("scripts/prepare_imagenet.py", folders, tmp_path / "store", "--any-counts")
+    assert code == 0, err
+    overrides = [
+        "scale=imagenet", "data=folder", "minibatch.size=4", "minibatch.group=4", "size.steps=1",
+        "evaluation.labels_per_minibatch=2", "size.evaluation_batch=4", "size.train_sample=4", "trainer.devices=2",
+        "trainer.workers_per_pass=1", "trainer.loader_processes=1",
+    ]  # fmt: skip
+    curves = []
+    for name in ("folders", "store"):
+        done = train_command(*overrides, f"data.root={tmp_path / name}", folder=f"run_{name}", glyphs=False)
+        with (tmp_path / f"run_{name}/curve.csv").open() as file:
+            rows = [tuple(row.values()) for row in csv.DictReader(file)]
+        assert {"seconds_read", "seconds_decode", "seconds_augment", "seconds_transfer", "seconds_step"} <= {
+            row[1] for row in rows
+        }
+        assert "of loading (read" in done.stderr
+        curves.append([row for row in rows if not row[1].startswith(("seconds_", "images_per_second"))])
+    assert curves[0] == curves[1]
+    assert {"loss", "val_top1", "train_top1"} <= {row[1] for row in curves[0]}
