@@ -20,6 +20,11 @@ def main() -> None:
 
 
 def end_with_rank_0() -> None:
-    """Rank 0 keeps this process's stdin open as long as it lives: killed, it takes the others with it."""
-    sys.stdin.read()
+    """Rank 0 keeps this process's stdin open as long as it lives: killed, it takes the others with it.
+
+    Reads past Python's own stdin, whose lock a waiting reader would hold: a loader process that is forked
+    meanwhile closes its copy, and would wait for that lock for ever.
+    """
+    while os.read(0, 1024):
+        pass
     os._exit(1)
