@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from batch_renorm.reporting import dashboard, paper
+from batch_renorm.training.wandb_file import history, records
 from tests.conftest import ROOT
-from tests.test_scripts import wandb_records
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +26,11 @@ def command():
 
 
 def logged(folder):
-    """Each W&B file under the folder: id -> (run record, rows of metrics)."""
+    """Each W&B file under the folder: id -> (run record, rows of metrics with their step as _step)."""
     found = {}
     for file in folder.glob("offline-run-*/run-*.wandb"):
-        run, rows = None, []
-        for record in wandb_records(file):
-            if record.HasField("run"):
-                run = record.run
-            if record.HasField("history"):
-                items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-                rows.append(items | {"_step": record.history.step.num})
-        found[run.run_id] = run, rows
+        [run, *_] = [record.run for record in records(file) if record.HasField("run")]
+        found[run.run_id] = run, [metrics | {"_step": step} for step, metrics in history(file)]
     return found
 
 

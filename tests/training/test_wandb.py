@@ -81,7 +81,7 @@ def test_online_nothing_is_sent_twice(run, tmp_path, monkeypatch):
 
     class Server:
         def __init__(self, step):
-            self.step, self.rows, self.url = step, [], None
+            self.step, self.rows, self.url = step, [], "https://wandb.ai/me/project/runs/id12345"
 
         def log(self, metrics, step):
             self.rows.append(step)
@@ -102,3 +102,4 @@ def test_online_nothing_is_sent_twice(run, tmp_path, monkeypatch):
             live.log_metrics({"loss": 1.0}, step)
         live.finalize("success")
         assert (server.rows, server.ended) == (expected, 0)
+    assert (tmp_path / "wandb" / "url").read_text().strip() == server.url  # which the report links to

@@ -67,6 +67,7 @@ class WandbLogger(Logger):
         try:
             live = self._open()
             if live.url:  # not where it is offline; the report links to it
+                (self.folder / "wandb").mkdir(exist_ok=True)
                 (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
             begin = live.step  # online: after the last step that W&B has
             for step, metrics in self._rows():
