@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from batch_renorm.norm import grouped, kernels
+from batch_renorm.norm import batch_renorm, grouped, kernels
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -65,3 +65,23 @@ def test_gradient_of_many_values_in_channels_last():
     wide = kernels.gradients(g.double(), x.double(), mean.double(), inv.double(), torch.ones(4).double(), True)
     for a, b in zip(found, wide, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("group_size", [None, 2, 1])
+@pytest.mark.parametrize("ratio", [0, 30])
+def test_large_inputs_take_other_routes_to_the_same_numbers(layout, group_size, ratio):
+    """Above PLAIN_FROM and ROWS_NATIVE_FROM; float64 in planes is exact and is held to the paper elsewhere."""
+    x, g = big((4, 32, 48, 48), ratio, torch.float32, layout), torch.randn(4, 32, 48, 48)
+    assert x.numel() > kernels.PLAIN_FROM
+    assert x.numel() > 4 * grouped.ROWS_NATIVE_FROM
+    results = []
+    for dtype, order in ((torch.float32, LAYOUTS[layout]), (torch.float64, torch.contiguous_format)):
+        leaf = x.detach().to(dtype).contiguous(memory_format=order).requires_grad_()
+        mu, sigma, gamma = (torch.full((32,), value, dtype=dtype) for value in (0.2, 1.3, 1.7))
+        gamma.requires_grad_()
+        y, mu_b, sigma_b = batch_renorm(leaf, mu, sigma, gamma, mu, 1.2, 5.0, 1e-3, group_size)
+        y.backward(g.to(dtype))
+        results.append([y.detach(), mu_b, sigma_b, leaf.grad, gamma.grad])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-4 * max(1.0, b.abs().max().item()))

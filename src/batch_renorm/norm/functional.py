@@ -207,10 +207,11 @@ def _check(x, mu, sigma, gamma, beta, group_size) -> int:
     shape = tuple(x.shape)
     if not x.is_floating_point():
         raise TypeError(f"batch renorm needs a floating point input, got {x.dtype}")
-    if x.dim() < 2:
+    if len(shape) < 2:
         raise ValueError(f"batch renorm needs an input (N, C, ...), got shape {shape}")
+    expected = x.shape[1:2]
     for name, t in (("mu", mu), ("sigma", sigma), ("gamma", gamma), ("beta", beta)):
-        if t is not None and t.shape != x.shape[1:2]:
+        if t is not None and t.shape != expected:
             raise ValueError(f"input of shape {shape} has {shape[1]} channels, but {name} has shape {tuple(t.shape)}")
     if x.numel() == 0:
         # The native backward kernel would divide by zero and end the process.

@@ -57,7 +57,7 @@ def _native_statistics(x: Tensor, groups: int) -> Found:
 
 
 def _native_affine(x: Tensor, found: Found, inv: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return kernels.affine(x, found.mean, found.var, weight, bias, eps)
+    return kernels.affine(x, found.mean, found.var, inv, weight, bias, eps)
 
 
 def _planes(x: Tensor) -> Tensor:
