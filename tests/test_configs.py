@@ -158,6 +158,14 @@ def test_wrong_commands_get_one_clear_line(complaint, arguments, answer):
     assert answer in line
 
 
+def test_a_sweeps_job_leaves_the_error_to_the_command_that_waits_for_it(monkeypatch, capsys):
+    """In a job of submitit's an exit would be the end without a reason; the exception travels."""
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    with pytest.raises(ValueError, match="a bad option"), train.explained():
+        raise ValueError("a bad option")
+    assert capsys.readouterr().err == "error: a bad option\n"
+
+
 def test_configs_are_sorted_by_axis():
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
     assert groups == {

@@ -151,6 +151,9 @@ def test_data_are_copied_to_the_node_once(submit, tmp_path):
         assert Path(copy).is_relative_to(tmp_path / "local")
         assert lines(tmp_path / "calls/read") == [content]
         (Path(copy) / "train.arrow").write_text("kept")  # a second copy would bring the original back
+    (store / "train.arrow").write_text("other images")
+    submit(STAGE=str(store), DURING=during)
+    assert lines(tmp_path / "calls/read") == ["other images"]
     full = submit(STAGE=str(store), TMPDIR="/proc/none", DURING='echo "$STAGED" >"$CALLS/staged"')
     assert full.returncode == 0  # the run reads the original
     assert "this node reads the original" in full.stderr
