@@ -104,6 +104,9 @@ def test_smaller_claims_are_lines_of_the_report(tables, write, tmp_path):
         "non-i.i.d.: activation distance, batchnorm above Batch Renorm": ("0.3950", "holds"),
     }
     assert rows["non-i.i.d. batchnorm falls from its best to the end"]["published"] == "11.8"
+    # Finished runs without the metric are not the same as no runs.
+    assert rows["non-i.i.d. batchnorm: evaluated as trained above the normal evaluation"]["verdict"] == "not measured"
+    assert rows["r clipped at the end: Batch Renorm, i.i.d."]["verdict"] == "not run"
     assert "## Smaller claims" in (tmp_path / "report" / "glyphs.md").read_text()
 
 

@@ -36,7 +36,7 @@ from batch_renorm.reporting.samples import Sample
 
 HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"
 FAILS, FAILS_UNSURE = "does not hold", "does not hold, not sure"
-NOT_RUN = "not run"
+NOT_RUN, NOT_MEASURED = "not run", "not measured"
 
 # Shares of the baseline's best accuracy. A share means the same on any data set; the paper's curves start too
 # high (30%) for smaller ones.
@@ -178,7 +178,8 @@ class Statement(Protocol):
 
 def _checked(check: Check, runs: Sequence[Run]) -> CheckResult:
     values = _sample(check.by_seed(runs).values())
-    return CheckResult(check, values, verdict(check, values))
+    there = {run.experiment for run in runs if run.finished} >= set(check.experiments)
+    return CheckResult(check, values, NOT_MEASURED if values is None and there else verdict(check, values))
 
 
 def verdict(claim: Statement, values: Sample | None) -> str:

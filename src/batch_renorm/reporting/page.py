@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def page(c: Comparison, runs: Sequence[Run], published: Published, command: str,
     folder = files("batch_renorm.reporting") / "page_files"
     text = (folder / "page.html").read_text(encoding="utf-8")
     parts = {
-        "TITLE": f"Batch Renormalization, {c.scale}: ours over theirs",
+        "TITLE": escape(f"Batch Renormalization, {c.scale}: ours over theirs"),
         "STYLE": (folder / "page.css").read_text(encoding="utf-8"),
         "PLOTLY": get_plotlyjs(),
         # Inside a script element only "</" could end it early.

@@ -29,6 +29,7 @@ VERDICTS = {
     "does not hold, not sure": "yellow",
     "does not hold": "red",
     "not run": "dim",
+    "not measured": "dim",
 }
 
 

@@ -278,9 +278,9 @@ function activations() {
 }
 
 /* Tables. */
-const TONES = { holds: "good", "holds, not sure": "fair", "does not hold, not sure": "fair", "does not hold": "bad", "not run": "none" };
+const TONES = { holds: "good", "holds, not sure": "fair", "does not hold, not sure": "fair", "does not hold": "bad", "not run": "none", "not measured": "none" };
 const PLURAL = { holds: "hold", "holds, not sure": "hold, not surely", "does not hold, not sure": "do not hold, not surely",
-  "does not hold": "do not hold", "not run": "not run" };
+  "does not hold": "do not hold", "not run": "not run", "not measured": "not measured" };
 const pill = (text, tone) => element("span", { class: `pill ${tone}` }, text);
 const marked = (text) => { // *word* is emphasis
   const p = element("p", { class: "note" });
