@@ -1,0 +1,145 @@
+"""Data sets of small images that torchvision downloads, by name: all images in memory, augmented on the device.
+
+Training images are shifted by some pixels and perhaps mirrored, as is usual for them; every random number is
+a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor
+
+from batch_renorm.data.loaders import Draw
+from batch_renorm.data.minibatches import AUGMENTATION, generator
+
+IN_ARRAYS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
+DRAWERS = 15
+"""Omniglot has each character by 20 people: the first 15 are for training, the other 5 for validation."""
+
+Split = tuple[Tensor, np.ndarray]
+"""Images (n, channels, height, width) uint8, and their labels (n,) int64."""
+
+
+class TorchvisionSet:
+    """A data set of torchvision's, in memory.
+
+    Args:
+        name: as torchvision's class: CIFAR100, Omniglot, ...
+        root: where it is downloaded to, once.
+        size: height and width that images are resized to, pixels.
+        shift: most pixels that a training image is moved, in each direction.
+        mirrored: whether half of the training images are mirrored.
+
+    Raises:
+        ValueError: an unknown name, or a download that fails.
+    """
+
+    def __init__(self, name: str, root: str, size: int, shift: int, mirrored: bool) -> None:
+        if name not in (*IN_ARRAYS, "Omniglot"):
+            raise ValueError(f"data.name={name} is none of {', '.join(IN_ARRAYS)}, Omniglot")
+        if size < 1 or shift < 0:
+            raise ValueError(f"data.size must be at least 1 and data.shift at least 0, got {size} and {shift}")
+        self.size, self.shift, self.mirrored = size, shift, mirrored
+        splits = omniglot(root) if name == "Omniglot" else in_arrays(name, root)
+        self.pictures = {split: resized(images, size) for split, (images, _) in splits.items()}
+        self._labels = {split: labels for split, (_, labels) in splits.items()}
+        self.channels = self.pictures["train"].shape[1]
+        self.classes = int(self._labels["train"].max()) + 1
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    def labels(self, split: str) -> np.ndarray:
+        """The label of every image of a split, (images,) int64."""
+        return self._labels[split]
+
+    def fetch(self, split: str, indices: np.ndarray, draw: Draw | None = None) -> Tensor:
+        """Which images, and how they are changed: (n, 5) int64 of split, index, down, right, mirrored."""
+        rows = np.zeros((len(indices), 5), dtype=np.int64)
+        rows[:, 0], rows[:, 1] = split != "train", indices
+        rows[:, 2:4] = self.shift  # no change
+        if draw is not None:
+            for position in range(len(indices)):
+                worker, slot = draw.place(position)
+                numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
+                rows[position, 2:4] = numbers.integers(2 * self.shift + 1, size=2)
+                rows[position, 4] = self.mirrored and numbers.random() < 0.5
+        return torch.from_numpy(rows)
+
+    def images(self, fetched: list[Tensor], device: torch.device) -> Tensor:
+        """(n, channels, size, size) float32 in [-1, 1]."""
+        rows = torch.cat(fetched).to(device)
+        train, val = self._all("train", device), self._all("val", device)
+        kind, index, down, right, mirrored = rows.unbind(1)
+        if bool((kind == 0).all()):
+            images = train[index]
+        else:
+            images = torch.where((kind == 0).view(-1, 1, 1, 1), train[index % len(train)], val[index % len(val)])
+        images = F.pad(images.float() / 127.5 - 1, [self.shift] * 4, value=-1.0)
+        place = torch.arange(self.size, device=device)
+        y, x = down[:, None] + place, right[:, None] + place
+        x = torch.where(mirrored[:, None] == 1, x.flip(1), x)
+        n = torch.arange(len(rows), device=device)
+        return images[n[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+
+    def _all(self, split: str, device: torch.device) -> Tensor:
+        if (split, device) not in self._on_device:
+            self._on_device[split, device] = self.pictures[split].to(device)
+        return self._on_device[split, device]
+
+
+def in_arrays(name: str, root: str) -> dict[str, Split]:
+    """Data sets that torchvision holds as one array."""
+    import torchvision.datasets
+
+    splits = {}
+    for split, train in (("train", True), ("val", False)):
+        data: Any = obtained(getattr(torchvision.datasets, name), name, root, train=train)
+        images = torch.as_tensor(data.data)
+        images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
+        splits[split] = images, np.asarray(data.targets, dtype=np.int64)
+    return splits
+
+
+def omniglot(root: str) -> dict[str, Split]:
+    """The 964 characters of Omniglot's background set, ink bright on dark.
+
+    torchvision lists folders as the file system has them: characters and images are sorted by name here.
+    """
+    import torchvision.datasets
+
+    data: Any = obtained(torchvision.datasets.Omniglot, "Omniglot", root, background=True)
+    rows = sorted((data._characters[label], file, i) for i, (file, label) in enumerate(data._flat_character_images))
+    drawers = np.array([int(Path(file).stem.rpartition("_")[2]) for _, file, _ in rows])
+    labels = np.unique([character for character, _, _ in rows], return_inverse=True)[1].astype(np.int64)
+    images = torch.stack([255 - torch.from_numpy(np.array(data[i][0].convert("L")))[None] for _, _, i in rows])
+    parts = {"train": drawers <= DRAWERS, "val": drawers > DRAWERS}
+    return {split: (images[torch.from_numpy(chosen)], labels[chosen]) for split, chosen in parts.items()}
+
+
+def obtained(make: Callable[..., Any], name: str, root: str, **options: Any) -> Any:
+    """The data set, downloaded where it is not there yet; of several processes one downloads.
+
+    Raises:
+        ValueError: it cannot be downloaded.
+    """
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        with FileLock(Path(root) / f".{name}.lock"):
+            return make(root, download=True, **options)
+    except (OSError, RuntimeError) as error:
+        reason = str(getattr(error, "reason", "") or error).strip().partition("\n")[0]
+        raise ValueError(
+            f'cannot get {name} into data.root={root}: {reason}; on a machine with a network say python -c "import '
+            f"torchvision; torchvision.datasets.{name}('{root}', download=True)\" and copy the folder"
+        ) from error
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Antialiased bilinear where the size differs, (n, channels, size, size) uint8."""
+    if images.shape[-2:] == (size, size):
+        return images.contiguous()
+    return torch.cat([F.interpolate(p, (size, size), mode="bilinear", antialias=True) for p in images.split(1024)])
