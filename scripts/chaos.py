@@ -133,7 +133,7 @@ def strike(process: subprocess.Popen[str], folder: Path, kind: str, every: int, 
     if kind == "one rank":
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         ranks = [int(pid) for pid in children if b"rank import main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(chance.choice(ranks), signal.SIGKILL)
+        os.kill(chance.choice([process.pid, *ranks]), signal.SIGKILL)
     else:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE)  # with a rank gone the others must end by themselves

@@ -43,8 +43,8 @@ class Data(LightningDataModule):
         return batch
 
 
-def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE) -> None:
-    """Train from a checkpoint, or from the start, to the run's last step or until it is to stop."""
+def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE) -> int:
+    """Train from a checkpoint, or from the start, to the run's last step or until it is to stop; returns that step."""
     machine, steps, before = run.machine, run.size.steps, folder.record()
     device = torch.device("cuda", place.local_rank) if uses_gpu(machine.accelerator) else torch.device("cpu")
     choice = arithmetic.arithmetic(machine, device, before.get("arithmetic"))
@@ -80,6 +80,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
     take_signals_from(trainer)
     data = Data(run, stated["memory"]["workers_per_pass"])
     trainer.fit(run.training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return trainer.global_step
 
 
 def loggers(run: Run, folder: Folder, checkpoint: Path | None, place: Place) -> list[Logger]:

@@ -69,8 +69,9 @@ def find_place(accelerator: str, devices: int | str, nodes: int | str, env: Mapp
     visible = torch.cuda.device_count()
     if uses_gpu(accelerator) and visible < result.devices:
         raise ValueError(
-            f"{result.devices} ranks on this machine, but each sees {visible} GPU{'s' * (visible != 1)}: start fewer, "
-            "or let every task see all of them (SLURM: --gpus-per-node, not --gpus-per-task)"
+            f"{result.devices} rank{'s' * (result.devices > 1)} on this machine, but each sees {visible} "
+            f"GPU{'s' * (visible != 1)}: start fewer, use trainer=cpu, or let every task see all of them "
+            "(SLURM: --gpus-per-node, not --gpus-per-task)"
         )
     for module in (rank_zero, fabric_rank_zero):
         module.rank_zero_only.rank = result.rank

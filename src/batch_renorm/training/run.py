@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from batch_renorm.data.loaders import Division
 from batch_renorm.training import checkpoints, curve
 from batch_renorm.training.build import Config, Machine, build, construct
-from batch_renorm.training.errors import Stopped
+from batch_renorm.training.errors import DiskFullError, Stopped
 from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.launch import Place, find_place, share, together, uses_gpu
@@ -70,9 +70,9 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
             return tell(start, folder, place)
         for remark in start.remarks:
             say(remark)
-        fit(run, folder, start.checkpoint, place)
-    if stop.decided and folder.record()["state"] != "finished":
-        stopped = Stopped(stop.decided, folder.record()["step"], run.size.steps)
+        reached = fit(run, folder, start.checkpoint, place)
+    if stop.decided and reached < run.size.steps:
+        stopped = Stopped(stop.decided, reached, run.size.steps)
         say(f"\n{stopped}")
         raise stopped
     say("\n" + summary(folder))
@@ -87,7 +87,7 @@ def decide(folder: Folder, config: Config, fresh: bool) -> Start:
             return Start(finished=True)
         checkpoint, damaged = checkpoints.choose(folder, config)
         curve.rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
-    except ValueError as error:
+    except (ValueError, OSError, DiskFullError) as error:  # the other ranks must hear of it, not wait
         return Start(refused=str(error))
     remarks = tuple(f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged)
     return Start(checkpoint, remarks=remarks)
