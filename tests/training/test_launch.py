@@ -5,9 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
+from batch_renorm.training import launch
 from batch_renorm.training.build import build
 from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
@@ -150,3 +153,19 @@ def test_fifty_workers_over_eight_ranks_are_one_step(compose, tmp_path):
     assert [process.exitcode for process in ranks] == [0] * 8
     fit(build(config), folders[0], None)
     assert_close(final_state(folders[1].path), final_state(folders[0].path), 3e-6)
+
+
+def test_a_failed_rank_ends_the_run_where_no_collective_notices(monkeypatch):
+    """As with NCCL, which waits for a rank that is gone."""
+    monkeypatch.setattr(launch, "GRACE", 0.1)
+
+    def rank_0():
+        children = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["false"])]
+        threading.Thread(target=launch.watch, args=(children, threading.Event()), daemon=True).start()
+        children[0].wait()
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=rank_0)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 1

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from batch_renorm.training.build import build
 from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.launch import ALONE, Place
+from batch_renorm.training.module import Training
 from batch_renorm.training.opening import opening, show
 from tests.conftest import TINY
 from tests.training.checkpoint_files import assert_close, final_state
@@ -119,3 +121,27 @@ def test_the_table_says_what_will_happen(made, capsys, tmp_path):
         "7 on ranks 0-1, 6 on the others", "2, of at most 4 workers (the most that fits H200)", "in 0 h 12 min",
     ):  # fmt: skip
         assert words in text, text
+
+
+def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
+    """The search alone, on a GPU played by this CPU: 400 images are too many, and 200 leave too little free."""
+    run, tried, losses = made("size.workers=50"), [], Training.losses
+
+    def small(self, model, images, labels):
+        tried.append(len(images) // 8)
+        if len(images) > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(self, model, images[:8], labels[:8])
+
+    monkeypatch.setattr(Training, "losses", small)
+    for name in ("reset_peak_memory_stats", "synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 5 * tried[-1])
+    before = copy.deepcopy(run.training.state_dict())
+    assert memory.on_cuda(run, CPU, 50) == 17
+    assert tried == [50, 25, 17]
+    for name, value in run.training.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 99)
+    assert memory.on_cuda(run, CPU, 50) == 0
