@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from batch_renorm.norm import batch_renorm, grouped, kernels
+from batch_renorm.norm import batch_renorm, grouped, kernels, normalize
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -85,3 +85,16 @@ def test_large_inputs_take_other_routes_to_the_same_numbers(layout, group_size, 
         results.append([y.detach(), mu_b, sigma_b, leaf.grad, gamma.grad])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-4 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("learned", [False, True])
+def test_inference_on_large_inputs_without_gradients_gives_the_same_numbers(layout, learned):
+    x = big((4, 32, 48, 48), 30, torch.float32, layout)
+    mu, sigma, gamma, beta = (torch.linspace(1, 2, 32) * scale for scale in (30, 1, 3, -2))
+    rest = (gamma, beta) if learned else (None, None)
+    with torch.no_grad():
+        y = normalize(x, mu, sigma, *rest)
+    wide = normalize(x.double().requires_grad_(), *(t if t is None else t.double() for t in (mu, sigma, *rest)))
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y.double(), wide.detach(), rtol=1e-4, atol=1e-4)

@@ -96,11 +96,14 @@ def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None,
     """
     _check(x, mu, sigma, gamma, beta, None)
     dtype = kernels.statistics_dtype(x)
+    mu, sigma = mu.to(dtype), sigma.to(dtype)
+    gamma, beta = (t if t is None else t.to(dtype) for t in (gamma, beta))
     # sigma goes into the weight because sigma ** 2 would underflow where 1 / sigma does not.
-    weight = sigma.to(dtype).reciprocal()
-    weight = weight if gamma is None else gamma.to(dtype) * weight
-    bias = None if beta is None else beta.to(dtype)
-    return F.batch_norm(x, mu.to(dtype), torch.ones_like(weight), weight, bias, False, 0.0, 0.0)
+    weight = sigma.reciprocal() if gamma is None else gamma / sigma
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and kernels.in_large_rows(x):
+        offset = -mu * weight if beta is None else torch.addcmul(beta, mu, weight, value=-1)
+        return kernels.slope_offset(x, weight, offset)
+    return F.batch_norm(x, mu, torch.ones_like(weight), weight, beta, False, 0.0, 0.0)
 
 
 def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps: float) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,11 @@ def in_rows(x: Tensor) -> bool:
     return x.is_contiguous() and x.numel() == x.shape[0] * x.shape[1]
 
 
+def in_large_rows(x: Tensor) -> bool:
+    """Whether plain operations are faster than the native kernel in an affine map."""
+    return x.numel() > PLAIN_FROM and x.dtype not in HALF and x.device.type == "cpu" and in_rows(x)
+
+
 def split(x: Tensor, groups: int) -> list[Tensor]:
     """Views of the groups, each in a shape that the native kernels take without a copy."""
     if in_rows(x):
@@ -179,7 +184,7 @@ def reduce(g: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Ten
 def affine(x: Tensor, mean, var, inv, weight, bias, eps: float) -> Tensor:
     """``(x - mean) * inv * weight + bias``, all (C) or (G, C); inv is 1 / sqrt(var + eps)."""
     if mean.dim() == 1:
-        if x.device.type == "cpu" and x.numel() > PLAIN_FROM and x.dtype not in HALF and in_rows(x):
+        if in_large_rows(x):
             slope = weight * inv
             return slope_offset(x, slope, torch.addcmul(bias, mean, slope, value=-1))
         return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
