@@ -123,11 +123,19 @@ def test_ranks_follow_the_allocation(submit, tmp_path, variables, tasks, threads
 
 
 def test_the_second_attempt_does_not_move_the_first_aside(submit, tmp_path):
-    submit("fresh=true")
-    submit("fresh=true", SLURM_RESTART_COUNT="1")
-    _, first, _, second = lines(tmp_path / "calls/srun")
-    assert first.endswith("fresh=true")
-    assert second.endswith("fresh=false")
+    submit("seed=1", SLURM_JOB_ID="41")
+    submit("fresh=true", status=1)  # ended before it had moved the run of job 41
+    submit("fresh=true", status=75, SLURM_RESTART_COUNT="1", DURING='mv "$FOLDER" "$FOLDER.old"')
+    submit("fresh=true", SLURM_RESTART_COUNT="2")
+    ranks = [line for line in lines(tmp_path / "calls/srun") if "--cfg" not in line]
+    assert [line.split("train.py ")[1] for line in ranks] == [
+        "seed=1", "fresh=true", "fresh=true", "fresh=true fresh=false",
+    ]  # fmt: skip
+    rows = {name: lines(tmp_path / name / "slurm.csv") for name in ("run.old", "run")}
+    assert {name: [row.split(",")[5] for row in of] for name, of in rows.items()} == {
+        "run.old": ["event", "started", "status 0", "started", "status 1", "started"],
+        "run": ["event", "status 75", "started", "status 0"],
+    }
 
 
 def test_an_array_element_takes_its_line(submit, tmp_path):
