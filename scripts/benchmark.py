@@ -1,7 +1,8 @@
 """How fast the parts are, on this machine: python scripts/benchmark.py norm --help
 
 norm: the layer, beside nn.BatchNorm2d. step: a training step, beside that of the same network with
-nn.BatchNorm2d. Ratios are of the same round, so that a busy machine changes the rounds and not the ratios.
+nn.BatchNorm2d. data: images read, decoded and cropped, beside torchvision's recipe. Ratios are of the same
+round, so that a busy machine changes the rounds and not the ratios.
 """
 
 import argparse
@@ -10,10 +11,10 @@ import re
 from pathlib import Path
 
 import torch
-from benchmarks import norm, step
+from benchmarks import data, norm, step
 from benchmarks.measure import ROOT, machine
 
-PARTS = {"norm": norm, "step": step}
+PARTS = {"norm": norm, "step": step, "data": data}
 
 
 def parser() -> argparse.ArgumentParser:

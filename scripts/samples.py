@@ -1,0 +1,59 @@
+"""A page of training images as the network sees them: python scripts/samples.py page.png scale=imagenet data.root=...
+
+A row a label; first the image as evaluation prepares it, then as the minibatches of the first steps do. The
+options are those of train.py.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
+
+from batch_renorm.data.loaders import Draw, Source
+from batch_renorm.training.build import construct, target
+from batch_renorm.training.cli import CONFIGS, explained
+
+ROWS, COLUMNS, GAP = 6, 8, 4
+
+
+def page(source: Source, seed: int) -> Image.Image:
+    """ROWS labels, spread over all, an image of each in COLUMNS preparations."""
+    labels = source.labels("train")
+    starts = [int(np.argmax(labels == label)) for label in np.linspace(0, source.classes - 1, ROWS).astype(int)]
+    indices = np.array(starts)
+    draws = [None, *(Draw(seed, step, worker=0) for step in range(COLUMNS - 1))]
+    columns = [source.images([source.fetch("train", indices, draw)], torch.device("cpu")) for draw in draws]
+    size = source.size + GAP
+    sheet = Image.new("RGB", (COLUMNS * size - GAP, ROWS * size - GAP), "white")
+    for x, column in enumerate(columns):
+        for y, image in enumerate(column):
+            sheet.paste(picture(image), (x * size, y * size))
+    return sheet
+
+
+def picture(image: Tensor) -> Image.Image:
+    """Of values in [-1, 1]; what is beyond is cut off."""
+    levels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(np.repeat(levels, 3 // levels.shape[2], 2))
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or "=" in arguments[0]:
+        raise ValueError("say where the page goes: python scripts/samples.py page.png scale=imagenet data.root=...")
+    out, *overrides = arguments
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    assert isinstance(config, dict)
+    source: Source = construct(target(config["data"]), config, "data")  # type: ignore[arg-type]
+    page(source, config["seed"]).save(Path(out))
+    print(out)
+
+
+if __name__ == "__main__":
+    with explained():
+        main(sys.argv[1:])
