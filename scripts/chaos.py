@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 from batch_renorm.training.build import near
 from batch_renorm.training.checkpoints import checkpoints
 from batch_renorm.training.cli import explained
-from batch_renorm.training.curve import read_rows
+from batch_renorm.training.curve import BY_THE_CLOCK, read_rows
 from batch_renorm.training.folder import commit
 from batch_renorm.training.wandb_file import history, offline_files
 
@@ -82,7 +82,7 @@ def torment(place: Path, ranks: int, kills: int, options: dict[str, Any], chance
     whole, killed = place / "whole", place / "killed"
     start(whole, overrides).communicate(timeout=PATIENCE)
     where: Counter[str] = Counter()
-    kinds = ["start", "step", "evaluation", "checkpoint"] + ["one rank"] * (ranks > 1)
+    kinds = ["checkpoint", "evaluation", "step", "start"] + ["one rank"] * (ranks > 1)
     begun = 0
     while True:
         process = start(killed, overrides)
@@ -177,7 +177,7 @@ def compare(whole: Path, killed: Path) -> dict[str, Any]:
     }
     files = offline_files(killed)
     logged = [(step, name) for file in files for step, metrics in history(file) for name in metrics]
-    result["W&B rows lost"] = len({row[:2] for row in read_rows(whole / "curve.csv")} - set(logged))
+    result["W&B rows lost"] = len({row[:2] for row in read_rows(killed / "curve.csv")} - set(logged))
     result["W&B rows doubled"] = doubled(logged)
     numbers = [dict(tensors(torch.load(checkpoints(folder)[0], weights_only=True))) for folder in (whole, killed)]
     if numbers[0].keys() != numbers[1].keys():
@@ -188,7 +188,7 @@ def compare(whole: Path, killed: Path) -> dict[str, Any]:
 
 def rows(folder: Path) -> dict[tuple[int, str], float]:
     """(step, metric) -> value of a curve, without what the clock says."""
-    return {row[:2]: row[2] for row in read_rows(folder / "curve.csv") if row[1] != "images_per_second"}
+    return {row[:2]: row[2] for row in read_rows(folder / "curve.csv") if not row[1].startswith(BY_THE_CLOCK)}
 
 
 def doubled(keys: list[Any]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from batch_renorm.training.checkpoints import checkpoints
+from batch_renorm.training.curve import BY_THE_CLOCK
 
 
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
@@ -17,7 +18,7 @@ def curve(folder: Path) -> list[tuple[str, str, str]]:
     """The rows of a curve that time has no part in."""
     with (folder / "curve.csv").open() as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
-    return [row for row in rows if not row[1].startswith(("images_per_second", "seconds_"))]
+    return [row for row in rows if not row[1].startswith(BY_THE_CLOCK)]
 
 
 def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:

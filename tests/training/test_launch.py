@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -11,12 +10,10 @@ import time
 import pytest
 
 from batch_renorm.training import launch
-from batch_renorm.training.build import build
-from batch_renorm.training.fitting import fit
-from batch_renorm.training.folder import Folder, prepare
-from batch_renorm.training.launch import ALONE, Place, connect, find_place, names_of, torchrun_names
+from batch_renorm.training.launch import ALONE, Place, find_place, torchrun_names
 from tests.conftest import ROOT, TINY
 from tests.training.checkpoint_files import assert_close, curve, final_state
+from tests.training.forked import fit_in_forks, free_port, train_in_forks
 from tests.training.test_resume import assert_bit_equal
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -75,12 +72,6 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
         find_place("gpu", 2, 1, {})
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def as_tasks_of_srun(*arguments):
     """Two ranks with the variables that srun would give them; their exit statuses and words."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -118,41 +109,28 @@ def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
         assert_bit_equal(final_state(tmp_path / other), final_state(tmp_path / "torchrun"))
         assert curve(tmp_path / other) == curve(tmp_path / "torchrun")
 
-    status, words = as_tasks_of_srun(*overrides[:-1], folder, "optim.clip_norm=1")
-    assert status == [2, 2]
-    assert "it differs in optim.clip_norm." in words[0]
-    assert words[1] == ""
-
-
-def one_of_eight(rank, port, config, folder):
-    place = Place(rank, rank, 8, 1, 0, "torchrun")
-    os.environ |= names_of(place, rank, rank) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    connect(place, gpu=False)
-    fit(build(config), folder, None, place)
-
 
 def test_fifty_workers_over_eight_ranks_are_one_step(compose, tmp_path):
-    """Shares of 7, 7, 6, 6, 6, 6, 6, 6 in two passes, against all at once; forked, which spares eight imports."""
+    """Shares of 7, 7, 6, 6, 6, 6, 6, 6 in two passes, against all at once."""
     overrides = [
         *TINY, "size.workers=50", "size.minibatch=4", "model.head=16", "model.head_layers=1",
         "trainer.workers_per_pass=4",
     ]  # fmt: skip
     config = {key: value for key, value in compose(*overrides).items() if key != "fresh"}
-    folders = [Folder(tmp_path / "one"), Folder(tmp_path / "eight")]
-    for folder in folders:
-        prepare(folder, config, fresh=False)
-    port = free_port()
-    ranks = [
-        multiprocessing.get_context("fork").Process(target=one_of_eight, args=(rank, port, config, folders[1]))
-        for rank in range(8)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(200)
-    assert [process.exitcode for process in ranks] == [0] * 8
-    fit(build(config), folders[0], None)
-    assert_close(final_state(folders[1].path), final_state(folders[0].path), 3e-6)
+    for ranks in (1, 8):
+        fit_in_forks(config, tmp_path / str(ranks), ranks)
+    assert_close(final_state(tmp_path / "8"), final_state(tmp_path / "1"), 3e-6)
+
+
+def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path, capfd):
+    folder = f"folder={tmp_path}/run"
+    assert train_in_forks(compose(*TINY, folder), 2) == [0, 0]
+    capfd.readouterr()
+    assert train_in_forks(compose(*TINY, folder), 2) == [0, 0]
+    assert capfd.readouterr().err.count("This run is finished") == 1
+    assert train_in_forks(compose(*TINY, folder, "optim.clip_norm=1"), 2) == [2, 2]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "it differs in optim.clip_norm." in line
 
 
 def test_a_failed_rank_ends_the_run_where_no_collective_notices(monkeypatch):

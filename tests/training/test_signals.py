@@ -11,6 +11,7 @@ import pytest
 from batch_renorm.training.checkpoints import checkpoints, step_of
 from tests.conftest import ROOT, TINY
 from tests.training.checkpoint_files import curve, final_state
+from tests.training.forked import fit_in_forks
 from tests.training.test_resume import assert_bit_equal
 
 LONG = ["size.steps=400", "size.evaluate_every=150"]
@@ -54,9 +55,10 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     assert process.returncode == -signal.SIGINT  # which a shell calls 130
 
 
-def test_two_ranks_stop_at_one_step_though_one_has_heard_and_go_on_bit_for_bit(train_command, tmp_path):
+def test_two_ranks_stop_at_one_step_though_one_has_heard_and_go_on_bit_for_bit(train_command, compose, tmp_path):
     ranks = "trainer.devices=2"
-    train_command(*SHORT, ranks, folder="whole")
+    config = compose(*TINY, *SHORT, ranks)
+    fit_in_forks({key: value for key, value in config.items() if key != "fresh"}, tmp_path / "whole", 2)
     process = started(tmp_path / "cut", *SHORT, ranks, steps=2)
     process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=60)

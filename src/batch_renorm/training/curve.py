@@ -11,6 +11,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from batch_renorm.training.folder import room_for, write_atomically
 
 HEADER = ["step", "metric", "value"]
+BY_THE_CLOCK = ("images_per_second", "seconds_")
+"""How metrics begin whose values are measured times: the only ones that the same run gives differently."""
 
 
 def rewind(path: Path, step: int) -> None:
