@@ -15,6 +15,7 @@ CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={first}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -109,7 +110,10 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         (folder / name).mkdir()
     folder.chmod(0o755)  # munge's clients must reach its socket
     configuration = folder / "slurm.conf"
-    configuration.write_text(CONFIGURATION.format(host=socket.gethostname(), ports=free_ports(3), folder=folder))
+    # ranks meet at a port that follows from the job's number: two clusters on one machine must not share numbers
+    configuration.write_text(
+        CONFIGURATION.format(host=socket.gethostname(), ports=free_ports(3), folder=folder, first=os.getpid())
+    )
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)

@@ -1,11 +1,12 @@
 """What slurm/ does on a real SLURM: the scripts, and Hydra's launcher, as a user submits them.
 
-Without SLURM's daemons these tests skip; .ci/run installs them. One group: one cluster, one process of pytest.
+Without SLURM's daemons these tests skip; .ci/run installs them. With -n every process has a cluster of its own.
 """
 
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.conftest import ROOT, TINY
 from tests.slurm.cluster import Cluster, cluster, missing
 from tests.training.checkpoint_files import assert_close, curve, final_state
 
-pytestmark = [pytest.mark.skipif(missing() is not None, reason=str(missing())), pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 # At the embedded scale's own rate rounding grows to different weights within a hundred steps; at this one it does not.
 LONG = [*TINY, "size.steps=120", "size.evaluate_every=8", "size.lr=1e-4"]
@@ -121,15 +122,16 @@ def test_two_nodes_train_one_run_through_a_signal_a_requeue_and_a_kill(slurm, re
 
 
 def test_an_array_is_repaired_by_the_second_call_and_a_sweep_trains_the_same_runs(slurm, repository):
-    """One element of two fails; the second call submits it alone, the third nothing. Hydra's launcher agrees."""
+    """One element of two fails; the call after that submits it alone. Hydra's launcher agrees."""
     given = ["--experiments=iid_batchnorm", "--seeds=0,1", *TINY]
     place = repository / "runs/glyphs/iid_batchnorm"
     place.mkdir(parents=True)
     (place / "seed1").write_text("in the way of the run's folder")
 
-    first = states(slurm, repository, *given)
+    first = states(slurm, repository, "--hold", *given)
     assert any(line.startswith("to submit: 2 runs") and "--array=0,7 " in line for line in first), first
-    assert states(slurm, repository, *given)[-1] == "nothing to submit"  # both are queued or running
+    assert states(slurm, repository, *given)[-1] == "nothing to submit"  # both are queued
+    slurm.call("scontrol", "release", re.findall(r"submitted: job (\d+)", first[-1])[0])
     slurm.wait_for_jobs()
     assert (state(place / "seed0"), state(place / "seed1")) == ("finished", None)
 
