@@ -15,6 +15,12 @@ from tests.conftest import TINY
 from tests.data import imagenet_files
 
 CPU = torch.device("cpu")
+FILES = [
+    *[override for override in TINY if not override.startswith("data.")],
+    "scale=imagenet", "data=folder", "minibatch.size=4", "minibatch.group=4", "size.steps=1",
+    "evaluation.labels_per_minibatch=2", "size.evaluation_batch=4", "size.train_sample=4", "trainer.workers_per_pass=1",
+]  # fmt: skip
+"""The paper's scale on files, shrunk in steps, workers and images."""
 
 
 class Loaded:
@@ -80,29 +86,44 @@ def test_too_few_labels_or_images_are_noticed_before_the_first_step(compose, ove
         build({key: value for key, value in config.items() if key != "fresh"})
 
 
+def trained(config, path):
+    """Train a config in this process; the curve's last value of every metric."""
+    settings = {key: value for key, value in config.items() if key != "fresh"}
+    folder = Folder(path)
+    prepare(folder, settings, fresh=False)
+    fit(build(settings), folder, None)
+    with folder.curve.open() as file:
+        return {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+
+
+def test_images_that_are_replaced_are_counted_in_the_curve(compose, tmp_path, capfd):
+    """A network of timm by name, on files of which one is cut off."""
+    root = imagenet_files.write_folders(tmp_path / "set", per_class=2)
+    broken = root / "train/n02123045/n02123045_9.JPEG"
+    imagenet_files.cut_in_half(broken)
+    config = compose(
+        *FILES, "model=timm", "model.name=test_resnet", f"data.root={root}", "data.size=64", "data.on_error=skip",
+        f"folder={tmp_path / 'run'}", "experiment=iid_renorm",
+    )  # fmt: skip
+    last = trained(config, tmp_path / "run")  # 2 workers x 4 images: every training image once
+    assert last["images_replaced"] == 1
+    assert f"replacing the image {broken}, which cannot be read" in capfd.readouterr().err
+    assert last["loss"] > 0
+
+
 def test_real_files_give_the_same_curve_from_folders_and_from_a_store(train_command, run_script, compose, tmp_path):
     """The paper's network at 299 pixels on JPEG files: two ranks with loader processes on folders, one on a store."""
     folders = imagenet_files.write_folders(tmp_path / "folders")
     code, _, err = run_script("scripts/prepare_imagenet.py", folders, tmp_path / "store", "--any-counts")
     assert code == 0, err
-    overrides = [
-        "scale=imagenet", "data=folder", "minibatch.size=4", "minibatch.group=4", "size.steps=1",
-        "evaluation.labels_per_minibatch=2", "size.evaluation_batch=4", "size.train_sample=4",
-        "trainer.workers_per_pass=1",
-    ]  # fmt: skip
     ranks = ["trainer.devices=2", "trainer.loader_processes=1", f"data.root={folders}"]
-    done = train_command(*overrides, *ranks, glyphs=False)
+    done = train_command(*FILES, *ranks, glyphs=False)
     assert "of loading (read" in done.stderr
-    tiny = [override for override in TINY if not override.startswith("data.")]
-    config = compose(*tiny, *overrides, f"data.root={tmp_path / 'store'}", f"folder={tmp_path / 'alone'}")
-    settings = {key: value for key, value in config.items() if key != "fresh"}
-    folder = Folder(tmp_path / "alone")
-    prepare(folder, settings, fresh=False)
-    fit(build(settings), folder, None)
-    curves = []
-    for name in ("run", "alone"):
-        with (tmp_path / name / "curve.csv").open() as file:
-            curves.append({row["metric"]: float(row["value"]) for row in csv.DictReader(file)})
+    alone = trained(
+        compose(*FILES, f"data.root={tmp_path / 'store'}", f"folder={tmp_path / 'alone'}"), tmp_path / "alone"
+    )
+    with (tmp_path / "run/curve.csv").open() as file:
+        curves = [{row["metric"]: float(row["value"]) for row in csv.DictReader(file)}, alone]
     assert {f"seconds_{stage}" for stage in ("read", "decode", "augment", "transfer", "step", "wait")} <= set(curves[0])
     measured = [{k: v for k, v in c.items() if not k.startswith(("seconds_", "images_per_"))} for c in curves]
     assert measured[0] == pytest.approx(measured[1], rel=1e-3)
