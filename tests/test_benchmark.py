@@ -56,3 +56,12 @@ def test_step(tmp_path):
     assert all(1 < speed["median"] < 1e6 for speed in row["images_per_second"].values())
     assert all(50 < mib < 10_000 for mib in row["peak_mib"].values())
     assert "images/s" in text
+
+
+def test_data(tmp_path):
+    result, text = benchmark(tmp_path, "data", "--count", "4", "--rounds", "1")
+    assert result["files"]["images"] == 4
+    assert result["times_the_recipe"].pop("torchvision's recipe") == 1
+    assert {"ours, from folders", "ours, from a store"} <= set(result["times_the_recipe"])
+    assert all(0.05 < times < 100 for times in result["times_the_recipe"].values())
+    assert "images/s on one core" in text
