@@ -1,11 +1,12 @@
 """The store: same images, other readers, interrupted and damaged ones."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from batch_renorm.data import store
+from batch_renorm.data import shards, store
 from batch_renorm.data.sources import find
 from tests.data.imagenet_files import cut_in_half, write_folders
 from tests.data.test_sources import contents
@@ -13,8 +14,8 @@ from tests.data.test_sources import contents
 SCRIPT = "scripts/prepare_imagenet.py"
 
 
-def prepare(source, target, progress=lambda images: None, processes=1):
-    return store.prepare(find(source), target, 5, processes, progress)
+def prepare(source, target, progress=lambda images: None, processes=1, images_per_file=5):
+    return store.prepare(find(source), target, images_per_file, processes, progress)
 
 
 @pytest.mark.parametrize("kind", ["archives", "arrow", "parquet", "kaggle"])
@@ -45,8 +46,8 @@ def test_kinds_of_images_are_counted(folders, tmp_path):
     assert total == {"JPEG": 10, "CMYK JPEG": 1, "PNG": 1}
 
 
-def test_an_interrupted_store_goes_on_where_it_was(folders, tmp_path):
-    whole = prepare(folders, tmp_path / "whole")
+def test_an_interrupted_store_goes_on_where_it_was(folders, tmp_path, monkeypatch):
+    whole = prepare(folders, tmp_path / "whole", images_per_file=1)
 
     class Stopped(Exception):
         pass
@@ -55,14 +56,16 @@ def test_an_interrupted_store_goes_on_where_it_was(folders, tmp_path):
         if len(list(tmp_path.glob("part/*/*.arrow"))) >= 2:
             raise Stopped
 
+    decode = shards.decoding.decode
+    monkeypatch.setattr(shards.decoding, "decode", lambda data: (time.sleep(0.05), decode(data))[1])  # else all is done
     with pytest.raises(Stopped):
-        prepare(folders, tmp_path / "part", stop)
+        prepare(folders, tmp_path / "part", stop, images_per_file=1)
     with pytest.raises(ValueError, match=r"is not finished: run scripts/prepare_imagenet.py again"):
         find(tmp_path / "part")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "part").glob("*/*.arrow")}
-    assert 2 <= len(before) < 5
+    assert 2 <= len(before) < 20
     seen = []
-    assert prepare(folders, tmp_path / "part", seen.append, processes=2) == whole
+    assert prepare(folders, tmp_path / "part", seen.append, 2, images_per_file=1) == whole
     assert sum(seen) == 20
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     for path in (tmp_path / "whole").rglob("*"):

@@ -10,55 +10,28 @@ it was stopped.
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from batch_renorm.data import arrow, decoding
-from batch_renorm.data.files import Files, Found
+from batch_renorm.data import arrow
+from batch_renorm.data.files import Found
+from batch_renorm.data.shards import (
+    FOLDERS,
+    Progress,
+    Shard,
+    features_of,
+    in_processes,
+    note_of,
+    read_again,
+    shards_of,
+    write,
+    write_text,
+)
 from batch_renorm.data.sources import find
-
-FOLDERS = {"train": "train", "val": "validation"}
-BATCH = 256
-"""Images in a record batch: opening a store reads the head of each, of about 28 MB of ImageNet."""
-
-Progress = Callable[[int], Any]
-"""Told how many images more are done."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file of the store: its place, what is in it, and after writing its size, checksum and kinds of images."""
-
-    split: str
-    number: int
-    start: int
-    stop: int
-    file: str
-    bytes: int = 0
-    crc32: int = 0
-    kinds: dict[str, int] = field(default_factory=dict)
-
-
-def shards_of(found: Found, images_per_shard: int) -> list[Shard]:
-    result = []
-    for split, files in found.splits.items():
-        count = -(-len(files.labels) // images_per_shard)
-        for number in range(count):
-            start = number * images_per_shard
-            stop = min(start + images_per_shard, len(files.labels))
-            result.append(Shard(split, number, start, stop, f"data-{number:05d}-of-{count:05d}.arrow"))
-    return result
 
 
 def prepare(found: Found, target: Path, images_per_shard: int, processes: int, progress: Progress) -> dict[str, Any]:
@@ -77,13 +50,13 @@ def prepare(found: Found, target: Path, images_per_shard: int, processes: int, p
     done: list[Shard] = []
     missing = []
     for shard in plan:
-        note = _note(target, shard)
+        note = note_of(target, shard)
         done.append(Shard(**json.loads(note.read_text()))) if note.exists() else missing.append(shard)
     progress(sum(shard.stop - shard.start for shard in done))
     if missing:
         _room(found, missing, target)
     unreadable: list[str] = []
-    for written, bad in _in_processes(_write, [(target, shard) for shard in missing], found, processes, progress):
+    for written, bad in in_processes(write, [(target, shard) for shard in missing], found, processes, progress):
         unreadable += bad
         if not bad:
             done.append(written)
@@ -95,9 +68,9 @@ def prepare(found: Found, target: Path, images_per_shard: int, processes: int, p
         rows = [{key: value for key, value in asdict(part).items() if key not in ("split", "number")} for part in parts]
         manifest["splits"][folder] = {"images": parts[-1].stop, "shards": rows}
     manifest["finished"] = True
-    _write_text(path, json.dumps(manifest, indent=1))
+    write_text(path, json.dumps(manifest, indent=1))
     for shard in plan:
-        _note(target, shard).unlink()
+        note_of(target, shard).unlink()
     return manifest
 
 
@@ -118,7 +91,7 @@ def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
         if len(labels) != entry["images"] or len(np.unique(labels)) > len(found.classes):
             raise ValueError(f"{target / folder} has {len(labels):,} images where {entry['images']:,} were written")
         tasks += [(target, Shard(split, i, **shard)) for i, shard in enumerate(entry["shards"])]
-    bad = [line for _, lines in _in_processes(_check, tasks, found, processes, progress) for line in lines]
+    bad = [line for _, lines in in_processes(read_again, tasks, found, processes, progress) for line in lines]
     if bad:
         raise ValueError(_complaint(bad, "prepare the store again from its source"))
     return manifest
@@ -148,7 +121,7 @@ def _begin(found: Found, plan: list[Shard], target: Path) -> dict[str, Any]:
         "format": 1, "finished": False, "source": found.kind, "source_digest": digest.hexdigest(),
         "classes": len(found.classes), "in_order": found.random_access, "splits": {},
     }  # fmt: skip
-    _write_text(path, json.dumps(manifest, indent=1))
+    write_text(path, json.dumps(manifest, indent=1))
     return manifest
 
 
@@ -169,113 +142,6 @@ def _room(found: Found, shards: list[Shard], target: Path) -> None:
         raise ValueError(f"{target} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
 
 
-def _in_processes(task: Callable, items: list, found: Found, processes: int, progress: Progress) -> Iterator:
-    """Do a task in processes, in any order, and say how many images are done all the while."""
-    context = multiprocessing.get_context()
-    counter = context.Value("q", 0)
-    pending: set[Future] = set()
-    seen = 0
-    with ProcessPoolExecutor(max(1, processes), context, initializer=_start, initargs=(found, counter)) as pool:
-        try:
-            pending = {pool.submit(task, *item) for item in items}
-            while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                progress(counter.value - seen)
-                seen = counter.value
-                for future in finished:
-                    yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_process: dict[str, Any] = {}
-"""What a process works on; its tasks name only places."""
-
-
-def _start(found: Found, counter: Any) -> None:
-    _process.update(found=found, counter=counter)
-
-
-def _count(images: int) -> None:
-    with _process["counter"].get_lock():
-        _process["counter"].value += images
-
-
-def _write(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
-    """Write one file, under another name until it is whole; with unreadable images it is left out."""
-    found: Found = _process["found"]
-    files = found.splits[shard.split]
-    path = target / FOLDERS[shard.split] / shard.file
-    temporary = path.with_suffix(".part")
-    kinds: Counter[str] = Counter()
-    unreadable: list[str] = []
-    schema = _schema(found)
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for start in range(shard.start, shard.stop, BATCH):
-            stop = min(start + BATCH, shard.stop)
-            images = []
-            for index in range(start, stop):
-                data = _decodable(files, index, unreadable)
-                images.append({"bytes": data, "path": files.path(index)})
-                kinds[decoding.kind(data) if data else "unreadable"] += 1
-            labels = files.labels[start:stop]
-            writer.write_batch(pa.record_batch([pa.array(images, schema.field("image").type), labels], schema=schema))
-            _count(stop - start)
-    if unreadable:
-        temporary.unlink()
-        return shard, unreadable
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    checksum, size = _checksum(temporary)
-    temporary.replace(path)
-    written = Shard(**asdict(shard) | {"bytes": size, "crc32": checksum, "kinds": dict(kinds)})
-    _write_text(_note(target, shard), json.dumps(asdict(written)))
-    return written, []
-
-
-def _decodable(files: Files, index: int, unreadable: list[str]) -> bytes:
-    try:
-        data = files.read(index)
-        decoding.decode(data)
-        return data
-    except (OSError, decoding.UnreadableImage) as error:
-        unreadable.append(f"{files.name(index)}: {error}")
-        return b""
-
-
-def _check(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
-    path = target / FOLDERS[shard.split] / shard.file
-    if _checksum(path)[0] != shard.crc32:
-        return shard, [f"{path}: its bytes are not those that were written"]
-    files = _process["found"].splits[shard.split].as_written()
-    bad: list[str] = []
-    for start in range(shard.start, shard.stop, BATCH):
-        stop = min(start + BATCH, shard.stop)
-        for index in range(start, stop):
-            _decodable(files, index, bad)
-        _count(stop - start)
-    return shard, bad
-
-
-def _checksum(path: Path) -> tuple[int, int]:
-    """CRC-32 and size of a file."""
-    checksum = size = 0
-    with path.open("rb") as file:
-        while part := file.read(1 << 24):
-            checksum, size = zlib.crc32(part, checksum), size + len(part)
-    return checksum, size
-
-
-def _features(found: Found) -> dict[str, Any]:
-    return {"image": {"_type": "Image"}, "label": {"names": found.classes, "_type": "ClassLabel"}}
-
-
-def _schema(found: Found) -> pa.Schema:
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    metadata = {"huggingface": json.dumps({"info": {"features": _features(found)}})}
-    return pa.schema([("image", image), ("label", pa.int64())], metadata)
-
-
 def _describe(folder: Path, name: str, found: Found, shards: list[Shard], fingerprint: str) -> None:
     """What `datasets.load_from_disk` looks for."""
     state: dict[str, Any] = {
@@ -283,20 +149,9 @@ def _describe(folder: Path, name: str, found: Found, shards: list[Shard], finger
         "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,
         "_split": name,
     }  # fmt: skip
-    _write_text(folder / "dataset_info.json", json.dumps({"features": _features(found)}, indent=1))
-    _write_text(folder / "state.json", json.dumps(state, indent=1))
-    _write_text(folder.parent / "dataset_dict.json", json.dumps({"splits": list(FOLDERS.values())}))
-
-
-def _note(target: Path, shard: Shard) -> Path:
-    """Stands beside a file that is whole, until all are."""
-    return target / FOLDERS[shard.split] / f"{shard.file}.json"
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(folder / "dataset_info.json", json.dumps({"features": features_of(found)}, indent=1))
+    write_text(folder / "state.json", json.dumps(state, indent=1))
+    write_text(folder.parent / "dataset_dict.json", json.dumps({"splits": list(FOLDERS.values())}))
 
 
 def _complaint(lines: list[str], cure: str) -> str:
