@@ -93,8 +93,8 @@ def torment(place: Path, ranks: int, kills: int, options: dict[str, Any], chance
             where[kind] += 1
             continue
         output = process.communicate(timeout=PATIENCE)[0]
-        if process.returncode:
-            raise RuntimeError(f"the run did not go on after {sum(where.values())} kills:\n{output}")
+        if process.returncode or "going on without W&B" in output:
+            raise RuntimeError(f"the run or W&B did not go on after {sum(where.values())} kills:\n{output}")
         break
     result = {"ranks": ranks, "steps": steps, "starts": begun, "kills": sum(where.values()), "killed in": dict(where)}
     result |= compare(whole, killed)

@@ -10,6 +10,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import wandb
 
 from batch_renorm.training import wandb_log
 from batch_renorm.training.build import build
@@ -23,6 +24,13 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def run(compose):
     return build({k: v for k, v in compose(*TINY, "logger=offline").items() if k != "fresh"})
+
+
+@pytest.fixture(autouse=True)
+def own_service():
+    """W&B's service ends with the test, as it does with a process; the next start of a run has another."""
+    yield
+    wandb.teardown()
 
 
 def follow(run, folder, start, stop, status="success"):
@@ -39,6 +47,7 @@ def follow(run, folder, start, stop, status="success"):
 def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhere(run, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     follow(run, tmp_path, 0, 5, "failed")
+    wandb.teardown()
     # killed after step 5, whose last checkpoint was that of step 4: the curve is rewound, W&B is ahead
     lines = (tmp_path / "curve.csv").read_text().splitlines(keepends=True)
     (tmp_path / "curve.csv").write_text("".join(line for line in lines if not line.startswith("5,")))

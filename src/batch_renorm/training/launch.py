@@ -73,9 +73,13 @@ def find_place(accelerator: str, devices: int | str, nodes: int | str, env: Mapp
             f"GPU{'s' * (visible != 1)}: start fewer, use trainer=cpu, or let every task see all of them "
             "(SLURM: --gpus-per-node, not --gpus-per-task)"
         )
-    for module in (rank_zero, fabric_rank_zero):
-        module.rank_zero_only.rank = result.rank
     return result
+
+
+def take_place(place: Place) -> None:
+    """Let Lightning's `rank_zero_only` know this process's rank before its trainer does."""
+    for module in (rank_zero, fabric_rank_zero):
+        module.rank_zero_only.rank = place.rank
 
 
 def started(env: Mapping[str, str]) -> Place | None:

@@ -19,7 +19,7 @@ from batch_renorm.training.build import Config, Machine, build, construct
 from batch_renorm.training.errors import DiskFullError, Stopped
 from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
-from batch_renorm.training.launch import Place, find_place, share, together, uses_gpu
+from batch_renorm.training.launch import Place, find_place, share, take_place, together, uses_gpu
 from batch_renorm.training.signals import Stop
 from batch_renorm.training.stages import account
 
@@ -53,6 +53,7 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     hush()
     machine: Machine = construct(Machine, settings, "trainer")
     place = find_place(machine.accelerator, machine.devices, machine.num_nodes)
+    take_place(place)
     stop.talkative = place.rank == 0
     if machine.threads:
         torch.set_num_threads(machine.threads)

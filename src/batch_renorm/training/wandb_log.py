@@ -6,6 +6,7 @@ covers. So the newest offline file always holds every step of the run once (thos
 aside), and online, where W&B knows its last step, what is missing there is sent and nothing twice.
 """
 
+import os
 import queue
 import sys
 import threading
@@ -40,7 +41,12 @@ class WandbLogger(Logger):
         self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
         self.given_up = False
         self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
-        self.thread.start()
+        try:
+            own_service()
+        except ImportError:
+            self._complain("not installed")
+        else:
+            self.thread.start()
 
     @property
     def name(self) -> str:
@@ -52,12 +58,15 @@ class WandbLogger(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None
-        self.rows.put((step, dict(metrics)))
+        if not self.given_up:
+            self.rows.put((step, dict(metrics)))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The W&B run is opened with its config."""
 
     def finalize(self, status: str) -> None:
+        if self.thread.ident is None:
+            return
         self.rows.put(0 if status == "success" else 1)
         self.thread.join(PATIENCE)
         if self.thread.is_alive():
@@ -74,8 +83,6 @@ class WandbLogger(Logger):
                 if step >= begin:
                     live.log(metrics, step=step)
             live.finish(exit_code=self.status)
-        except ImportError:
-            self._complain("not installed")
         except Exception as error:
             self._complain((str(error).strip() or type(error).__name__).splitlines()[0])
 
@@ -105,6 +112,18 @@ class WandbLogger(Logger):
         if not self.given_up:
             print(f"going on without W&B ({what}); curve.csv has everything", file=sys.stderr, flush=True)
         self.given_up = True
+
+
+def own_service() -> None:
+    """Import wandb, with a service of this process's own.
+
+    One inherited from the process that started this one may still hold the run of an earlier start that was
+    killed, and refuses it. Imported here and not by the thread: of what two threads import at once, one may
+    see a half.
+    """
+    if "wandb" not in sys.modules:
+        os.environ.pop("WANDB_SERVICE", None)
+    import wandb  # noqa: F401
 
 
 def earlier_rows(path: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
