@@ -1,4 +1,4 @@
-"""Commands in docs/ name scripts, options and files that exist."""
+"""Commands and links of the pages name scripts, options and files that exist."""
 
 import re
 import shlex
@@ -7,31 +7,34 @@ import pytest
 
 from tests.conftest import ROOT
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "docs/imagenet.md", "slurm/README.md", "results/README.md", "results/benchmarks/README.md"]
 
 
 def commands(text):
+    """(script, words after it) of every line of shell that has a script of ours."""
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.strip():
-                yield shlex.split(line, comments=True)
+            words = shlex.split(line, comments=True)
+            for at, word in enumerate(words):
+                if word.endswith((".py", ".sbatch")) or (word.endswith(".sh") and "env.sh" not in word):
+                    yield word, words[at + 1 :]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_exist(page, compose):
-    found = list(commands(page.read_text()))
+    found = list(commands((ROOT / page).read_text()))
     assert found
-    for words in found:
-        script = next(word for word in words if word.endswith((".py", ".sh")))
+    for script, words in found:
         assert (ROOT / script).exists(), script
-        options = [word for word in words if "=" in word and not word.startswith("-")]
-        if script in ("train.py", "scripts/samples.py"):
-            compose(*[word for word in options if "," not in word])
+        options = [word for word in words if re.match(r"[\w./]+=", word) and "..." not in word and "," not in word]
+        if script in ("train.py", "scripts/samples.py", "slurm/train.sbatch", "slurm/reproduce.sh"):
+            compose(*[option for option in options if not option.startswith("hydra")])
+        source = "".join(file.read_text() for file in (ROOT / script, *(ROOT / "scripts/benchmarks").glob("*.py")))
         for flag in [word.partition("=")[0] for word in words if word.startswith("--") and script.endswith(".py")]:
-            assert flag in (ROOT / script).read_text(), flag
+            assert flag in source, flag
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-        assert (page.parent / link).exists(), link
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / page).parent.joinpath(link).exists(), link

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import pytest
 from PIL import Image
 
 from batch_renorm.training.wandb_file import records
@@ -65,22 +64,6 @@ def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):
     assert set(logged) <= set(metrics)
     assert float(metrics["val_top1"]) == float(logged["val_top1"])
     assert "optim" in config
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/imagenet.md", "slurm/README.md", "results/README.md", "results/benchmarks/README.md"]
-)
-def test_pages_name_files_and_options_that_exist(compose, page):
-    text = (ROOT / page).read_text()
-    for path in re.findall(r"\b(?:scripts|slurm)/\w+\.(?:py|sh|sbatch)", text):
-        assert (ROOT / path).exists(), path
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / page).parent.joinpath(link).exists(), link
-    joined = text.replace("\\\n", " ")
-    commands = re.findall(r"(?:train\.py|train\.sbatch) (?:-m )?((?:[\w./]+=[\w./,-]+ *)+)", joined)
-    assert commands or "benchmarks" in page
-    for command in commands:
-        compose(*[word for word in command.split() if "," not in word and "..." not in word and "hydra" not in word])
 
 
 def test_readme_code_runs():

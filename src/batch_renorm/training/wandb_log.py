@@ -75,7 +75,7 @@ class WandbLogger(Logger):
     def _follow(self) -> None:
         try:
             live = self._open()
-            if live.url:  # not where it is offline; the report links to it
+            if self.wandb.mode == "online":  # the report links to it
                 (self.folder / "wandb").mkdir(exist_ok=True)
                 (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
             begin = live.step  # online: after the last step that W&B has
