@@ -63,6 +63,12 @@ def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhe
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
+def test_a_service_inherited_from_another_process_is_not_used(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path}/gone")
+    follow(run, tmp_path, 0, 2)
+    assert [step for step, _ in history(*offline_files(tmp_path))] == [1, 2]
+
+
 def failing(run, folder, capfd):
     follow(run, folder, 0, 3)
     lines = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]

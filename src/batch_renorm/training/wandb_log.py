@@ -121,8 +121,7 @@ def own_service() -> None:
     killed, and refuses it. Imported here and not by the thread: of what two threads import at once, one may
     see a half.
     """
-    if "wandb" not in sys.modules:
-        os.environ.pop("WANDB_SERVICE", None)
+    os.environ.pop("WANDB_SERVICE", None)  # a connection that this process has stays as it is
     import wandb  # noqa: F401
 
 
