@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> None:
     else:
         weights = to_batchnorm(model).state_dict()
         use = f"load_state_dict of the same network with nn.BatchNorm2d ({run.config['model']['_target_']})"
+    # training's memory order is its own affair, and safetensors takes one only
+    weights = {key: tensor.contiguous() for key, tensor in weights.items()}
     save_file(weights, out) if out.suffix == ".safetensors" else torch.save(weights, out)
     print(f"{path} -> {out}\n{use}")
 

@@ -4,9 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 
+import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
 
+from batch_renorm.models.glyph_inception import GlyphInception
+from batch_renorm.training.build import load
+from batch_renorm.training.checkpoints import newest_readable
 from batch_renorm.training.wandb_file import records
 from tests.conftest import ROOT, TINY
 
@@ -28,6 +37,27 @@ def test_evaluate_again_gives_what_was_logged(train_command, tmp_path):
     older = tmp_path / "run/checkpoints/step00000002.ckpt"
     code, out, err = script("scripts/evaluate.py", f"run={tmp_path / 'run'}", f"checkpoint={older}")
     assert "step 2" in out, err
+
+
+@pytest.mark.parametrize("network", ["glyph_inception", "resnet10t"])
+def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(train_command, tmp_path, network):
+    ours = network == "glyph_inception"
+    train_command(*([] if ours else ["model=timm", f"model.name={network}"]))
+    folder, file = tmp_path / "run", tmp_path / "weights.safetensors"
+    code, out, err = script("scripts/export.py", f"run={folder}", f"out={file}")
+    assert code == 0, err
+    if ours:
+        plain = GlyphInception(40, 1, partial(nn.BatchNorm2d, eps=1e-3), head=256, head_layers=2)
+        plain.load_state_dict(load_file(file))
+    else:
+        assert f"timm.create_model({network!r}, num_classes=40" in out
+        plain = timm.create_model(network, num_classes=40, in_chans=1, checkpoint_path=str(file))
+    run = load(folder)
+    checkpoint = torch.load(newest_readable(folder)[0], weights_only=True)
+    run.training.load_state_dict(checkpoint["state_dict"])
+    images = torch.randn(4, 1, 20, 20)
+    expected = run.training.inference_model(2).eval()(images)
+    torch.testing.assert_close(plain.eval()(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluate_names_what_is_wrong(tmp_path):
