@@ -158,7 +158,8 @@ def test_half_precision_and_double():
 
 def test_sigma_below_the_root_of_eps_folds_exactly():
     layer = BatchRenorm2d(3).eval()
-    layer.sigma.copy_(torch.tensor([0.0, 0.01, 1.0]))
+    layer.load_state_dict(layer.state_dict() | {"sigma": torch.tensor([0.0, 0.01, 1.0])})
+    assert layer.sigma.min() == 1e-3**0.5
     x = torch.randn(2, 3, 2, 2)
     expected = layer(x)
     folded = to_batchnorm(layer)

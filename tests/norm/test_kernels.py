@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from batch_renorm.norm import batch_renorm, grouped, kernels, normalize
+from batch_renorm.norm.layout import layout
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def statistics(x, groups):
+    x, lay, how = grouped.planned(x, groups)
+    return how.statistics(x, lay)[:2]
 
 
 def exact(x, groups):
@@ -29,7 +35,7 @@ def big(shape, ratio, dtype, layout):
 def test_statistics_of_700_000_values_are_within_1e_5(shape, ratio, dtype, layout):
     """E[x^2] - E[x]^2 loses 2e-3 at a mean/std of 100, a single float32 accumulator 3e-4."""
     x = big(shape, ratio, dtype, layout)
-    mean, var = (t.view(-1) for t in grouped.arrangement(x, 1).statistics(x, 1)[:2])
+    mean, var = (t.view(-1) for t in statistics(x, 1))
     true_mean, true_var = (t[0] for t in exact(x, 1))
     assert ((var.double() - true_var) / true_var).abs().max() < 1e-5
     assert ((mean.double() - true_mean) / true_var.sqrt()).abs().max() < 1e-5 * max(1, ratio)
@@ -39,7 +45,7 @@ def test_statistics_of_700_000_values_are_within_1e_5(shape, ratio, dtype, layou
 @pytest.mark.parametrize("ratio", [0, 10, 100])
 def test_statistics_of_groups_are_within_1e_5(ratio, layout):
     x = big((28, 4, 160, 160), ratio, torch.float32, layout)
-    mean, var = grouped.arrangement(x, 4).statistics(x, 4)[:2]
+    mean, var = statistics(x, 4)
     true_mean, true_var = exact(x, 4)
     assert ((var.double() - true_var) / true_var).abs().max() < 1e-5
     assert ((mean.double() - true_mean) / true_var.sqrt()).abs().max() < 1e-5 * max(1, ratio)
@@ -49,7 +55,7 @@ def test_statistics_of_groups_are_within_1e_5(ratio, layout):
 @pytest.mark.parametrize("shape", [(7, 2, 300, 200), (3, 2, 4, 4), (1, 2, 1, 9000), (9000, 2, 1, 1)])
 def test_blocks_and_chunks_that_do_not_divide(shape, layout):
     x = big(shape, 10, torch.float32, layout)
-    mean, var = kernels.statistics(x, 1)
+    mean, var = statistics(x, 1)
     true_mean, true_var = (t[0] for t in exact(x, 1))
     torch.testing.assert_close(mean.double(), true_mean, rtol=2e-6, atol=1e-6)
     torch.testing.assert_close(var.double(), true_var, rtol=1e-5, atol=1e-6)
@@ -59,10 +65,12 @@ def test_gradient_of_many_values_in_channels_last():
     """The native reductions of the backward are as they are in nn.BatchNorm2d."""
     x = big((16, 4, 96, 96), 3, torch.float32, "channels_last")
     g = torch.randn_like(x)
-    mean, var = kernels.statistics(x, 1)
+    mean, var = statistics(x, 1)
     inv = (var + 1e-3).rsqrt()
-    found = kernels.gradients(g, x, mean, inv, torch.ones(4), True)
-    wide = kernels.gradients(g.double(), x.double(), mean.double(), inv.double(), torch.ones(4).double(), True)
+    found = kernels.gradients(g, x, mean, inv, torch.ones(4), True, layout(x, 1))
+    wide = kernels.gradients(
+        g.double(), x.double(), mean.double(), inv.double(), torch.ones(4).double(), True, layout(x, 1)
+    )
     for a, b in zip(found, wide, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
 
@@ -71,10 +79,10 @@ def test_gradient_of_many_values_in_channels_last():
 @pytest.mark.parametrize("group_size", [None, 2, 1])
 @pytest.mark.parametrize("ratio", [0, 30])
 def test_large_inputs_take_other_routes_to_the_same_numbers(layout, group_size, ratio):
-    """Above PLAIN_FROM and ROWS_NATIVE_FROM; float64 in planes is exact and is held to the paper elsewhere."""
+    """Above BLOCKED_FROM and NATIVE_FROM; float64 in planes is exact and is held to the paper elsewhere."""
     x, g = big((4, 32, 48, 48), ratio, torch.float32, layout), torch.randn(4, 32, 48, 48)
-    assert x.numel() > kernels.PLAIN_FROM
-    assert x.numel() > 4 * grouped.ROWS_NATIVE_FROM
+    assert x.numel() > kernels.BLOCKED_FROM
+    assert x.numel() > 4 * grouped.NATIVE_FROM
     results = []
     for dtype, order in ((torch.float32, LAYOUTS[layout]), (torch.float64, torch.contiguous_format)):
         leaf = x.detach().to(dtype).contiguous(memory_format=order).requires_grad_()

@@ -38,7 +38,6 @@ class BatchRenormAct(BatchRenorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and type(self.act) is nn.ReLU and type(self.drop) is nn.Identity:
-            self._check_dims(x)
             return self._train(x, relu=True)  # part of the kernels on a GPU
         return self.act(self.drop(super().forward(x)))
 
@@ -76,8 +75,8 @@ def to_batchnorm(model: nn.Module) -> nn.Module:
 
     The weights then load into the stock model: running_var is ``sigma ** 2 - eps``, a gamma or beta
     that the layer does not have is 1 or 0, and what :func:`convert_batchnorm` made of a timm layer
-    becomes that timm layer again. A sigma below ``sqrt(eps)``, which no batch has, counts as
-    ``sqrt(eps)`` in the layer's own evaluation too, so running_var = 0 is exact for it.
+    becomes that timm layer again. The layer's sigma is at least ``sqrt(eps)``, so that
+    running_var is at least 0.
 
     Args:
         model: changed in place, unless it is a BatchRenorm layer itself.

@@ -23,7 +23,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from batch_renorm.norm import grouped, kernels
+from batch_renorm.norm.layout import like, sum_of_rows
 
+COLUMNS_OF_INFERENCE = 200
+"""Positions of an image from which the native kernel is as fast as plain operations on planes as a matrix."""
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
 """Devices whose tensors go to the kernels of :mod:`fused`, where they take them."""
 TRITON_WHEN_COMPILED = False
@@ -73,10 +76,21 @@ def batch_renorm(
         ValueError: empty batch, groups that do not divide it, wrong channel count or bounds.
         TypeError: an input that is not floating point.
     """
-    groups = _check(x, mu, sigma, gamma, beta, group_size)
+    groups = check_input(x, x.shape[1] if x.dim() > 1 else 0, group_size)
+    _check_channels(x, mu, sigma, gamma, beta)
     check_limits(rmax, dmax)
     if eps <= 0:
         raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
+    sigma = sigma.clamp_min(math.sqrt(eps))
+    y, mu_b, sigma_b = transform(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
+    return (y, mu_b, sigma_b) if mu_b.dim() == 2 else (y, mu_b.unsqueeze(0), sigma_b.unsqueeze(0))
+
+
+def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, relu: bool):
+    """:func:`batch_renorm` of a checked input and a sigma of at least sqrt(eps).
+
+    The statistics of one group may also have the shape (C).
+    """
     compiling = torch.compiler.is_compiling()
     if x.device.type in TRITON_DEVICES and (TRITON_WHEN_COMPILED or not compiling):
         from batch_renorm.norm import fused  # here because importing triton takes time
@@ -84,8 +98,12 @@ def batch_renorm(
         if fused.takes(x):
             kept = fused.compiled if compiling else fused.FusedBatchRenorm.apply
             return kept(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
-    route = _formula if compiling else _BatchRenorm.apply
-    y, mu_b, sigma_b = route(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
+    if compiling:
+        y, mu_b, sigma_b = _formula(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
+    else:
+        moments: list[Tensor] = []
+        y = _BatchRenorm.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
+        mu_b, sigma_b = moments
     return F.relu(y, inplace=True) if relu else y, mu_b, sigma_b
 
 
@@ -94,75 +112,89 @@ def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None,
 
     Shapes, dtypes and errors as in :func:`batch_renorm`.
     """
-    _check(x, mu, sigma, gamma, beta, None)
+    check_input(x, x.shape[1] if x.dim() > 1 else 0, None)
+    _check_channels(x, mu, sigma, gamma, beta)
+    # sigma goes into gamma because sigma ** 2 would underflow where 1 / sigma does not.
+    return inference(x, mu, torch.ones_like(sigma), sigma.reciprocal() if gamma is None else gamma / sigma, beta)
+
+
+def inference(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """:func:`normalize` of a checked input and a sigma that is not tiny."""
     dtype = kernels.statistics_dtype(x)
-    mu, sigma = mu.to(dtype), sigma.to(dtype)
-    gamma, beta = (t if t is None else t.to(dtype) for t in (gamma, beta))
-    # sigma goes into the weight because sigma ** 2 would underflow where 1 / sigma does not.
-    weight = sigma.reciprocal() if gamma is None else gamma / sigma
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and kernels.in_large_rows(x):
-        offset = -mu * weight if beta is None else torch.addcmul(beta, mu, weight, value=-1)
-        return kernels.slope_offset(x, weight, offset)
-    return F.batch_norm(x, mu, torch.ones_like(weight), weight, beta, False, 0.0, 0.0)
+    if mu.dtype != dtype or x.dtype != dtype:
+        mu, sigma = mu.to(dtype), sigma.to(dtype)
+        gamma, beta = (t if t is None else t.to(dtype) for t in (gamma, beta))
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        x, lay, _ = grouped.planned(x, 1)
+        if lay.plain and lay.L < COLUMNS_OF_INFERENCE:
+            slope = sigma.reciprocal() if gamma is None else gamma / sigma
+            offset = -mu * slope if beta is None else torch.addcmul(beta, mu, slope, value=-1)
+            return kernels.slope_offset(x, slope, offset, lay)
+        if lay.on_cpu:
+            return torch.native_batch_norm(x, gamma, beta, mu, sigma.square(), False, 0.0, 0.0)[0]
+    return F.batch_norm(x, mu, sigma.square(), gamma, beta, False, 0.0, 0.0)
 
 
-def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps: float) -> tuple[Tensor, Tensor]:
+def correction(mu_b, sigma_b, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
     """The paper's r and d, in the dtype of the batch statistics."""
-    if not isinstance(rmax, Tensor) and not isinstance(dmax, Tensor) and rmax == 1 and dmax == 0:
+    if isinstance(rmax, Tensor):
+        rmin = rmax.reciprocal()
+    elif rmax == 1 and not isinstance(dmax, Tensor) and dmax == 0:
         return torch.ones_like(sigma_b), torch.zeros_like(mu_b)
+    else:
+        rmin = 1 / rmax
     if mu.dtype != mu_b.dtype:
         mu, sigma = mu.to(mu_b.dtype), sigma.to(mu_b.dtype)
-    sigma = sigma.clamp_min(math.sqrt(eps))
-    rmin = rmax.reciprocal() if isinstance(rmax, Tensor) else 1 / rmax
     r = (sigma_b / sigma).clamp_(rmin, rmax)
     d = (mu_b - mu).div_(sigma).clamp_(-dmax, dmax)
     return r, d
 
 
 class _BatchRenorm(torch.autograd.Function):
+    """y; muB and sigmaB go into a list, since an output costs as much as five operations on C values."""
+
     @staticmethod
-    def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
-        x = kernels.dense(x)
-        ctx.arrangement = how = grouped.arrangement(x, groups)
-        found = how.statistics(x, groups)
-        mu_b = found.mean
-        sigma_b = (found.var + eps).sqrt_()
-        r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps)
+    def forward(ctx, x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments):
+        x, lay, how = grouped.planned(x, groups)
+        mu_b, var, more = how.statistics(x, lay)
+        sigma_b = var.add_(eps).sqrt()
+        r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
         weight, bias = _weight_bias(gamma, beta, r, d)
         inv = sigma_b.reciprocal()
-        y = how.affine(x, found, inv, weight, bias, eps)
+        y = how.affine(x, mu_b, var, inv, weight, bias, more, lay)
+        moments += mu_b, sigma_b
         ctx.save_for_backward(x, weight, mu_b, inv, r, d)
-        ctx.dtypes = [None if t is None else t.dtype for t in (gamma, beta)]
-        if mu_b.dim() == 1:
-            mu_b, sigma_b = mu_b.unsqueeze(0), sigma_b.unsqueeze(0)
-        ctx.mark_non_differentiable(mu_b, sigma_b)
-        ctx.set_materialize_grads(False)
-        return y, mu_b, sigma_b
+        ctx.gradients, ctx.lay = how.gradients, lay
+        return y
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, g, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if g is None:
-            return (None,) * 9
-        x, weight, mu_b, inv, r, d = ctx.saved_tensors
-        need_x, need_gamma, need_beta = (ctx.needs_input_grad[i] for i in (0, 3, 4))
-        gx, g_weight, g_bias = ctx.arrangement.gradients(kernels.like(g, x), x, mu_b, inv, weight, need_x)
-        gamma_dtype, beta_dtype = ctx.dtypes
-        # sum(g * xhat), and xhat is the kernels' normalised x times r plus d.
-        g_gamma = _total(torch.addcmul(g_weight * r, g_bias, d), gamma_dtype) if need_gamma else None
-        g_beta = _total(g_bias, beta_dtype) if need_beta else None
-        return gx, None, None, g_gamma, g_beta, None, None, None, None
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
+        # The wrapper costs as much as five operations, too, and matters only where a graph is made.
+        return (_differentiable_once if torch.is_grad_enabled() else _gradients)(ctx, g)
 
 
-def _total(t: Tensor, dtype: torch.dtype) -> Tensor:
-    t = t if t.dim() == 1 else t.sum(0)
-    return t if t.dtype == dtype else t.to(dtype)
+def _gradients(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, mu_b, inv, r, d = ctx.saved_tensors
+    need_x, need_gamma, need_beta, *_ = ctx.needs_input_grad
+    gx, g_weight, g_bias = ctx.gradients(like(g, x), x, mu_b, inv, weight, need_x, ctx.lay)
+    # sum(g * xhat), and xhat is the kernels' normalised x times r plus d.
+    g_gamma = torch.addcmul(g_weight * r, g_bias, d) if need_gamma else None
+    g_beta = g_bias if need_beta else None
+    if mu_b.dim() == 2:
+        g_gamma, g_beta = (t if t is None else sum_of_rows(t) for t in (g_gamma, g_beta))
+    return gx, g_gamma, g_beta, None, None, None, None, None, None, None
+
+
+_differentiable_once = once_differentiable(_gradients)
 
 
 def _weight_bias(gamma, beta, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    gamma, beta = (t if t is None or t.dtype == r.dtype else t.to(r.dtype) for t in (gamma, beta))
+    if beta is not None and beta.dtype != r.dtype:
+        beta = beta.to(r.dtype)
     if gamma is None:
         return r, d if beta is None else d + beta
+    if gamma.dtype != r.dtype:
+        gamma = gamma.to(r.dtype)
     return gamma * r, gamma * d if beta is None else torch.addcmul(beta, gamma, d)
 
 
@@ -177,7 +209,7 @@ def _formula(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
         shape = (groups, x.shape[1])
         mu_out, sigma_out = mean.detach().reshape(shape), sigma_b.detach().reshape(shape)
         rmax, dmax = (t if isinstance(t, Tensor) else mu_out.new_full((), t) for t in (rmax, dmax))
-        r, d = _opaque_correction(mu_out, sigma_out, mu, sigma, rmax, dmax, eps)
+        r, d = _opaque_correction(mu_out, sigma_out, mu, sigma, rmax, dmax)
     weight, bias = _weight_bias(gamma, beta, r, d)
     y = centred * (weight.view(sigma_b.shape) / sigma_b) + bias.view(sigma_b.shape)
     return y.flatten(0, 1).to(x.dtype), mu_out, sigma_out
@@ -185,16 +217,16 @@ def _formula(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
 
 @torch.library.custom_op("batch_renorm::correction", mutates_args=())
 def _opaque_correction(
-    mu_b: Tensor, sigma_b: Tensor, mu: Tensor, sigma: Tensor, rmax: Tensor, dmax: Tensor, eps: float
+    mu_b: Tensor, sigma_b: Tensor, mu: Tensor, sigma: Tensor, rmax: Tensor, dmax: Tensor
 ) -> tuple[Tensor, Tensor]:
     """An operation that the compiler keeps: it would recompute r and d in backward, from the mu and
     sigma that the layer has moved since (pytorch/pytorch#197039), and the gradients would be wrong.
     """
-    return correction(mu_b, sigma_b, mu, sigma, rmax, dmax, eps)
+    return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
 
 
 @_opaque_correction.register_fake
-def _(mu_b, sigma_b, mu, sigma, rmax, dmax, eps):
+def _(mu_b, sigma_b, mu, sigma, rmax, dmax):
     return torch.empty_like(mu_b), torch.empty_like(sigma_b)
 
 
@@ -205,17 +237,17 @@ def check_limits(rmax: float | Tensor, dmax: float | Tensor) -> None:
         raise ValueError(f"dmax must be at least 0 (0 is batchnorm), got {dmax}")
 
 
-def _check(x, mu, sigma, gamma, beta, group_size) -> int:
+def check_input(x: Tensor, channels: int, group_size: int | None) -> int:
     """Number of groups of a good input."""
-    shape = tuple(x.shape)
+    shape = x.shape
+    if group_size is None and len(shape) > 1 and shape[1] == channels and x.is_floating_point() and x.numel():
+        return 1
     if not x.is_floating_point():
         raise TypeError(f"batch renorm needs a floating point input, got {x.dtype}")
     if len(shape) < 2:
         raise ValueError(f"batch renorm needs an input (N, C, ...), got shape {shape}")
-    expected = x.shape[1:2]
-    for name, t in (("mu", mu), ("sigma", sigma), ("gamma", gamma), ("beta", beta)):
-        if t is not None and t.shape != expected:
-            raise ValueError(f"input of shape {shape} has {shape[1]} channels, but {name} has shape {tuple(t.shape)}")
+    if shape[1] != channels:
+        raise ValueError(f"input of shape {shape} has {shape[1]} channels, the layer has {channels}")
     if x.numel() == 0:
         # The native backward kernel would divide by zero and end the process.
         raise ValueError(f"batch renorm got an empty batch of shape {shape}: skip such a batch")
@@ -229,3 +261,11 @@ def _check(x, mu, sigma, gamma, beta, group_size) -> int:
             f"multiple of {group_size}, or drop the last batch"
         )
     return shape[0] // group_size
+
+
+def _check_channels(x: Tensor, mu, sigma, gamma, beta) -> None:
+    for name, t in (("mu", mu), ("sigma", sigma), ("gamma", gamma), ("beta", beta)):
+        if t is not None and t.shape != x.shape[1:2]:
+            raise ValueError(
+                f"input of shape {tuple(x.shape)} has {x.shape[1]} channels, but {name} has shape {tuple(t.shape)}"
+            )

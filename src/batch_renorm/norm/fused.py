@@ -9,7 +9,7 @@ neither a mean far from zero nor many values cost digits.
 
 No GPU has run these kernels yet: tests run them through Triton's interpreter.
 
-Suffixes as in :mod:`kernels`, and S: splits of a group's M rows.
+Suffixes as in :mod:`layout`, and S: splits of a group's M rows.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,8 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from batch_renorm.norm import kernels, triton_kernels
+from batch_renorm.norm import triton_kernels
+from batch_renorm.norm.layout import is_in_rows, like
 
 TILE = 4096  # elements that a program holds at once
 PROGRAMS = 512  # wanted of a reduction; a constant and not the device's, so that sums do not depend on it
@@ -28,7 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def takes(x: Tensor) -> bool:
     """Whether a dense tensor is for these kernels."""
-    return x.dtype in DTYPES and kernels.in_rows(x) and x.numel() < 2**31
+    return x.dtype in DTYPES and is_in_rows(x) and x.numel() < 2**31
 
 
 class Plan(NamedTuple):
@@ -136,7 +137,6 @@ class FusedBatchRenorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
-        x = kernels.dense(x)
         rmax, dmax = (as_tensor(t, x) for t in (rmax, dmax))
         y, *found = forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
         ctx.save_for_backward(x, *found)
@@ -151,7 +151,7 @@ class FusedBatchRenorm(torch.autograd.Function):
         if g is None:
             return (None,) * 10
         x, *found = ctx.saved_tensors
-        gx, *rest = backward(kernels.like(g, x), x, found, ctx.relu)
+        gx, *rest = backward(like(g, x), x, found, ctx.relu)
         g_gamma, g_beta = (
             t.sum(0).to(dtype) if dtype is not None else None for t, dtype in zip(rest, ctx.dtypes, strict=True)
         )
@@ -181,7 +181,7 @@ def _(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
 
 @torch.library.custom_op("batch_renorm::backward", mutates_args=())
 def backward_op(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> list[Tensor]:
-    return list(backward(kernels.like(g, x), x, found, relu))
+    return list(backward(like(g, x), x, found, relu))
 
 
 @backward_op.register_fake

@@ -1,17 +1,10 @@
-"""The native batchnorm kernels, arranged for groups of consecutive examples.
+"""The native batchnorm kernels, for one group of examples, and for each of several in turn.
 
 With r and d held constant Batch Renormalization is batchnorm with weight ``gamma * r`` and bias
 ``beta + gamma * d``, so forward and backward are the kernels behind ``nn.BatchNorm2d``. What is
-added here is the statistics, where those kernels are slow or inaccurate on CPU, and the groups.
+added here is the statistics, where those kernels are slow or inaccurate on CPU.
 
-A tensor has one of two memory orders, and every function below knows both:
-
-* *planes*: ``(N, C, L)`` contiguous, one image plane after the other;
-* *rows*: channels innermost (channels_last, or a plain ``(N, C)`` matrix), seen as the
-  channels_last tensor ``(groups, C, rows of a group, 1)``.
-
-Suffixes name the axes: G groups, M values of a channel in a group, N examples, C channels,
-L positions in an example, P = N * C planes.
+:mod:`layout` has the memory orders and the suffixes.
 """
 
 from collections.abc import Sequence
@@ -19,22 +12,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
-HALF = (torch.float16, torch.bfloat16)
+from batch_renorm.norm.layout import HALF, ROWS_CHUNK, Layout, columns, layout, matrix, mean_of_rows, split
 
-# Elements from which the blocked statistics of planes, and plain operations for the affine map of
-# rows, are faster than the native kernel, and bytes of a block of planes (about an L2 cache, so that
-# centring and squaring read it from there).
+aten = torch.ops.aten
+
+# Elements from which planes are faster summed down the columns of their matrix, or in blocks, than by
+# the native kernel, and bytes of a block (about an L2 cache: centring and squaring read it from there).
+COLUMNS_FROM = 50_000
 BLOCKED_FROM = 250_000
-PLAIN_FROM = 250_000
 BLOCK_BYTES = 1 << 20
-# Values of a channel that may be summed into one float32 accumulator (rows), or into one for each
-# vector lane (planes). Over 700,000 values those are off by 3e-4 and 2e-5 of the variance; chunks of
-# these sizes, merged, by 2e-6.
-ROWS_CHUNK = 8192
-# Shorter sums cost nothing while all their accumulators stay in the L1 cache.
-ROWS_SUM = 2048
-ROWS_WIDE = 1024
+# Values of a channel that may be summed into one float32 accumulator for each vector lane (planes). Over
+# 700,000 values that is off by 2e-5 of the variance; chunks of this size, merged, by 2e-6.
 PLANES_CHUNK = 1 << 16
 
 
@@ -42,66 +30,33 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def dense(x: Tensor) -> Tensor:
-    """``x`` in one of the two memory orders, copied only if it has neither."""
-    return x if x.is_contiguous() or in_rows(x) else x.contiguous()
-
-
-def like(g: Tensor, x: Tensor) -> Tensor:
-    """``g`` in the memory order of the dense ``x``."""
-    return torch.empty_like(x, dtype=g.dtype).copy_(g) if g.stride() != x.stride() else g
-
-
-def in_rows(x: Tensor) -> bool:
-    if x.dim() == 4 and not x.is_contiguous():
-        return x.is_contiguous(memory_format=torch.channels_last)
-    if x.dim() == 5 and not x.is_contiguous():
-        return x.is_contiguous(memory_format=torch.channels_last_3d)
-    return x.is_contiguous() and x.numel() == x.shape[0] * x.shape[1]
-
-
-def in_large_rows(x: Tensor) -> bool:
-    """Whether plain operations are faster than the native kernel in an affine map."""
-    return x.numel() > PLAIN_FROM and x.dtype not in HALF and x.device.type == "cpu" and in_rows(x)
-
-
-def split(x: Tensor, groups: int) -> list[Tensor]:
-    """Views of the groups, each in a shape that the native kernels take without a copy."""
-    if in_rows(x):
-        G, M, C = groups, x.numel() // (groups * x.shape[1]), x.shape[1]
-        return list(x.as_strided((G, C, M, 1), (M * C, 1, C, C)).split(1))
-    return list(x.split(x.shape[0] // groups))
-
-
-def rows(x: Tensor, groups: int) -> Tensor:
-    """A tensor in rows as (G, M, C)."""
-    M, C = x.numel() // (groups * x.shape[1]), x.shape[1]
-    return x.as_strided((groups, M, C), (M * C, C, 1))
-
-
 # ---- mean and biased variance of every channel ---------------------------------------------------
 
 
-def statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Of shape (G, C); of shape (C) for the whole batch, where handling G would cost time."""
-    if groups == 1:
-        return _statistics(x)
-    means, variances = zip(*map(_statistics, split(x, groups)), strict=True)
+def statistics(x: Tensor, lay: Layout) -> tuple[Tensor, Tensor]:
+    """New tensors of shape (G, C); of shape (C) for one group, where handling G would cost time."""
+    if lay.groups == 1:
+        return _statistics(x, lay)
+    means, variances = zip(*[_statistics(part, layout(part, 1)) for part in split(x, lay)], strict=True)
     return torch.stack(means), torch.stack(variances)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.device.type != "cpu":
+def _statistics(x: Tensor, lay: Layout) -> tuple[Tensor, Tensor]:
+    if not lay.on_cpu:
         return _native_statistics(x)
-    if in_rows(x):
-        return _rows_statistics(x)
-    N, C = x.shape[:2]
-    L = x.numel() // (N * C)
+    if lay.in_rows:
+        return _rows_statistics(x, lay)
+    C, L = lay.C, lay.L
+    if lay.plain and x.numel() >= COLUMNS_FROM:
+        rows = matrix(x, lay)
+        means, variances = _rows_statistics(rows, layout(rows, 1))
+        return _merge_equal(means.view(C, L).t(), variances.view(C, L).t())
     if L > PLANES_CHUNK and x.dim() > 3:
         # Lines as channels, then merged: a plane is too long for one sum.
-        mean, var = (t.view(C, -1).t() for t in _statistics(x.flatten(1, 2)))
-        return _merge(mean, var, mean.new_ones(x.shape[2]))
-    if x.dtype in HALF:
+        lines = x.flatten(1, 2)
+        means, variances = _statistics(lines, layout(lines, 1))
+        return _merge_equal(means.view(C, -1).t(), variances.view(C, -1).t())
+    if lay.half:
         return _in_chunks(x.split(max(1, PLANES_CHUNK // L)))
     return _blocked_statistics(x) if x.numel() > BLOCKED_FROM else _native_statistics(x)
 
@@ -114,18 +69,15 @@ def _native_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
 
 
-def _rows_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    C = x.shape[1]
-    M = x.numel() // C
-    if M <= ROWS_CHUNK:
+def _rows_statistics(x: Tensor, lay: Layout) -> tuple[Tensor, Tensor]:
+    if lay.together == 1:
         return _native_statistics(x)
-    fewest = max(-(-M // ROWS_CHUNK), min(-(-M // ROWS_SUM), ROWS_WIDE // C))
-    for k in range(fewest, 2 * fewest):
-        if M % k == 0:  # k rows as one of k * C channels, so that every sum is over M / k values
-            means, variances = (t.view(k, C) for t in _native_statistics(x.as_strided((M // k, k * C), (k * C, 1))))
-            mean = means.mean(0)
-            return mean, (means - mean).square_().add_(variances).mean(0)
-    return _in_chunks(x.as_strided((M, C), (C, 1)).tensor_split(-(-M // ROWS_CHUNK)))
+    M, C, k = lay.M, lay.C, lay.together
+    if not k:
+        return _in_chunks(matrix(x, lay).tensor_split(-(-8 * M // ROWS_CHUNK)))
+    # k rows as one of k * C channels, so that every sum is over M / k values
+    means, variances = _native_statistics(x.as_strided((M // k, k * C), (k * C, 1)))
+    return _merge_equal(means.view(k, C), variances.view(k, C))
 
 
 def _in_chunks(chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -143,6 +95,12 @@ def _merge(means_BC: Tensor, variances_BC: Tensor, counts_B: Tensor) -> tuple[Te
     share = (counts_B / counts_B.sum()).unsqueeze(1)
     mean = (share * means_BC).sum(0)
     return mean, (share * (variances_BC + (means_BC - mean).square())).sum(0)
+
+
+def _merge_equal(means_BC: Tensor, variances_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for parts of one size."""
+    mean = mean_of_rows(means_BC)
+    return mean, mean_of_rows((means_BC - mean).square_().add_(variances_BC))
 
 
 def _blocked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,41 +141,37 @@ def reduce(g: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Ten
 # ---- the affine map and its gradients ------------------------------------------------------------
 
 
-def affine(x: Tensor, mean, var, inv, weight, bias, eps: float) -> Tensor:
-    """``(x - mean) * inv * weight + bias``, all (C) or (G, C); inv is 1 / sqrt(var + eps)."""
-    if mean.dim() == 1:
-        if in_large_rows(x):
+def affine(x: Tensor, mean, var, inv, weight, bias, _, lay: Layout) -> Tensor:
+    """``(x - mean) * inv * weight + bias``, all (C) or (G, C); inv is 1 / sqrt(var)."""
+    if lay.groups == 1:
+        if lay.plain:
             slope = weight * inv
-            return slope_offset(x, slope, torch.addcmul(bias, mean, slope, value=-1))
-        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+            return slope_offset(x, slope, torch.addcmul(bias, mean, slope, value=-1), lay)
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0)[0]
     # A new tensor, never a view: autograd refuses an in-place ReLU on a view out of a Function.
     y = torch.empty_like(x)
-    groups = mean.shape[0]
-    parts, outs = split(x, groups), split(y, groups)
-    for part, m, v, w, b, out in zip(parts, mean, var, weight, bias, outs, strict=True):
-        scale_shift(part, m, v, w, b, out, eps=eps)
+    for part, m, v, w, b, out in zip(split(x, lay), mean, var, weight, bias, split(y, lay), strict=True):
+        scale_shift(part, m, v, w, b, out)
     return y
 
 
-def slope_offset(x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    """``x * slope + offset`` of rows, both (C) or (G, C): on CPU in half the time of the native kernel."""
+def slope_offset(x: Tensor, slope: Tensor, offset: Tensor, lay: Layout) -> Tensor:
+    """``x * slope + offset``, both (C) or (G, C), in plain operations."""
+    if lay.in_rows and lay.groups == 1:
+        return torch.addcmul(offset.view(lay.channel), x, slope.view(lay.channel))
     y = torch.empty_like(x)
-    groups = 1
-    if slope.dim() == 2:
-        groups, slope, offset = len(slope), slope.unsqueeze(1), offset.unsqueeze(1)
-    torch.addcmul(offset, rows(x, groups), slope, out=rows(y, groups))
+    torch.addcmul(columns(offset, lay), matrix(x, lay), columns(slope, lay), out=matrix(y, lay))
     return y
 
 
-def gradients(g: Tensor, x: Tensor, mean, inv, weight, need_x: bool):
+def gradients(g: Tensor, x: Tensor, mean, inv, weight, need_x: bool, lay: Layout):
     """dL/dx, and dL/d(weight), dL/d(bias) of batchnorm with that weight, all (C) or (G, C)."""
-    if mean.dim() == 1:
+    if lay.groups == 1:
         return _gradients(g, x, weight, mean, inv, need_x)
     gx = torch.empty_like(x) if need_x else None
-    groups = mean.shape[0]
     g_weight, g_bias = torch.empty_like(mean), torch.empty_like(mean)
-    parts = zip(split(g, groups), split(x, groups), weight, mean, inv, strict=True)
-    outs = split(gx, groups) if gx is not None else []
+    parts = zip(split(g, lay), split(x, lay), weight, mean, inv, strict=True)
+    outs = split(gx, lay) if gx is not None else []
     for k, part in enumerate(parts):
         gk, g_weight[k], g_bias[k] = _gradients(*part, need_x)
         if gx is not None:
@@ -230,6 +184,6 @@ def _gradients(g: Tensor, x: Tensor, weight, mean, inv, need_x: bool):
     return aten.native_batch_norm_backward(g, x, weight, None, None, mean, inv, True, 0.0, mask)
 
 
-def scale_shift(x: Tensor, mean, var, weight, bias, out: Tensor, eps: float = 0.0) -> None:
+def scale_shift(x: Tensor, mean, var, weight, bias, out: Tensor) -> None:
     unused = mean.new_empty(0)
-    torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps, out=(out, unused, unused))
+    torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0, out=(out, unused, unused))

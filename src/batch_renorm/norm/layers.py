@@ -24,14 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from batch_renorm.norm.averages import moved, where_finite
-from batch_renorm.norm.functional import batch_renorm, check_limits, normalize
-from batch_renorm.norm.kernels import HALF
+from batch_renorm.norm.functional import check_input, check_limits, inference, transform
+from batch_renorm.norm.layout import HALF, mean_of_rows
 
 
 class Deferred(Protocol):
     """What takes a layer's group statistics when the layer does not update at once."""
 
-    def add(self, layer: "BatchRenorm", mu_b: Tensor, sigma_b: Tensor) -> None: ...
+    def add(self, layer: "BatchRenorm", mu_b: Tensor, sigma_b: Tensor) -> None:
+        """Of shape (G, C), or (C) of one group."""
 
     def to(self, device: torch.device) -> None: ...
 
@@ -112,21 +113,23 @@ class BatchRenorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_dims(x)
         if self.training:
             return self._train(x, relu=False)
-        mu, weight, bias = self.mu, self.weight, self.bias
         if self.batch_statistics is not None:
-            group_size = self.batch_statistics or None
-            return batch_renorm(x, mu, self.sigma, weight, bias, 1.0, 0.0, self.eps, group_size)[0]
-        return normalize(x, mu, self.sigma.clamp_min(math.sqrt(self.eps)), weight, bias)
+            groups = self._groups(x, self.batch_statistics or None)
+            mu, sigma, weight, bias = self.mu, self.sigma, self.weight, self.bias
+            return transform(x, mu, sigma, weight, bias, 1.0, 0.0, self.eps, groups, False)[0]
+        self._groups(x, None)
+        return inference(x, self.mu, self.sigma, self.weight, self.bias)
 
-    def _check_dims(self, x: Tensor) -> None:
+    def _groups(self, x: Tensor, group_size: int | None) -> int:
         if self.dims and x.dim() not in self.dims:
             name = type(self).__name__
             raise ValueError(f"{name} needs an input {self.expected}, got shape {tuple(x.shape)}")
+        return check_input(x, self.num_features, group_size)
 
     def _train(self, x: Tensor, relu: bool) -> Tensor:
+        groups = self._groups(x, self.group_size)
         recomputing = _inside_backward()
         if recomputing and self.deferred is None:
             raise RuntimeError(
@@ -134,51 +137,45 @@ class BatchRenorm(nn.Module):
                 "sigma had moved, which gives wrong gradients: defer their update to the end of "
                 "the step with StepStatistics(model), or exclude the layer from checkpointing"
             )
-        if self.limits.device.type == "cpu" and not torch.compiler.is_compiling():
-            rmax, dmax = self.limits.tolist()  # floats are faster here and wait for nothing
-        else:
-            rmax, dmax = self.limits[0], self.limits[1]
-        mu, sigma, weight, bias = self.mu, self.sigma, self.weight, self.bias
-        y, mu_b, sigma_b = batch_renorm(x, mu, sigma, weight, bias, rmax, dmax, self.eps, self.group_size, relu)
-        if not recomputing:
-            self._take(mu_b, sigma_b)
-        return y
-
-    def _take(self, mu_b: Tensor, sigma_b: Tensor) -> None:
-        # Looking at a value waits for the device: only where that costs nothing. A mean that is
-        # not finite makes sigma so.
-        look = mu_b.device.type == "cpu" and not torch.compiler.is_compiling()
-        finite = look and math.isfinite(sigma_b.sum().item())
-        if look and not finite:
-            self._warn_not_finite(mu_b, sigma_b)
+        look = self.limits.device.type == "cpu" and not torch.compiler.is_compiling()
+        rmax, dmax = self.limits.tolist() if look else self.limits.unbind()  # floats are faster where nothing waits
+        mu, sigma = self.mu, self.sigma
+        y, mu_b, sigma_b = transform(x, mu, sigma, self.weight, self.bias, rmax, dmax, self.eps, groups, relu)
+        if recomputing:
+            return y
         if self.deferred is not None:
             self.deferred.add(self, mu_b, sigma_b)
-            return
-        one = mu_b.shape[0] == 1
-        mean, spread = (t[0] if one else t.mean(0) for t in (mu_b, self.spread(sigma_b)))
-        if finite and self.averages == "sigma" and mean.dtype == self.mu.dtype:
-            self.mu.lerp_(mean, self.momentum)  # what `moved` says, in fewer operations
-            self.sigma.lerp_(spread, self.momentum)
+        else:
+            self._move(mu, sigma, mu_b, sigma_b, look)
+        return y
+
+    def _move(self, mu: Tensor, sigma: Tensor, mu_b: Tensor, sigma_b: Tensor, look: bool) -> None:
+        """The update of mu and sigma, in place; `look` says that looking at a value waits for nothing."""
+        spread = sigma_b if self.averages == "sigma" else self.spread(sigma_b)
+        mean, spread = (mu_b, spread) if mu_b.dim() == 1 else (mean_of_rows(mu_b), mean_of_rows(spread))
+        # A mean that is not finite makes the spread so, and that its square, which is the fastest to ask for.
+        finite = look and math.isfinite(spread.dot(spread).item())
+        if look and not finite:
+            warn_not_finite(type(self).__name__, mean + spread)
+        if finite and self.averages == "sigma" and mean.dtype == mu.dtype:
+            mu.lerp_(mean, self.momentum)  # what `moved` says, in fewer operations
+            sigma.lerp_(spread, self.momentum)
             return
         variance = self.averages == "variance"
-        mu, sigma = moved(self.mu, self.sigma, mean, spread, self.momentum, self.eps, variance)
+        new_mu, new_sigma = moved(mu, sigma, mean, spread, self.momentum, self.eps, variance)
         if not finite:
-            mu, sigma = where_finite(mu, sigma, self.mu, self.sigma)
-        self.mu.copy_(mu)
-        self.sigma.copy_(sigma)
-
-    def _warn_not_finite(self, mu_b: Tensor, sigma_b: Tensor) -> None:
-        count = int((~torch.isfinite(mu_b + sigma_b)).any(0).sum())
-        warnings.warn(
-            f"{type(self).__name__}({self.num_features}): the batch is not finite in {count} of "
-            f"{self.num_features} channels; their mu and sigma are not updated",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+            new_mu, new_sigma = where_finite(new_mu, new_sigma, mu, sigma)
+        mu.copy_(new_mu)
+        sigma.copy_(new_sigma)
 
     def spread(self, sigma_b: Tensor) -> Tensor:
         """What is averaged: sigmaB, or the variance."""
         return sigma_b if self.averages == "sigma" else sigma_b.square() - self.eps
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        with torch.no_grad():
+            self.sigma.clamp_min_(math.sqrt(self.eps))  # no batch has less, and 0 would make r and d undefined
 
     def extra_repr(self) -> str:
         text = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
@@ -242,7 +239,8 @@ class BatchRenorm2d(BatchRenorm):
 
     Args:
         num_features: channels, :math:`C`.
-        eps: added to the variance, inside the root. sigma counts as at least its root.
+        eps: added to the variance, inside the root. A sigma below its root, which no batch has, is
+            raised to it when a state_dict is loaded.
         momentum: the paper's alpha, the rate at which mu and sigma move.
         affine: whether there are gamma and beta, as ``weight`` and ``bias``.
         group_size: consecutive examples that are normalised together. Default: the whole batch.
@@ -290,6 +288,18 @@ def limits_tensor(rmax: float, dmax: float, device: torch.device) -> Tensor:
     limits[0].fill_(rmax)
     limits[1].fill_(dmax)
     return limits
+
+
+def warn_not_finite(layer: str, moments: Tensor) -> None:
+    """Warn of the channels, if any, whose mean or spread over the groups is not finite."""
+    count = int((~torch.isfinite(moments)).sum())
+    if count:
+        warnings.warn(
+            f"{layer}({len(moments)}): the batch is not finite in {count} of {len(moments)} channels; "
+            "their mu and sigma are not updated",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _inside_backward() -> bool:

@@ -9,6 +9,7 @@ so that the result is the same however the groups are dealt out to ranks and pas
 updated at every forward, as nn.BatchNorm is, keeps what one rank has seen and moves once a pass.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from batch_renorm.norm.averages import moved, where_finite
-from batch_renorm.norm.layers import BatchRenorm, layers_of
+from batch_renorm.norm.layers import BatchRenorm, layers_of, warn_not_finite
 
 
 class GroupSums:
@@ -30,12 +31,13 @@ class GroupSums:
         self.measure_clipping = False
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
-        self.moments.add_(torch.stack([mu_b, layer.spread(sigma_b)]).sum(1))
-        self.groups.add_(mu_b.shape[0])
+        moments = torch.stack([mu_b, layer.spread(sigma_b)])
+        one = mu_b.dim() == 1
+        self.moments.add_(moments if one else moments.sum(1))
+        self.groups.add_(1 if one else mu_b.shape[0])
         if self.measure_clipping:
             rmax, dmax = layer.limits.unbind()
-            sigma = layer.sigma.clamp_min(layer.eps**0.5)
-            r, d = sigma_b / sigma, (mu_b - layer.mu) / sigma
+            r, d = sigma_b / layer.sigma, (mu_b - layer.mu) / layer.sigma
             r_out = ((r > rmax) | (r < 1 / rmax)).sum()
             self.clipped.add_(torch.stack([r_out, (d.abs() > dmax).sum()]))
 
@@ -115,7 +117,10 @@ class StepStatistics:
             dist.all_reduce(flat)
         sizes = [moments.numel(), len(self._sums), 2 * len(self._sums)]
         total, groups, clipped, rest = flat.split([*sizes, len(flat) - sum(sizes)])
-        self._move(total.view_as(moments), groups)
+        total = total.view_as(moments)
+        if total.device.type == "cpu" and not math.isfinite(total.sum().item()):
+            self._warn_not_finite(total)
+        self._move(total, groups)
         self._clipped = (groups, clipped.view(-1, 2)) if self.measure_clipping else None
         torch._foreach_zero_(  # pyright: ignore[reportPrivateImportUsage]
             [t for s in self._sums for t in s.tensors()]
@@ -135,6 +140,11 @@ class StepStatistics:
         sizes = [layer.num_features for layer in layers]
         new = [*new_mu.split(sizes), *new_sigma.split(sizes)]
         torch._foreach_copy_(mus + sigmas, new)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _warn_not_finite(self, total: Tensor) -> None:
+        sizes = [layer.num_features for layer in self.layers.values()]
+        for (name, layer), moments in zip(self.layers.items(), total.split(sizes, 1), strict=True):
+            warn_not_finite(f"{name}: {type(layer).__name__}" if name else type(layer).__name__, moments.sum(0))
 
     def _per_channel(self, total: Tensor) -> list[Tensor]:
         """The layers' index, momentum, eps and averages for every channel, made when they change."""
