@@ -115,8 +115,8 @@ def step(args: Namespace, variant: str, layout: str, mode: str) -> Callable[[], 
 
     def once() -> None:
         functional.TRITON_WHEN_COMPILED = variant.endswith(KEPT)  # read where torch.compile traces
-        if ours:
-            set_limits(model, 3.0, 5.0)
+        if statistics_ is not None:
+            set_limits(statistics_.layers.values(), 3.0, 5.0)
         with torch.autocast(args.device.partition(":")[0], dtype) if dtype else nullcontext():
             output = forward(images)
             logits, *auxiliary = output if isinstance(output, tuple) else (output,)

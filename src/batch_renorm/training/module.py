@@ -114,7 +114,7 @@ class Training(LightningModule):
     def _begin_step(self, step: int) -> None:
         self._loss_sum = torch.zeros(1, device=self.device)
         if self.ramp is not None:
-            set_limits(self.model, *self.ramp(step))
+            set_limits(self.statistics.layers.values(), *self.ramp(step))
             self.statistics.measure_clipping = self._recorded(step + 1)
 
     def _backward(self, batch: Pass) -> None:
@@ -136,7 +136,9 @@ class Training(LightningModule):
         rate = self.optimization.learning_rate(step)
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip_norm, foreach=True)
+        # from the optimiser: looking for the parameters of a model takes as long as a small layer's gradient
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
+        norm = nn.utils.clip_grad_norm_(parameters, self.optimization.clip_norm, foreach=True)
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         assert self._loss_sum is not None
