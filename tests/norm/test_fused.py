@@ -1,5 +1,6 @@
 """The GPU's kernels against Algorithm 1 in float64: on a GPU where there is one, else in Triton's interpreter."""
 
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,7 @@ SHAPES = [
     ((8, 3), 4),  # a matrix
     ((3, 1, 2, 2), 3),  # one channel
     ((2, 130, 24, 11), 2),  # several splits, the last one shorter
+    ((1, 3, 300, 280), 1),  # so many that few channels fit a tile of them
 ]
 
 
@@ -95,6 +97,14 @@ def test_bfloat16_has_float32_statistics():
     assert_near(got[1:3], wanted[1:3], 1e-5)
     assert_near([got[0], got[3]], [wanted[0], wanted[3]], 1e-2)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_parameters_in_half_precision_get_gradients_in_it():
+    x, g, values = case((4, 6, 7, 5), dtype=torch.bfloat16)
+    values |= {name: values[name].bfloat16() for name in ("gamma", "beta")}
+    for route in (fused.FusedBatchRenorm.apply, torch.compile(fused.compiled, backend="aot_eager", fullgraph=True)):
+        *_, g_gamma, g_beta = found(route, x, g, 2, True, 1.5, 0.5, values)
+        assert g_gamma.dtype == g_beta.dtype == torch.bfloat16
 
 
 def test_no_gamma_and_no_beta_and_a_nan_stays_one():
@@ -136,40 +146,63 @@ def test_a_gpu_s_layers_use_them_and_fuse_the_relu(monkeypatch):
         assert calls == [relu]  # float64 goes another way
 
 
-def test_kernels_compile_for_an_h100_with_loads_of_16_bytes():
-    """What the interpreter does not look at; needs no GPU, but a process that does not interpret."""
+def test_kernels_compile_for_an_h100():
+    """Loads of 16 bytes, no registers spilled to memory, and no thread that waits for others inside a loop.
+
+    What the interpreter does not look at; needs no GPU, but a process that does not interpret.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["statistics", "apply", "backward_sums", "backward_apply"]
+    found = json.loads(done.stdout)
+    assert [name for name, kernel in found.items() if kernel["loops"]] == ["statistics", "backward_sums"]
+    for name, kernel in found.items():
+        assert kernel["local"] == 0, f"{name} spills registers"
+        assert not any("bar.sync" in loop for loop in kernel["loops"]), f"{name} waits in its loop"
+        assert kernel["wide"] or "settle" in name
 
 
 COMPILE = """
+import json, re, subprocess, tempfile
+from pathlib import Path
+
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from batch_renorm.norm import triton_kernels
 
 tile = {"BM": 64, "BC": 64}
+found = {}
 for name, constants in {
     "statistics": tile,
-    "settle": {"GAMMA": True, "BETA": True, "BS": 16, "BC": 64},
+    "settle": {"GAMMA": True, "BETA": True, "BS": 512, "BC": 8},
     "apply": {"RELU": True, **tile},
     "backward_sums": {"RELU": True, **tile},
-    "backward_settle": {"BS": 16, "BC": 64},
+    "backward_settle": {"BS": 512, "BC": 8},
     "backward_apply": {"RELU": True, **tile},
 }.items():
     kernel = getattr(triton_kernels, name)
     kinds = dict.fromkeys(kernel.arg_names, "*fp32")
     kinds |= dict.fromkeys({"x", "y", "g", "gx"} & set(kinds), "*bf16")
     kinds |= dict.fromkeys({"groups", "M", "C", "rows", "splits"} & set(kinds), "i32")
-    kinds |= dict.fromkeys({"eps", "floor"} & set(kinds), "fp32") | dict.fromkeys(constants, "constexpr")
+    kinds |= dict.fromkeys({"eps"} & set(kinds), "fp32") | dict.fromkeys(constants, "constexpr")
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if a == "C" or kinds[a].startswith("*")
     }
     made = triton.compile(ASTSource(kernel, kinds, constants, aligned), target=GPUTarget("cuda", 90, 32))
-    if "ld.global.v4.b32" in made.asm["ptx"] and "x" in kinds:
-        print(name)
+    ptx = made.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    loops = re.findall(r"^([$]L__BB\\d+_\\d+):(.*?)bra(?:[.]uni)?\\s+\\1;", ptx, re.DOTALL | re.MULTILINE)
+    found[name] = {
+        "wide": "ld.global.v4.b32" in ptx,
+        "local": sum(map(int, re.findall("LOCAL:(\\d+)", usage))),
+        "loops": [body for _, body in loops],
+    }
+print(json.dumps(found))
 """
 
 

@@ -4,14 +4,15 @@ Needs the package triton, which torch brings along on Linux. Every kernel is lau
 the number of groups: forward reads x for the statistics, settles what is of C values, and reads x
 again to write y; backward likewise. Sums over the rows of a group are cut into splits, each written
 to a place of its own and added up in a fixed order: there are no atomics, and equal inputs give
-equal bits. Statistics are float32, merged from two-pass tiles (Chan, Golub and LeVeque), so that
-neither a mean far from zero nor many values cost digits.
+equal bits. Statistics are float32, Welford's merged (Chan, Golub and LeVeque), so that neither a mean
+far from zero nor many values cost digits.
 
 No GPU has run these kernels yet: tests run them through Triton's interpreter.
 
 Suffixes as in :mod:`layout`, and S: splits of a group's M rows.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,9 @@ from batch_renorm.norm import triton_kernels
 from batch_renorm.norm.layout import is_in_rows, like
 
 TILE = 4096  # elements that a program holds at once
-PROGRAMS = 512  # wanted of a reduction; a constant and not the device's, so that sums do not depend on it
+# Wanted of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant and not the
+# device's, so that sums do not depend on it.
+PROGRAMS = 512
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -59,17 +62,21 @@ class Plan(NamedTuple):
         return self.groups * triton.cdiv(self.M, self.tile_rows), self.channel_tiles
 
     @property
-    def settling(self) -> tuple[int, int]:
-        return self.groups, self.channel_tiles
+    def settling(self) -> tuple[dict[str, int], tuple[int, int]]:
+        """Tile and grid of what adds up the splits: few channels to a program where splits are many."""
+        BS = triton.next_power_of_2(self.splits)
+        BC = min(self.tile_channels, TILE // BS)
+        return {"BS": BS, "BC": BC}, (self.groups, triton.cdiv(self.C, BC))
 
 
 def plan(x: Tensor, groups: int) -> Plan:
     C = x.shape[1]
     M = x.numel() // (groups * C)
-    tile_channels = min(64, triton.next_power_of_2(C))
+    # 64 or 32 channels, whichever leaves fewer places of the last tile empty: rows of at least 64 bytes
+    tile_channels = min(64 if -C % 64 <= -C % 32 else 32, triton.next_power_of_2(C))
     tile_rows = min(TILE // tile_channels, triton.next_power_of_2(M))
     tiles = triton.cdiv(M, tile_rows)
-    splits = min(tiles, 64, triton.cdiv(PROGRAMS, groups * triton.cdiv(C, tile_channels)))
+    splits = min(tiles, triton.cdiv(PROGRAMS, groups * triton.cdiv(C, tile_channels)))
     return Plan(groups, M, C, tile_rows, tile_channels, tile_rows * triton.cdiv(tiles, splits))
 
 
@@ -93,11 +100,11 @@ def forward(x, mu, sigma, gamma, beta, rmax: Tensor, dmax: Tensor, eps: float, g
     triton_kernels.statistics[p.reduction](x, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, **tile)
     small = per_group(x, groups)
     mu_b, slope, bias = small[0], small[4], small[5]
-    triton_kernels.settle[p.settling](
+    settling, programs = p.settling
+    triton_kernels.settle[programs](
         parts[0], parts[1], mu, sigma, gamma, beta, rmax, dmax, *small,
-        groups, p.M, p.C, p.split_rows, p.splits, eps, eps**0.5,
-        GAMMA=gamma is not None, BETA=beta is not None,
-        BS=triton.next_power_of_2(p.splits), BC=p.tile_channels,
+        groups, p.M, p.C, p.split_rows, p.splits, eps,
+        GAMMA=gamma is not None, BETA=beta is not None, **settling,
     )  # fmt: skip
     y = torch.empty_like(x)
     triton_kernels.apply[p.elementwise](x, y, mu_b, slope, bias, p.M, p.C, RELU=relu, **tile)
@@ -121,10 +128,10 @@ def backward(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> tuple[Ten
     )
     tilt, offset = x.new_empty((2, groups, p.C), dtype=torch.float32).unbind()
     g_gamma, g_beta = torch.empty_like(mu_b), torch.empty_like(mu_b)
-    triton_kernels.backward_settle[p.settling](
-        parts[0], parts[1], sigma_b, r, d, slope, tilt, offset, g_gamma, g_beta,
-        groups, p.M, p.C, p.splits, BS=triton.next_power_of_2(p.splits), BC=p.tile_channels,
-    )  # fmt: skip
+    settling, programs = p.settling
+    triton_kernels.backward_settle[programs](
+        parts[0], parts[1], sigma_b, r, d, slope, tilt, offset, g_gamma, g_beta, groups, p.M, p.C, p.splits, **settling
+    )
     gx = torch.empty_like(x)
     triton_kernels.backward_apply[p.elementwise](
         g, x, gx, mu_b, slope, bias, tilt, offset, p.M, p.C, RELU=relu, **tile
@@ -140,7 +147,7 @@ class FusedBatchRenorm(torch.autograd.Function):
         rmax, dmax = (as_tensor(t, x) for t in (rmax, dmax))
         y, *found = forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
         ctx.save_for_backward(x, *found)
-        ctx.relu, ctx.dtypes = relu, [None if t is None else t.dtype for t in (gamma, beta)]
+        ctx.relu = relu
         ctx.mark_non_differentiable(found[0], found[1])
         ctx.set_materialize_grads(False)
         return y, found[0], found[1]
@@ -152,10 +159,12 @@ class FusedBatchRenorm(torch.autograd.Function):
             return (None,) * 10
         x, *found = ctx.saved_tensors
         gx, *rest = backward(like(g, x), x, found, ctx.relu)
-        g_gamma, g_beta = (
-            t.sum(0).to(dtype) if dtype is not None else None for t, dtype in zip(rest, ctx.dtypes, strict=True)
-        )
-        return gx, None, None, g_gamma, g_beta, *(None,) * 5
+        return gx, None, None, *_parameter_gradients(rest, ctx.needs_input_grad[3:5]), *(None,) * 5
+
+
+def _parameter_gradients(of_groups: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+    """The sums over the groups; autograd gives them the parameter's dtype."""
+    return [t.sum(0) if need else None for t, need in zip(of_groups, needed, strict=True)]
 
 
 def as_tensor(limit: float | Tensor, x: Tensor) -> Tensor:
@@ -190,18 +199,14 @@ def _(g, x, found, relu):
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, _, _, gamma, beta, *_, ctx.relu = inputs
-    ctx.dtypes = [None if t is None else t.dtype for t in (gamma, beta)]
+    x, *_, ctx.relu = inputs
     ctx.save_for_backward(x, *output[1:])
 
 
 def _backward(ctx, grads):
     x, *found = ctx.saved_tensors
     gx, *rest = backward_op(grads[0], x, found, ctx.relu)
-    g_gamma, g_beta = (
-        t.sum(0).to(dtype) if dtype is not None else None for t, dtype in zip(rest, ctx.dtypes, strict=True)
-    )
-    return gx, None, None, g_gamma, g_beta, *(None,) * 5
+    return gx, None, None, *_parameter_gradients(rest, ctx.needs_input_grad[3:5]), *(None,) * 5
 
 
 forward_op.register_autograd(_backward, setup_context=_setup)

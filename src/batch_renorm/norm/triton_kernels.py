@@ -2,6 +2,9 @@
 
 A tensor in rows is (G, M, C). A program of a reduction sees a split, `rows` rows of a group; one of an
 elementwise step a tile of BM rows; both BC channels. Numbers are float32 whatever the tensors are.
+
+A reduction keeps sums of its own for each place of the tile and adds them up after its last tile: threads
+need not wait for one another in between, and few values meet in one sum.
 """
 
 import triton
@@ -10,35 +13,35 @@ import triton.language as tl
 
 @triton.jit
 def statistics(x, means_SGC, squares_SGC, groups, M, C, rows, splits, BM: tl.constexpr, BC: tl.constexpr):
-    """Mean and sum of squared deviations of a split."""
+    """Mean and sum of squared deviations of a split (Welford's for every place of the tile, then Chan's)."""
     group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     start = split * rows
     stop = tl.minimum(start + rows, M)
-    mean = tl.zeros((BC,), tl.float32)
-    square = tl.zeros((BC,), tl.float32)
-    count = 0.0
+    means = tl.zeros((BM, BC), tl.float32)
+    squares = tl.zeros((BM, BC), tl.float32)
+    seen = 0.0
     for first in range(start, stop, BM):
         m = first + tl.arange(0, BM)
         inside = (m < stop)[:, None] & (c < C)[None, :]
         values = tl.load(x + (group * M + m)[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        size = tl.minimum(stop - first, BM).to(tl.float32)
-        tile_mean = tl.sum(values, 0) / size
-        rest = tl.where(inside, values - tile_mean[None, :], 0.0)
-        step = tile_mean - mean
-        square += tl.sum(rest * rest, 0) + step * step * (count * size / (count + size))
-        mean += step * (size / (count + size))
-        count += size
+        seen += 1.0
+        step = tl.where(inside, values - means, 0.0)
+        means += step * (1.0 / seen)
+        squares += step * tl.where(inside, values - means, 0.0)
+    count = (tl.maximum(stop - start - tl.arange(0, BM) + BM - 1, 0) // BM).to(tl.float32)[:, None]
+    mean = tl.sum(means * count, 0) / (stop - start)
+    rest = means - mean[None, :]
     place = (split * groups + group) * C + c
     tl.store(means_SGC + place, mean, mask=c < C)
-    tl.store(squares_SGC + place, square, mask=c < C)
+    tl.store(squares_SGC + place, tl.sum(squares + rest * rest * count, 0), mask=c < C)
 
 
 @triton.jit
 def settle(
     means_SGC, squares_SGC, mu, sigma, gamma, beta, rmax, dmax,
     mu_b, sigma_b, r, d, slope, bias,
-    groups, M, C, rows, splits, eps, floor,
+    groups, M, C, rows, splits, eps,
     GAMMA: tl.constexpr, BETA: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Statistics of a group from its splits; r and d; y = (x - mu_b) * slope + bias."""
@@ -54,7 +57,7 @@ def settle(
     step = means - mean[None, :]
     spread = tl.sqrt(tl.sum(squares + step * step * count, 0) / M + eps)
     real = c < C
-    old_spread = tl.maximum(tl.load(sigma + c, mask=real, other=1.0).to(tl.float32), floor)
+    old_spread = tl.load(sigma + c, mask=real, other=1.0).to(tl.float32)
     old_mean = tl.load(mu + c, mask=real, other=0.0).to(tl.float32)
     largest, farthest = tl.load(rmax).to(tl.float32), tl.load(dmax).to(tl.float32)
     scale = tl.minimum(tl.maximum(spread / old_spread, 1.0 / largest), largest)
@@ -109,8 +112,8 @@ def backward_sums(
     start = split * rows
     stop = tl.minimum(start + rows, M)
     mean, scale, shift = _coefficients(mu_b, slope, bias, group * C + c, c < C)
-    total = tl.zeros((BC,), tl.float32)
-    product = tl.zeros((BC,), tl.float32)
+    totals = tl.zeros((BM, BC), tl.float32)
+    products = tl.zeros((BM, BC), tl.float32)
     for first in range(start, stop, BM):
         m = first + tl.arange(0, BM)
         inside = (m < stop)[:, None] & (c < C)[None, :]
@@ -119,11 +122,11 @@ def backward_sums(
         centred = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean
         if RELU:
             grad = tl.where(centred * scale + shift <= 0, 0.0, grad)
-        total += tl.sum(grad, 0)
-        product += tl.sum(grad * centred, 0)
+        totals += grad
+        products += grad * centred
     out = (split * groups + group) * C + c
-    tl.store(totals_SGC + out, total, mask=c < C)
-    tl.store(products_SGC + out, product, mask=c < C)
+    tl.store(totals_SGC + out, tl.sum(totals, 0), mask=c < C)
+    tl.store(products_SGC + out, tl.sum(products, 0), mask=c < C)
 
 
 @triton.jit
