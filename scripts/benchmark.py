@@ -1,8 +1,9 @@
 """How fast the parts are, on this machine: python scripts/benchmark.py norm --help
 
 norm: the layer, beside nn.BatchNorm2d. step: a training step, beside that of the same network with
-nn.BatchNorm2d. data: images read, decoded and cropped, beside torchvision's recipe. Ratios are of the same
-round, so that a busy machine changes the rounds and not the ratios.
+nn.BatchNorm2d. aims: both, and what they were to be at most. data: images read, decoded and cropped,
+beside torchvision's recipe. Ratios are of the same round, so that a busy machine changes the rounds and
+not the ratios.
 """
 
 import argparse
@@ -11,10 +12,10 @@ import re
 from pathlib import Path
 
 import torch
-from benchmarks import data, norm, step
+from benchmarks import aims, data, norm, step
 from benchmarks.measure import ROOT, machine
 
-PARTS = {"norm": norm, "step": step, "data": data}
+PARTS = {"norm": norm, "step": step, "aims": aims, "data": data}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import statistics
 import subprocess
 import sys
 
@@ -38,6 +39,9 @@ def test_norm(tmp_path, inference):
     for row in result["rows"]:
         assert row["shape"] == [32, 128, 5, 5]
         assert_ratios(row, names)
+        passes, size = 2 if inference else 8, 32 * 128 * 5 * 5 * (2 if row["dtype"] == "bfloat16" else 4)
+        seconds = passes * size / result["copy_bytes_per_second"]
+        assert row["floor_milliseconds"] == pytest.approx(1000 * seconds)
     assert "geometric mean" in text
 
 
@@ -58,6 +62,21 @@ def test_step(tmp_path):
     assert all(1 < speed["median"] < 1e6 for speed in row["images_per_second"].values())
     assert all(50 < mib < 10_000 for mib in row["peak_mib"].values())
     assert "images/s" in text
+
+
+def test_aims(tmp_path):
+    small = ["--network", "glyphs", "--batch", "4", "--widest", "5", "--rounds", "2"]
+    result, text = benchmark(tmp_path, "aims", *small)
+    aims = {row["what"]: row for row in result["aims"]}
+    assert len(aims) == 12
+    assert aims["layer, channels_last, groups of 4"]["aim"] == 1.6
+    assert aims["step of glyphs, contiguous, eager, groups of 4"]["aim"] == 1.05
+    for name, row in aims.items():
+        assert row["holds"] == (row["ratio"] <= row["aim"])
+        assert name in text
+    shapes = [row["ratios"]["whole batch"]["median"] for row in result["norm"]["rows"] if row["layout"] == "contiguous"]
+    assert aims["layer, contiguous, whole batch"]["ratio"] == pytest.approx(statistics.geometric_mean(shapes))
+    assert len(shapes) == 2
 
 
 def test_data(tmp_path):

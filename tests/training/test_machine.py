@@ -78,7 +78,13 @@ def test_auto_is_what_the_run_began_with(made):
 
 @pytest.mark.parametrize(
     ("option", "tolerance"),
-    [("precision=bf16", 0.3), ("channels_last=false", 3e-5), ("compile=true", 3e-5), ("deterministic=true", 0)],
+    [
+        ("precision=bf16", 0.3),
+        ("channels_last=false", 3e-5),
+        ("compile=true", 3e-5),
+        ("compile=reduce-overhead", 3e-5),
+        ("deterministic=true", 0),
+    ],
 )
 def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_path, monkeypatch, option, tolerance):
     """Compiled by a backend that needs no C++ compiler."""

@@ -19,7 +19,8 @@ class Arithmetic:
 
     precision: Literal[32, "bf16"]
     channels_last: bool
-    compile: bool
+    compile: bool | str
+    """Or a mode of torch.compile."""
     tf32: bool
     deterministic: bool
 
@@ -58,5 +59,5 @@ def use(arithmetic: Arithmetic, run: Run, device: torch.device) -> dict[str, Any
     training.memory_format = torch.channels_last if arithmetic.channels_last else torch.contiguous_format
     training.model.to(memory_format=training.memory_format)
     if arithmetic.compile:  # in place: names in checkpoints, and the inference model, stay as they are
-        training.model.compile(dynamic=False)
+        training.model.compile(dynamic=False, mode=None if arithmetic.compile is True else arithmetic.compile)
     return asdict(arithmetic)

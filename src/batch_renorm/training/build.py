@@ -103,7 +103,7 @@ class Machine:
     log_every: int
     precision: Literal["auto", 32, "bf16"] = "auto"  # from here on: not in the configs of the first runs
     channels_last: bool | Literal["auto"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "auto"
     tf32: bool = True
     deterministic: bool = False
 

@@ -63,7 +63,9 @@ def passes(run: Run, place: Place, memory: dict[str, Any]) -> str:
 def in_words(arithmetic: dict[str, Any]) -> str:
     words = ["bfloat16 with float32 sums" if arithmetic["precision"] == "bf16" else "float32"]
     words += ["channels last"] if arithmetic["channels_last"] else ["channels first"]
-    words += [word for word in ("compile", "deterministic") if arithmetic[word]]
+    how = arithmetic["compile"]
+    words += [f"compiled for {how}" if isinstance(how, str) else "compiled"] if how else []
+    words += ["deterministic"] if arithmetic["deterministic"] else []
     return ", ".join(words)
 
 
