@@ -5,7 +5,7 @@ import torch
 from norm_reference import algorithm1, as_input, as_matrix, printed_gradients, state
 from torch import nn
 
-from batch_renorm.norm import batch_renorm, normalize
+from batch_renorm.norm import BatchRenorm2d, batch_renorm, normalize
 
 EPS = 1e-3
 BOUNDS = [(1.0, 0.0), (1.5, 0.5), (3.0, 5.0), (float("inf"), float("inf"))]
@@ -300,6 +300,16 @@ def test_sigma_of_0_counts_as_the_root_of_eps():
     values["sigma"].fill_(EPS**0.5)
     torch.testing.assert_close(y, batch_renorm(x, **values, rmax=3.0, dmax=5.0)[0])
     assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_traced_inference_takes_other_batches(layout):
+    """What is decided from a shape must not be written into the trace."""
+    layer = nn.Sequential(BatchRenorm2d(5)).eval()
+    small, large = (arranged(random_input((n, 5, 4, 3), torch.float32), layout) for n in (9, 17))
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, small, check_trace=False)
+        torch.testing.assert_close(traced(large), layer(large))
 
 
 def test_inference_with_a_tiny_sigma_does_not_underflow():

@@ -261,6 +261,22 @@ def test_input_and_statistics_of_different_precision(x_dtype, dtype):
     assert layer.eval()(torch.randn(4, 3, 2, 2, dtype=x_dtype)).dtype == x_dtype
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 3, 3), (16, 5, 40, 40), (64, 5, 14, 14)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_input_and_parameters_of_different_precision(shape, memory_format):
+    """Training, evaluation, and evaluation without gradients, which has routes of its own."""
+    layer = filled(BatchRenorm2d(5)).bfloat16()
+    exact = copy.deepcopy(layer).float()
+    x = torch.randn(shape).contiguous(memory_format=memory_format)
+    torch.testing.assert_close(layer(x), exact(x))
+    layer.eval()
+    expected = exact.eval()(x)
+    torch.testing.assert_close(layer(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(exact(x), expected)
+
+
 def test_meta_device():
     layer = BatchRenorm2d(3, device="meta")
     assert layer.mu.is_meta

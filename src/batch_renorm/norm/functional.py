@@ -120,19 +120,22 @@ def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None,
 
 def inference(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
     """:func:`normalize` of a checked input and a sigma that is not tiny."""
-    dtype = kernels.statistics_dtype(x)
-    if mu.dtype != dtype or x.dtype != dtype:
-        mu, sigma = mu.to(dtype), sigma.to(dtype)
-        gamma, beta = (t if t is None else t.to(dtype) for t in (gamma, beta))
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        x, lay, _ = grouped.planned(x, 1)
-        if lay.plain and lay.L < COLUMNS_OF_INFERENCE:
+    dtype = x.dtype
+    same = mu.dtype == dtype and (gamma is None or gamma.dtype == dtype) and (beta is None or beta.dtype == dtype)
+    if same and x.is_cpu and not torch.is_grad_enabled():
+        count, (N, C) = x.numel(), x.shape[:2]
+        if count < kernels.COLUMNS_FROM or (count >= COLUMNS_OF_INFERENCE * N * C and x.is_contiguous()):
+            return torch.native_batch_norm(x, gamma, beta, mu, sigma.square(), False, 0.0, 0.0)[0]
+        lay = None
+        if not torch.compiler.is_compiling():
+            x, lay, _ = grouped.planned(x, 1)
+        if lay is not None and lay.plain:
             slope = sigma.reciprocal() if gamma is None else gamma / sigma
             offset = -mu * slope if beta is None else torch.addcmul(beta, mu, slope, value=-1)
             return kernels.slope_offset(x, slope, offset, lay)
-        if lay.on_cpu:
-            return torch.native_batch_norm(x, gamma, beta, mu, sigma.square(), False, 0.0, 0.0)[0]
-    return F.batch_norm(x, mu, sigma.square(), gamma, beta, False, 0.0, 0.0)
+    dtype = kernels.statistics_dtype(x)
+    gamma, beta = (t if t is None else t.to(dtype) for t in (gamma, beta))
+    return F.batch_norm(x, mu.to(dtype), sigma.to(dtype).square(), gamma, beta, False, 0.0, 0.0)
 
 
 def correction(mu_b, sigma_b, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:

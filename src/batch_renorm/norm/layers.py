@@ -120,7 +120,8 @@ class BatchRenorm(nn.Module):
             mu, sigma, weight, bias = self.mu, self.sigma, self.weight, self.bias
             return transform(x, mu, sigma, weight, bias, 1.0, 0.0, self.eps, groups, False)[0]
         self._groups(x, None)
-        return inference(x, self.mu, self.sigma, self.weight, self.bias)
+        buffers = self._buffers  # nn.Module's attributes take five times as long
+        return inference(x, buffers["mu"], buffers["sigma"], self.weight, self.bias)  # type: ignore[arg-type]
 
     def _groups(self, x: Tensor, group_size: int | None) -> int:
         if self.dims and x.dim() not in self.dims:
