@@ -298,6 +298,21 @@ def test_autocast():
     assert model[1].weight.grad.dtype == model[1].mu.dtype == torch.float32
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("group_size", [None, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_touch_the_statistics(dtype, group_size, memory_format):
+    """Not even where parts of a batch are merged: products in bfloat16 would leave three digits of them."""
+    x = (torch.randn(32, 4, 30, 30) * 2 + 3).to(dtype).contiguous(memory_format=memory_format)
+    layer, exact = BatchRenorm2d(4, momentum=1, group_size=group_size), BatchRenorm2d(4, momentum=1).double()
+    exact.group_size = group_size
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    exact(x.double())
+    torch.testing.assert_close(layer.mu.double(), exact.mu, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.sigma.double(), exact.sigma, rtol=1e-5, atol=1e-5)
+
+
 # ---- values that are not finite ------------------------------------------------------------------
 
 

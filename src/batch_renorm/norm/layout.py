@@ -115,12 +115,17 @@ def channels(t_GK: Tensor, lay: Layout) -> Tensor:
 
 
 def sum_of_rows(t: Tensor) -> Tensor:
-    """Of a small matrix: a product, which takes a fraction of the time of torch's sum where it is not in the cache."""
-    return t.new_ones(len(t)) @ t
+    """Of a small matrix: as a product, a fraction of the time of torch's sum where that is not in a cache."""
+    return t.new_ones(len(t)) @ t if _exact_products(t) else t.sum(0)
 
 
 def mean_of_rows(t: Tensor) -> Tensor:
-    return t.new_full((len(t),), 1 / len(t)) @ t
+    return t.new_full((len(t),), 1 / len(t)) @ t if _exact_products(t) else t.mean(0)
+
+
+def _exact_products(t: Tensor) -> bool:
+    """Autocast does them in half precision, and a GPU may in TF32."""
+    return t.is_cpu and not torch.is_autocast_enabled("cpu")
 
 
 def split(x: Tensor, lay: Layout) -> list[Tensor]:
