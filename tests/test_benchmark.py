@@ -65,7 +65,7 @@ def test_step(tmp_path):
 
 
 def test_aims(tmp_path):
-    small = ["--network", "glyphs", "--batch", "4", "--widest", "5", "--rounds", "2"]
+    small = ["--network", "glyphs", "--batch", "4", "--widest", "5", "--rounds", "2", "--no-memory"]
     result, text = benchmark(tmp_path, "aims", *small)
     aims = {row["what"]: row for row in result["aims"]}
     assert len(aims) == 12

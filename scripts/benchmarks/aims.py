@@ -25,6 +25,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="images of a step; default: 8 on a CPU, 224 on a GPU")
     parser.add_argument("--widest", type=int, default=299, help="leave wider inputs of the layer out")
     parser.add_argument("--network", choices=["inception_v3", "glyphs"], default="inception_v3", help="of the step")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure the step's peak memory")
 
 
 def run(args: Namespace) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def run(args: Namespace) -> dict[str, Any]:
     layer = ["--whole", "--widest", str(args.widest), *kind]
     passes = ["--network", args.network, "--batch", str(args.batch or (8 if on_cpu else 224)), "--groups", "0", "4"]
     passes += ["--layouts", *norm.LAYOUTS] if on_cpu else ["--dtype", "bfloat16", "--modes", "eager", "compiled"]
+    passes += ["--no-memory"] if args.no_memory else []
     result: dict[str, Any] = {
         "norm": norm.run(part(norm, args, layer)),
         "inference": norm.run(part(norm, args, [*layer, "--inference"])),
