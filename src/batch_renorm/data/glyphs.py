@@ -153,11 +153,9 @@ class Glyphs:
         shown = self.shown(keys)
         n, k = shown.shape
         pose = uniform(keys, 1, 6 * k).view(n, k, 6)
-        ink = F.grid_sample(
-            self.templates[shown.view(-1), None],
-            F.affine_grid(self._placed(pose, self._corners(keys, k)), [n * k, 1, self.size, self.size], False),
-            align_corners=False,
-        ).view(n, k, -1)
+        places = self._placed(pose, self._corners(keys, k)) @ self._pixels(device)  # (n * k, 2, size * size)
+        grid = places.mT.reshape(n * k, self.size, self.size, 2)
+        ink = F.grid_sample(self.templates[shown.view(-1), None], grid, align_corners=False).view(n, k, -1)
         image = (ink * self._contrasts(pose[..., 5])).sum(1)
         light = 2 * uniform(keys, 3, 2) - 1
         image = image * (1 + self.exposure / 2 * light[:, :1]) + self.exposure * light[:, 1:]
@@ -175,6 +173,12 @@ class Glyphs:
         """A different corner for each letter of an image, (n, count, 2) of -0.5 and 0.5."""
         corner = uniform(keys, 2, CORNERS).argsort(1)[:, :count]
         return torch.stack([corner % 2, corner // 2], 2) - 0.5
+
+    def _pixels(self, device: torch.device) -> Tensor:
+        """The middles of an image's pixels, from -1 to 1, and ones: (3, size * size)."""
+        middles = (torch.arange(self.size, device=device) * 2 + 1) / self.size - 1
+        y, x = torch.meshgrid(middles, middles, indexing="ij")
+        return torch.stack([x.reshape(-1), y.reshape(-1), torch.ones_like(x).view(-1)])
 
     def _placed(self, pose: Tensor, corners: Tensor) -> Tensor:
         """Where in its template each pixel of a letter comes from, (n * count, 2, 3): turned, stretched, moved."""

@@ -59,8 +59,11 @@ def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images:
     """
     if source.others != 1:
         raise ValueError(f"the mechanism is measured on images of two letters; these have {1 + source.others}")
-    draw = generator(0, EVALUATION, 3)
     val = Shown(source)
+    fewest = min(map(len, val.showing))
+    if fewest < max(most, 3):
+        raise ValueError(f"a letter is shown by {fewest} validation images, too few to measure: raise data.val_images")
+    draw = generator(0, EVALUATION, 3)
     chosen = draw.permutation(np.flatnonzero(val.letters[:, 0] != val.letters[:, 1]))[:images]
     return [*company(model, val, chosen, group, draw), *outputs(model, val, group, most, draw)]
 
