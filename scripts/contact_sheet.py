@@ -18,8 +18,8 @@ def sheet(source: Glyphs, split: str, rows: int, columns: int, zoom: int) -> Ima
     """Images spread evenly over the split, row by row; under each one the letter that its label names."""
     indices = np.linspace(0, len(source.labels(split)) - 1, rows * columns).astype(int)
     drawn = source.images([source.fetch(split, indices)], torch.device("cpu"))[:, 0]
-    low, high = drawn.quantile(0.005), drawn.quantile(0.995)
-    grey = ((drawn - low) / (high - low) * 255).clamp(0, 255).to(torch.uint8).numpy()
+    light = (drawn / drawn.quantile(0.999)).clamp(0, 1) ** 0.5  # as a screen shows light: dark images stay legible
+    grey = (light * 255).to(torch.uint8).numpy()
     side = source.size * zoom
     page = Image.new("L", (columns * (side + GAP) + GAP, rows * (side + CAPTION + GAP) + GAP), 255)
     pen, font = ImageDraw.Draw(page), ImageFont.truetype(str(font_files()[0]), CAPTION - 2)

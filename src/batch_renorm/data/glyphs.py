@@ -108,8 +108,8 @@ class Glyphs:
         rotation: largest angle of a letter, radians.
         stretch: largest change of a letter's width and height, as a fraction.
         jitter: largest distance of a letter from the middle of its corner, in half image sizes.
-        exposure: largest change of a whole image's brightness; its contrast changes by half as much, as a fraction.
-        noise: standard deviation of the pixel noise.
+        exposure: largest change of a whole image's light, in stops: powers of 2.
+        noise: standard deviation of the pixel noise, whatever the exposure.
     """
 
     channels = 1
@@ -156,9 +156,8 @@ class Glyphs:
         places = self._placed(pose, self._corners(keys, k)) @ self._pixels(device)  # (n * k, 2, size * size)
         grid = places.mT.reshape(n * k, self.size, self.size, 2)
         ink = F.grid_sample(self.templates[shown.view(-1), None], grid, align_corners=False).view(n, k, -1)
-        image = (ink * self._contrasts(pose[..., 5])).sum(1)
-        light = 2 * uniform(keys, 3, 2) - 1
-        image = image * (1 + self.exposure / 2 * light[:, :1]) + self.exposure * light[:, 1:]
+        light = torch.exp2(self.exposure * (2 * uniform(keys, 3, 1) - 1))
+        image = (ink * self._contrasts(pose[..., 5])).sum(1) * light
         noise = uniform(keys, 4, self.size * self.size) - 0.5
         return image.add_(noise, alpha=12**0.5 * self.noise).view(n, 1, self.size, self.size)
 
