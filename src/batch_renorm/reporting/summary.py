@@ -18,7 +18,8 @@ FALL = 1.5  # points from the best to the end that are worth a ring
 def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
     """The seven experiments' best accuracies (what the paper prints), a dot for each seed, bars from the baseline.
 
-    Where a curve ends clearly below its best, a ring is where it ends. Both panels are as many points wide and their baselines stand at the same place, so that bars compare.
+    Where a curve ends clearly below its best, a ring is where it ends. Both panels are as many points wide and their
+    baselines stand at the same place, so that bars compare.
     """
     from matplotlib.figure import Figure as Canvas
 
