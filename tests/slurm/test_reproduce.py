@@ -81,7 +81,7 @@ def test_what_is_finished_or_queued_is_left_and_the_rest_submitted(reproduce, tm
     assert {"--array=1,14,15%2", "--time=1:00:00", "--parsable"} <= set(words)
     lines = (tmp_path / words[-1].removeprefix("@")).read_text().splitlines()
     assert len(lines) == 16
-    assert lines[14] == "experiment=iid_batchnorm seed=2 optim.lr=1"
+    assert lines[14] == "experiment=iid_batchnorm seed=2 optim.lr=1 size.steps=3600"
     assert [number for number, line in enumerate(lines) if line] == [1, 14, 15]
 
 

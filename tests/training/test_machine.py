@@ -114,7 +114,7 @@ def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_
 
 
 def test_the_table_says_what_will_happen(made, capsys, tmp_path):
-    run = made("size.workers=50", "size.steps=1000")
+    run = made("size.workers=50", "size.steps=1000", "size.minibatch=8")
     place = Place(0, 0, 8, 1, 0, "torchrun")
     stated = {
         "memory": {"workers_per_pass": 4, "because": "the most that fits H200"},
@@ -131,7 +131,7 @@ def test_the_table_says_what_will_happen(made, capsys, tmp_path):
 
 def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
     """The search alone, on a GPU played by this CPU: 400 images are too many, and 200 leave too little free."""
-    run, tried, losses = made("size.workers=50"), [], Training.losses
+    run, tried, losses = made("size.workers=50", "size.minibatch=8"), [], Training.losses
 
     def small(self, model, images, labels):
         tried.append(len(images) // 8)
