@@ -120,7 +120,7 @@ def test_sigma_averaged_and_stored_as_a_variance_is_sigma_averaged():
         stored.lerp_(sigma_b.float(), 0.01)
         layer.running_var.copy_(moved_var(layer.running_var, sigma_b.float(), 0.01, 1e-3, False))
     ours, theirs = ((t.double() / exact - 1).abs().max() for t in (layer.sigma, stored))
-    assert ours < max(2e-6, 2 * theirs)
+    assert ours < max(5e-6, 2 * theirs)
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}, {"affine": False}])

@@ -1,7 +1,6 @@
 """The layer in the hands of tools that know nn.BatchNorm: what they find, freeze, estimate, trace and refuse."""
 
 import copy
-import io
 import warnings
 
 import pytest
@@ -76,18 +75,15 @@ def test_state_of_the_first_releases_loads(assign):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_averages_are_float32_whoever_made_them_half(dtype):
-    half = {name: value.to(dtype) for name, value in network().state_dict().items()}
-    loaded, cast = network(), network()
-    loaded.load_state_dict(half, assign=True)
-    for layer in (cast[1], cast[4]):  # as FSDP's buffer_dtype does
+    x, model = torch.randn(4, 3, 12, 12), network()
+    model.load_state_dict({name: value.to(dtype) for name, value in model.state_dict().items()}, assign=True)
+    assert model[1].running_mean.dtype == model[4].running_var.dtype == torch.float32
+    model(x.to(dtype))
+    model = network()
+    for layer in (model[1], model[4]):  # as FSDP's buffer_dtype does
         layer.running_mean.data, layer.running_var.data = layer.running_mean.to(dtype), layer.running_var.to(dtype)
-    for model in (loaded, cast):
-        model.to(dtype)(torch.randn(4, 3, 12, 12, dtype=dtype))
-        assert (
-            {model[k].running_mean.dtype for k in (1, 4)}
-            == {model[k].running_var.dtype for k in (1, 4)}
-            == {torch.float32}
-        )
+    model(x)
+    assert model[1].running_mean.dtype == model[4].running_var.dtype == torch.float32
 
 
 # ---- freezing, estimating, synchronising ---------------------------------------------------------
@@ -178,29 +174,27 @@ def test_a_trace_takes_other_batches(memory_format):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_an_export_takes_other_batches_and_has_one_batch_norm_a_layer(gradients):
-    model = network().eval()
-    with torch.set_grad_enabled(gradients):
-        program = torch.export.export(model, (torch.randn(2, 3, 12, 12),), dynamic_shapes=({0: torch.export.Dim("b")},))
-        x = torch.randn(9, 3, 12, 12)
-        torch.testing.assert_close(program.module()(x), model(x))
-    called = [node.target.__name__ for node in program.graph.nodes if node.op == "call_function"]
-    assert sum("batch_norm" in name for name in called) == 2
-    assert len(called) == 5  # and two convolutions and a ReLU
+def test_an_export_takes_other_batches_and_is_that_of_batchnorm(gradients):
+    x, programs = torch.randn(9, 3, 12, 12), []
+    for model in (network().eval(), network(nn.BatchNorm2d).eval()):
+        with torch.set_grad_enabled(gradients):
+            shapes = ({0: torch.export.Dim("b")},)
+            programs.append(torch.export.export(model, (torch.randn(2, 3, 12, 12),), dynamic_shapes=shapes))
+            torch.testing.assert_close(programs[-1].module()(x), model(x))
+    ours, theirs = ([(node.op, str(node.target)) for node in program.graph.nodes] for program in programs)
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("dynamo", [False, True])
-def test_onnx(dynamo):
+def test_onnx(dynamo, tmp_path):
     onnx, reference = pytest.importorskip("onnx"), pytest.importorskip("onnx.reference")
     pytest.importorskip("onnxscript")
-    model, file = network().eval(), io.BytesIO()
+    model, path = network().eval(), tmp_path / "model.onnx"
+    options = {"input_names": ["x"], "dynamic_axes": {"x": {0: "b"}}}
     if dynamo:
-        options = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("b")},), "verbose": False}
-    else:
-        options = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "b"}}}
-    torch.onnx.export(model, (torch.randn(2, 3, 12, 12),), file, **options)
-    loaded = onnx.load_from_string(file.getvalue())
-    x = torch.randn(5, 3, 12, 12)
+        options = {"dynamic_shapes": ({0: torch.export.Dim("b")},), "verbose": False}
+    torch.onnx.export(model, (torch.randn(2, 3, 12, 12),), path, dynamo=dynamo, **options)
+    loaded, x = onnx.load(path), torch.randn(5, 3, 12, 12)
     (y,) = reference.ReferenceEvaluator(loaded).run(None, {loaded.graph.input[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(y), model(x).detach(), rtol=1e-4, atol=1e-5)
 
@@ -279,7 +273,7 @@ def plain(x, layer):
 
 @pytest.fixture
 def layer():
-    layer = BatchRenorm1d(4, rmax=1.5, dmax=0.5, dtype=torch.float64)
+    layer = BatchRenorm1d(4, rmax=2.0, dmax=0.5, dtype=torch.float64)
     values = state(4)
     layer.mu, layer.sigma = values["mu"], values["sigma"]
     with torch.no_grad():
@@ -311,6 +305,7 @@ def test_torch_func(layer):
     torch.testing.assert_close(list(found.values()), list(expected))
     jacobian = jacfwd(loss, argnums=1)(parameters, x)
     torch.testing.assert_close(jacobian, grad(loss, argnums=1)(parameters, x))
+    layer.track_running_stats = False  # vmap has no one batch whose statistics they would be
     torch.testing.assert_close(
         vmap(grad(loss, argnums=1), in_dims=(None, 0))(parameters, torch.stack([x, 2 * x]))[1],
         grad(loss, argnums=1)(parameters, 2 * x),
