@@ -94,10 +94,11 @@ def _renorm(module: _BatchNorm, name: str, options: dict) -> BatchRenorm:
     layer_options = {"eps": module.eps, "affine": module.affine, "device": mean.device, **options}
     if mean.dtype == torch.float64:
         layer_options.setdefault("dtype", torch.float64)
-    if type(module) is plain:
-        layer: BatchRenorm = PLAIN[plain](module.num_features, **layer_options)
+    if plain.forward is type(module).forward:
+        layer = PLAIN[plain](module.num_features, **layer_options)
+        layer.folds_into = type(module)
     else:
-        from batch_renorm.norm.timm_layers import BatchRenormAct2d
+        from batch_renorm.norm.timm_layers import BatchRenormAct2d  # here because not everybody has timm
 
         layer = BatchRenormAct2d(module.num_features, source=module, **layer_options)
     if layer.weight is not None and module.weight is not None:
@@ -107,6 +108,7 @@ def _renorm(module: _BatchNorm, name: str, options: dict) -> BatchRenorm:
     layer.mu = mean
     layer.running_var.copy_((var + (module.eps - layer.eps)).clamp_min(0))  # type: ignore[union-attr, operator]
     layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[union-attr, arg-type]
+    layer.track_running_stats = module.track_running_stats  # False where a tool has frozen it
     return layer.train(module.training)
 
 
