@@ -106,8 +106,8 @@ def _renorm(module: _BatchNorm, name: str, options: dict) -> BatchRenorm:
     if layer.bias is not None and module.bias is not None:
         layer.bias = module.bias
     layer.mu = mean
-    layer.running_var.copy_((var + (module.eps - layer.eps)).clamp_min(0))  # type: ignore[union-attr, operator]
-    layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[union-attr, arg-type]
+    layer.running_var.copy_((var + (module.eps - layer.eps)).clamp_min(0))
+    layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[arg-type]
     layer.track_running_stats = module.track_running_stats  # False where a tool has frozen it
     return layer.train(module.training)
 

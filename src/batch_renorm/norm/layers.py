@@ -47,6 +47,9 @@ class BatchRenorm(_BatchNorm):
     folds_into: type[nn.Module] = nn.SyncBatchNorm  # takes any dimension, too
     deferred: Deferred | None = None
     batch_statistics: int | None = None  # group size in evaluation, 0 for the whole batch
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
     limits: Tensor
 
     def __init__(
@@ -71,9 +74,9 @@ class BatchRenorm(_BatchNorm):
         check_limits(rmax, dmax)
         super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
         if not scale:
-            self.weight = None
+            self.register_parameter("weight", None)
         if not (center and bias):
-            self.bias = None
+            self.register_parameter("bias", None)
         self.group_size = group_size
         self.averages = averages
         self._keep_wide()
@@ -82,7 +85,7 @@ class BatchRenorm(_BatchNorm):
     @property
     def mu(self) -> Tensor:
         """The paper's mu, (C): ``running_mean`` itself."""
-        return self._averages()[0]
+        return self.moving_averages()[0]
 
     @mu.setter
     def mu(self, value: Tensor) -> None:
@@ -92,12 +95,12 @@ class BatchRenorm(_BatchNorm):
     @property
     def sigma(self) -> Tensor:
         """The paper's sigma, (C): sqrt(running_var + eps), a new tensor. To change it, assign it."""
-        return (self._averages()[1] + self.eps).sqrt()
+        return (self.moving_averages()[1] + self.eps).sqrt()
 
     @sigma.setter
     def sigma(self, value: Tensor) -> None:
         with torch.no_grad():
-            self._averages()[1].copy_((value.square() - self.eps).clamp_min(0))
+            self.moving_averages()[1].copy_((value.square() - self.eps).clamp_min(0))
 
     @property
     def rmax(self) -> float:
@@ -138,7 +141,7 @@ class BatchRenorm(_BatchNorm):
 
     def as_batchnorm(self, kind: type[nn.Module] | None = None) -> nn.Module:
         """The batchnorm with the same outputs in evaluation; it shares the layer's tensors."""
-        mean, var = self._averages()
+        mean, var = self.moving_averages()
         parameter = next((p for p in (self.weight, self.bias) if p is not None), mean)
         options = {"device": mean.device, "dtype": parameter.dtype}
         make: Any = kind or self.folds_into
@@ -173,12 +176,13 @@ class BatchRenorm(_BatchNorm):
         if self.training:
             return self._train(x, relu=False)
         groups = self._groups(x, self.batch_statistics or None)
-        mean, var = self._averages()
+        mean, var = self.moving_averages()
         if self.batch_statistics is not None:
             return transform(x, mean, self.sigma, self.weight, self.bias, 1.0, 0.0, self.eps, groups, False)[0]
         return inference(x, mean, var, self.weight, self.bias, self.eps)
 
-    def _averages(self) -> tuple[Tensor, Tensor]:
+    def moving_averages(self) -> tuple[Tensor, Tensor]:
+        """running_mean and running_var themselves."""
         buffers = self._buffers  # nn.Module's attributes take five times as long
         mean, var = buffers["running_mean"], buffers["running_var"]
         if mean is None or var is None:
@@ -202,12 +206,14 @@ class BatchRenorm(_BatchNorm):
                 "sigma had moved, which gives wrong gradients: defer their update to the end of "
                 "the step with StepStatistics(model), or exclude the layer from checkpointing"
             )
-        mean, var = self._averages()
+        mean, var = self.moving_averages()
         if mean.dtype in HALF:  # of FSDP, or another hand that changes buffers
             self._keep_wide()
-            mean, var = self._averages()
+            mean, var = self.moving_averages()
         look = self.limits.device.type == "cpu" and not torch.compiler.is_compiling() and not derivatives_wanted()
         rmax, dmax = self.limits.tolist() if look else self.limits.unbind()  # floats are faster where nothing waits
+        if self.momentum is None:
+            rmax, dmax = 1.0, 0.0  # r and d from averages that are being estimated would distort what comes after
         sigma = (var + self.eps).sqrt_()
         y, mu_b, sigma_b = transform(x, mean, sigma, self.weight, self.bias, rmax, dmax, self.eps, groups, relu)
         if recomputing or not self.track_running_stats or not x.numel():
@@ -220,7 +226,7 @@ class BatchRenorm(_BatchNorm):
 
     def _move(self, mean: Tensor, var: Tensor, mu_b: Tensor, sigma_b: Tensor, look: bool) -> None:
         """The update of the averages, in place; `look` says that looking at a value waits for nothing."""
-        self.num_batches_tracked.add_(1)  # type: ignore[operator, union-attr]
+        self.num_batches_tracked.add_(1)
         alpha = self.momentum if self.momentum is not None else self.num_batches_tracked.to(mean.dtype).reciprocal()
         target = self.spread(sigma_b)
         mu_b, target = (t.to(mean.dtype) if t.dim() == 1 else t.mean(0).to(mean.dtype) for t in (mu_b, target))
@@ -266,7 +272,7 @@ class BatchRenorm(_BatchNorm):
         return ", ".join(parts + (["averages='variance'"] if self.averages == "variance" else []))
 
     def _apply(self, fn, recurse=True):
-        before = self._averages()
+        before = self.moving_averages()
         super()._apply(fn, recurse)
         for name, old in zip(("running_mean", "running_var"), before, strict=True):
             new = getattr(self, name)
@@ -314,8 +320,8 @@ class BatchRenorm2d(BatchRenorm, nn.BatchNorm2d):
     Args:
         num_features: channels, :math:`C`.
         eps: added to the variance, inside the root.
-        momentum: the paper's alpha, the rate at which mu and sigma move. None: they are the plain
-            mean over all batches since ``reset_running_stats``, as ``update_bn`` wants them.
+        momentum: the paper's alpha, the rate at which mu and sigma move. None, which ``update_bn`` sets,
+            estimates them: the plain mean over all batches since ``reset_running_stats``, with r = 1, d = 0.
         affine: whether there are gamma and beta, as ``weight`` and ``bias``.
         track_running_stats: True. Where a tool sets it to False afterwards, mu and sigma stay.
         group_size: consecutive examples that are normalised together. Default: the whole batch.

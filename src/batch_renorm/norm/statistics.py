@@ -130,20 +130,20 @@ class StepStatistics:
     def _move(self, total: Tensor, groups: Tensor) -> None:
         layers = list(self.layers.values())
         counters = [layer.num_batches_tracked for layer in layers]
-        torch._foreach_add_(counters, list((groups > 0).long().unbind()))  # type: ignore[arg-type]
+        torch._foreach_add_(counters, list((groups > 0).long().unbind()))
         index, alpha, eps, variance = self._per_channel(total)
         if any(layer.momentum is None for layer in layers):
-            counts = torch.stack(counters).to(total.dtype)  # type: ignore[arg-type]
+            counts = torch.stack(counters).to(total.dtype)
             alpha = torch.where(alpha.isnan(), counts.reciprocal()[index], alpha)
         groups = groups[index]
-        old = [layer.running_mean for layer in layers], [layer.running_var for layer in layers]
-        mean, var = (torch.cat(t).to(total.dtype) for t in old)  # type: ignore[arg-type]
+        means, variances = ([layer.moving_averages()[i] for layer in layers] for i in (0, 1))
+        mean, var = (torch.cat(t).to(total.dtype) for t in (means, variances))
         target_mean, target = (total / groups).unbind()
         # A layer without a group in the step has 0 / 0: not finite either.
         new = where_finite(mean.lerp(target_mean, alpha), moved_var(var, target, alpha, eps, variance), mean, var)
         sizes = [layer.num_features for layer in layers]
         parts = [*new[0].split(sizes), *new[1].split(sizes)]
-        torch._foreach_copy_(old[0] + old[1], parts)  # type: ignore[operator]
+        torch._foreach_copy_(means + variances, parts)
 
     def _warn_not_finite(self, total: Tensor) -> None:
         sizes = [layer.num_features for layer in self.layers.values()]

@@ -60,7 +60,7 @@ class State:
 
     def __init__(self, model: nn.Module) -> None:
         norms = [m for m in model.modules() if isinstance(m, BatchRenorm)]
-        self.variances = [norm.running_var for norm in norms]
+        self.variances = [norm.moving_averages()[1] for norm in norms]
         self.eps = [norm.eps for norm in norms]
         apart = {id(t) for t in self.variances}
         others = [t.detach() for t in (*model.parameters(), *model.buffers()) if id(t) not in apart]
