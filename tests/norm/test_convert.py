@@ -18,7 +18,7 @@ from batch_renorm.norm import (
     set_limits,
     to_batchnorm,
 )
-from batch_renorm.norm.layers import BatchRenorm
+from batch_renorm.norm.layers import BatchRenorm, BatchRenormNd
 
 
 def randomised(model):
@@ -55,7 +55,8 @@ def test_a_stock_model_there_and_back(name):
     model = convert_batchnorm(stock, group_size=1)
     assert model is stock
     assert sum(isinstance(m, BatchRenorm) for m in model.modules()) == norms
-    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    assert convert_batchnorm(model) is model  # those that are ours already stay
+    assert norms == sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
         # Training moves mu and sigma; then the folded model is another, but the same function.
@@ -111,7 +112,7 @@ def test_norm_and_activation_keep_their_order_and_training_works():
         (nn.BatchNorm1d, BatchRenorm1d, (4, 3)),
         (nn.BatchNorm2d, BatchRenorm2d, (4, 3, 2, 2)),
         (nn.BatchNorm3d, BatchRenorm3d, (4, 3, 2, 2, 2)),
-        (nn.SyncBatchNorm, BatchRenorm, (4, 3, 2)),
+        (nn.SyncBatchNorm, BatchRenormNd, (4, 3, 2)),
     ],
 )
 @pytest.mark.parametrize("affine", [True, False])
@@ -151,20 +152,9 @@ def test_a_shared_layer_stays_shared():
 def test_half_precision_and_double():
     layer = convert_batchnorm(nn.BatchNorm2d(3).bfloat16())
     assert layer.weight.dtype == torch.bfloat16
-    assert layer.sigma.dtype == torch.float32
+    assert layer.running_var.dtype == torch.float32
     assert convert_batchnorm(nn.BatchNorm2d(3).double()).sigma.dtype == torch.float64
     assert to_batchnorm(BatchRenorm2d(3).double()).running_var.dtype == torch.float64
-
-
-def test_sigma_below_the_root_of_eps_folds_exactly():
-    layer = BatchRenorm2d(3).eval()
-    layer.load_state_dict(layer.state_dict() | {"sigma": torch.tensor([0.0, 0.01, 1.0])})
-    assert layer.sigma.min() == 1e-3**0.5
-    x = torch.randn(2, 3, 2, 2)
-    expected = layer(x)
-    folded = to_batchnorm(layer)
-    assert folded.running_var[0] == 0
-    torch.testing.assert_close(folded(x), expected)
 
 
 class Odd(nn.BatchNorm2d):
@@ -199,4 +189,6 @@ def test_what_cannot_be_carried_over_is_named_and_nothing_changes(change, option
 
 
 def test_a_subclass_without_a_forward_of_its_own_is_plain():
-    assert isinstance(convert_batchnorm(Named(3)), BatchRenorm2d | BatchRenorm)
+    layer = convert_batchnorm(Named(3))
+    assert type(layer) is BatchRenorm2d
+    assert type(to_batchnorm(layer)) is Named

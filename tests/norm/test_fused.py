@@ -107,6 +107,20 @@ def test_parameters_in_half_precision_get_gradients_in_it():
         assert g_gamma.dtype == g_beta.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_second_derivatives_are_those_of_the_formula(relu):
+    x, _, values = case((4, 5, 3, 3))
+    results = []
+    for route in (fused.FusedBatchRenorm.apply, functional.algorithm1):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, values["gamma"], values["beta"])]
+        rest = (1.5, 0.5, EPS, 2) if route is functional.algorithm1 else (1.5, 0.5, EPS, 2, relu)
+        y = route(leaves[0], values["mu"], values["sigma"], *leaves[1:], *rest)[0]
+        y = y.relu() if relu else y
+        (gx,) = torch.autograd.grad(y.square().sum(), leaves[0], create_graph=True)
+        results.append(torch.autograd.grad(gx.square().sum(), leaves))
+    assert_near(results[0], [t.double() for t in results[1]], 1e-4)
+
+
 def test_no_gamma_and_no_beta_and_a_nan_stays_one():
     x, _, values = case((4, 5, 3, 3))
     x[0, 1] = torch.nan

@@ -44,8 +44,7 @@ def assert_equal(a, b, **tolerance):
 def test_update_is_the_formula(averages):
     layer = BatchRenorm2d(3, momentum=0.1, group_size=2, averages=averages).double()
     values = state(3)
-    layer.mu.copy_(values["mu"])
-    layer.sigma.copy_(values["sigma"])
+    layer.mu, layer.sigma = values["mu"], values["sigma"]
     statistics = StepStatistics(layer)
     x = images(8)[:, :, :, :3]
     layer(x[:6])
@@ -107,8 +106,8 @@ def test_a_layer_without_a_group_stays():
     model[:4](images(4))
     statistics.update()
     after = statistics_of(model)
-    assert not torch.equal(after["1.mu"], before["1.mu"])
-    for name in ("4.mu", "4.sigma", "7.mu", "7.sigma"):
+    assert not torch.equal(after["1.running_mean"], before["1.running_mean"])
+    for name in ("4.running_mean", "4.running_var", "4.num_batches_tracked", "7.running_mean", "7.running_var"):
         assert torch.equal(after[name], before[name])
 
 
@@ -121,7 +120,7 @@ def test_a_channel_that_is_not_finite_stays():
     with pytest.warns(RuntimeWarning, match="1 of 3"):
         statistics.update()
     assert layer.mu[1] == 0
-    assert layer.sigma[1] == 1
+    assert layer.running_var[1] == 1
     assert (layer.mu[[0, 2]] != 0).all()
     layer(images(4, torch.float32))
     statistics.update()
@@ -145,7 +144,7 @@ def test_release_gives_the_layers_back():
     statistics.release()
     before = statistics_of(model)
     model(images(4))
-    assert not torch.equal(statistics_of(model)["1.mu"], before["1.mu"])
+    assert not torch.equal(statistics_of(model)["1.running_mean"], before["1.running_mean"])
     StepStatistics(model)
 
 
@@ -192,8 +191,7 @@ def test_extra_and_reduce_share_one_call():
 
 def test_clipped_fractions_count_what_the_bounds_clip():
     layer = BatchRenorm2d(4, group_size=2)
-    layer.mu.copy_(torch.tensor([0.0, 0.0, 0.0, 9.0]))
-    layer.sigma.copy_(torch.tensor([1.0, 4.0, 0.1, 1.0]))
+    layer.mu, layer.sigma = torch.tensor([0.0, 0.0, 0.0, 9.0]), torch.tensor([1.0, 4.0, 0.1, 1.0])
     set_limits(layer, 2.0, 3.0)
     model = nn.ModuleDict({"a": layer, "b": BatchRenorm2d(8)})
     statistics = StepStatistics(model)
@@ -203,8 +201,7 @@ def test_clipped_fractions_count_what_the_bounds_clip():
     with pytest.raises(RuntimeError, match="measure_clipping"):
         statistics.clipped_fractions()
     statistics.measure_clipping = True
-    layer.mu.copy_(torch.tensor([0.0, 0.0, 0.0, 9.0]))
-    layer.sigma.copy_(torch.tensor([1.0, 4.0, 0.1, 1.0]))
+    layer.mu, layer.sigma = torch.tensor([0.0, 0.0, 0.0, 9.0]), torch.tensor([1.0, 4.0, 0.1, 1.0])
     layer(x[:4])
     layer(x[4:])
     statistics.update()

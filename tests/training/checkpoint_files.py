@@ -14,6 +14,17 @@ def final_state(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoints(folder)[0], weights_only=True)["state_dict"]
 
 
+def mu_and_sigma(state: dict[str, torch.Tensor], eps: float) -> dict[str, torch.Tensor]:
+    """The same in the paper's terms."""
+    found = {name: value for name, value in state.items() if ".running_" not in name}
+    for name, value in state.items():
+        if name.endswith(".running_mean"):
+            found[name.replace("running_mean", "mu")] = value
+        elif name.endswith(".running_var"):
+            found[name.replace("running_var", "sigma")] = (value + eps).sqrt()
+    return found
+
+
 def curve(folder: Path) -> list[tuple[str, str, str]]:
     """The rows of a curve that time has no part in."""
     with (folder / "curve.csv").open() as file:

@@ -32,8 +32,8 @@ def test_a_checkpoint_holds_everything_and_nothing_but_tensors_and_plain_values(
     assert held["optimizer_states"][0]["state"]
     names = held["state_dict"].keys()
     assert {name.split(".")[0] for name in names} == {"model", "average"}
-    assert any(name.endswith(".mu") for name in names)
-    assert any(name.endswith(".sigma") for name in names)
+    assert any(name.endswith(".running_mean") for name in names)
+    assert any(name.endswith(".running_var") for name in names)
 
     # of another config: the run folder's own config is gone, the checkpoint still knows
     (tmp_path / "run/config.yaml").unlink()

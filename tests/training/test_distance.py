@@ -35,7 +35,7 @@ def case():
     with torch.no_grad():
         for norm in (model[0], model[3]):
             norm.mu.normal_()
-            norm.sigma.uniform_(0.5, 2)
+            norm.sigma = torch.empty_like(norm.sigma).uniform_(0.5, 2)
     source = Images(torch.randn(48, 3, 6, 6) * 2 + 1)
     return model.eval(), source, np.arange(48).reshape(6, 8)
 

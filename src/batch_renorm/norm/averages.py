@@ -1,25 +1,29 @@
-"""How mu and sigma move: shared by the layer's own update and the once-a-step one."""
+"""How the moving averages move: shared by a layer's own update, the once-a-step one and the inference model.
+
+They are stored as nn.BatchNorm does, a variance without eps; what is averaged is sigma, or the variance.
+"""
 
 import torch
 from torch import Tensor
 
 
-def moved(mu, sigma, mean, spread, alpha, eps, variance) -> tuple[Tensor, Tensor]:
-    """mu and sigma after a step towards the mean muB and the mean spread of its groups.
+def spread(sigma_b: Tensor, eps: float | Tensor, variance: bool) -> Tensor:
+    """What is averaged of a batch: sigmaB, or its variance."""
+    return sigma_b.square() - eps if variance else sigma_b
+
+
+def moved_var(var: Tensor, target: Tensor, alpha, eps, variance: bool | Tensor) -> Tensor:
+    """running_var after a step of rate `alpha` towards a :func:`spread`.
 
     alpha, eps and variance are numbers, or tensors with an entry per channel.
     """
-    mean, spread = mean.to(mu.dtype), spread.to(mu.dtype)
-    new_mu = mu.lerp(mean, alpha)
-    if variance is False:
-        return new_mu, sigma.lerp(spread, alpha)
-    by_variance = (eps + (sigma.square() - eps).lerp(spread, alpha)).clamp_min(0).sqrt()
     if variance is True:
-        return new_mu, by_variance
-    return new_mu, torch.where(variance, by_variance, sigma.lerp(spread, alpha))
+        return var.lerp(target, alpha)
+    by_sigma = (var + eps).sqrt_().lerp_(target, alpha).square_().sub_(eps).clamp_min_(0)
+    return by_sigma if variance is False else torch.where(variance, var.lerp(target, alpha), by_sigma)
 
 
-def where_finite(new_mu, new_sigma, mu, sigma) -> tuple[Tensor, Tensor]:
-    """The new statistics, but the old of a channel where one of the new is not finite."""
-    finite = torch.isfinite(new_mu + new_sigma)
-    return torch.where(finite, new_mu, mu), torch.where(finite, new_sigma, sigma)
+def where_finite(mean: Tensor, var: Tensor, old_mean: Tensor, old_var: Tensor) -> tuple[Tensor, Tensor]:
+    """The new averages, but the old of a channel where one of the new is not finite."""
+    finite = torch.isfinite(mean + var)
+    return torch.where(finite, mean, old_mean), torch.where(finite, var, old_var)

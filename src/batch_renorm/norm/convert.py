@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from batch_renorm.norm.layers import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from batch_renorm.norm.layers import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,25 +21,8 @@ PLAIN: dict[type[nn.Module], type[BatchRenorm]] = {
     nn.BatchNorm1d: BatchRenorm1d,
     nn.BatchNorm2d: BatchRenorm2d,
     nn.BatchNorm3d: BatchRenorm3d,
-    nn.SyncBatchNorm: BatchRenorm,
+    nn.SyncBatchNorm: BatchRenormNd,
 }
-
-
-class BatchRenormAct(BatchRenorm):
-    """Batch Renormalization, then ``drop``, then ``act``: in the place of timm's BatchNormAct2d."""
-
-    def __init__(self, *args, source: type[nn.Module], drop: nn.Module, act: nn.Module, **options):
-        super().__init__(*args, **options)
-        plain = _plain(source)
-        assert plain is not None
-        self.dims, self.expected = PLAIN[plain].dims, PLAIN[plain].expected
-        self.batchnorm = source
-        self.drop, self.act = drop, act
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and type(self.act) is nn.ReLU and type(self.drop) is nn.Identity:
-            return self._train(x, relu=True)  # part of the kernels on a GPU
-        return self.act(self.drop(super().forward(x)))
 
 
 def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
@@ -48,7 +31,8 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
     ``nn.BatchNorm1d/2d/3d``, ``nn.SyncBatchNorm`` (each rank then normalises its own batch) and
     timm's batchnorm-and-activation layers. Parameters are the same objects, so an optimiser that
     has them keeps working; eps is kept, and mu and sigma give the inference output of before.
-    momentum is not kept: its default is the paper's alpha, 0.01. Hooks are not kept.
+    momentum is not kept: its default is the paper's alpha, 0.01. Hooks are not kept. Layers that are
+    Batch Renormalization already stay as they are.
 
     Args:
         model: changed in place, unless it is a batchnorm itself.
@@ -65,7 +49,8 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
     """
 
     def convert(module: nn.Module, name: str) -> nn.Module | None:
-        return _renorm(module, name, options) if isinstance(module, _BatchNorm) else None
+        plain = isinstance(module, _BatchNorm) and not isinstance(module, BatchRenorm)
+        return _renorm(module, name, options) if plain else None
 
     return _replace(model, convert)
 
@@ -73,10 +58,9 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
 def to_batchnorm(model: nn.Module) -> nn.Module:
     """Folds every Batch Renormalization into the plain batchnorm with equal inference outputs.
 
-    The weights then load into the stock model: running_var is ``sigma ** 2 - eps``, a gamma or beta
-    that the layer does not have is 1 or 0, and what :func:`convert_batchnorm` made of a timm layer
-    becomes that timm layer again. The layer's sigma is at least ``sqrt(eps)``, so that
-    running_var is at least 0.
+    The weights then load into the stock model: a gamma or beta that the layer does not have is 1 or
+    0, and what :func:`convert_batchnorm` made of a timm layer becomes that timm layer again. The new
+    layers share their tensors with the old.
 
     Args:
         model: changed in place, unless it is a BatchRenorm layer itself.
@@ -86,7 +70,7 @@ def to_batchnorm(model: nn.Module) -> nn.Module:
     """
 
     def convert(module: nn.Module, name: str) -> nn.Module | None:
-        return _batchnorm(module) if isinstance(module, BatchRenorm) else None
+        return module.as_batchnorm() if isinstance(module, BatchRenorm) else None
 
     return _replace(model, convert)
 
@@ -110,17 +94,21 @@ def _renorm(module: _BatchNorm, name: str, options: dict) -> BatchRenorm:
     layer_options = {"eps": module.eps, "affine": module.affine, "device": mean.device, **options}
     if mean.dtype == torch.float64:
         layer_options.setdefault("dtype", torch.float64)
-    if type(module) is plain:
+    if plain.forward is type(module).forward:
         layer = PLAIN[plain](module.num_features, **layer_options)
+        layer.folds_into = type(module)
     else:
-        drop, act = (getattr(module, part, None) or nn.Identity() for part in ("drop", "act"))
-        layer = BatchRenormAct(module.num_features, source=type(module), drop=drop, act=act, **layer_options)
+        from batch_renorm.norm.timm_layers import BatchRenormAct2d  # here because not everybody has timm
+
+        layer = BatchRenormAct2d(module.num_features, source=module, **layer_options)
     if layer.weight is not None and module.weight is not None:
         layer.weight = module.weight
     if layer.bias is not None and module.bias is not None:
         layer.bias = module.bias
-    layer.mu.copy_(mean)
-    layer.sigma.copy_((var.to(layer.sigma.dtype) + module.eps).sqrt())
+    layer.mu = mean
+    layer.running_var.copy_((var + (module.eps - layer.eps)).clamp_min(0))
+    layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[arg-type]
+    layer.track_running_stats = module.track_running_stats  # False where a tool has frozen it
     return layer.train(module.training)
 
 
@@ -131,23 +119,6 @@ def _check_droppable(where, parameter, value, name, option, options) -> None:
             f"{where}: {option}=False drops a {name} that is not {value}: set it to {value} "
             f"first, or convert with {option}=True"
         )
-
-
-@torch.no_grad()
-def _batchnorm(layer: BatchRenorm) -> nn.Module:
-    device = layer.mu.device
-    parameter = layer.weight if layer.weight is not None else layer.bias
-    dtype = parameter.dtype if parameter is not None else layer.mu.dtype
-    module = layer.batchnorm(layer.num_features, layer.eps, layer.momentum, layer.affine, device=device, dtype=dtype)
-    if layer.weight is not None:
-        module.weight = layer.weight
-    if layer.bias is not None:
-        module.bias = layer.bias
-    module.running_mean = layer.mu.clone()
-    module.running_var = (layer.sigma.square() - layer.eps).clamp_min(0)
-    if isinstance(layer, BatchRenormAct):
-        module.drop, module.act = layer.drop, layer.act
-    return module.train(layer.training)
 
 
 def _plain(cls: type[nn.Module]) -> type[nn.Module] | None:

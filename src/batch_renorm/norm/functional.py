@@ -11,7 +11,6 @@ Departures from ``torch.nn.functional.batch_norm``:
 1. The batch statistics are returned; they are float32 whatever the input (float64 for float64).
 2. sigma is a standard deviation with eps inside, not a variance.
 3. One value per channel is enough: its xhat is d.
-4. Differentiable once.
 """
 
 import math
@@ -19,18 +18,29 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from batch_renorm.norm import grouped, kernels
-from batch_renorm.norm.layout import like, sum_of_rows
+from batch_renorm.norm.kernels import BatchRenormFunction, correction, statistics_dtype
 
-COLUMNS_OF_INFERENCE = 200
-"""Positions of an image from which the native kernel is as fast as plain operations on planes as a matrix."""
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
 """Devices whose tensors go to the kernels of :mod:`fused`, where they take them."""
 TRITON_WHEN_COMPILED = False
 """Whether torch.compile keeps them, and does not fuse the plain formula itself."""
+
+
+def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The paper's Algorithm 1, line by line, for every group of examples; of y, muB, sigmaB only y has a gradient."""
+    x_GMC = x.unflatten(0, (groups, -1)).to(statistics_dtype(x))
+    values = [1, *range(3, x_GMC.dim())]  # the axes of the values of a channel
+    mu_b = x_GMC.mean(values, keepdim=True)
+    centred = x_GMC - mu_b
+    sigma_b = (eps + centred.square().mean(values, keepdim=True)).sqrt()
+    r, d = _constants(mu_b, sigma_b, mu, sigma, rmax, dmax)
+    xhat = centred / sigma_b * r + d
+    y = xhat if gamma is None else gamma.view(r.shape[2:]) * xhat
+    y = y if beta is None else y + beta.view(r.shape[2:])
+    return y.flatten(0, 1).to(x.dtype), *(t.detach().reshape(groups, -1) for t in (mu_b, sigma_b))
 
 
 def batch_renorm(
@@ -55,7 +65,8 @@ def batch_renorm(
         y = \gamma \left(\frac{x - \mu_B}{\sigma_B}\, r + d\right) + \beta
 
     The gradient flows through :math:`\mu_B` and :math:`\sigma_B` and never through r and d, so with
-    ``rmax=1, dmax=0``, the default, this is batchnorm.
+    ``rmax=1, dmax=0``, the default, this is batchnorm. Derivatives of any order, torch.func and
+    forward mode go through plain operations, where they are asked for.
 
     Args:
         x: input; any floating dtype, with statistics in float32 (float64 for float64).
@@ -70,10 +81,11 @@ def batch_renorm(
     Shape:
         - x: :math:`(N, C, *)`; mu, sigma, gamma, beta: :math:`(C)`
         - y: as x, in its dtype and memory format
-        - :math:`\mu_B`, :math:`\sigma_B`: :math:`(N / \text{group\_size}, C)`, without gradient
+        - :math:`\mu_B`, :math:`\sigma_B`: :math:`(N / \text{group\_size}, C)`, without gradient; :math:`(0, C)`
+          of an empty batch
 
     Raises:
-        ValueError: empty batch, groups that do not divide it, wrong channel count or bounds.
+        ValueError: groups that do not divide the batch, wrong channel count or bounds.
         TypeError: an input that is not floating point.
     """
     groups = check_input(x, x.shape[1] if x.dim() > 1 else 0, group_size)
@@ -87,135 +99,65 @@ def batch_renorm(
 
 
 def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, relu: bool):
-    """:func:`batch_renorm` of a checked input and a sigma of at least sqrt(eps).
+    """:func:`batch_renorm` of a checked input and a sigma of at least sqrt(eps), by whatever suits them.
 
     The statistics of one group may also have the shape (C).
     """
+    if not x.numel():
+        y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
+        return y, *2 * [mu.new_empty((0, x.shape[1]), dtype=statistics_dtype(x))]
     compiling = torch.compiler.is_compiling()
-    if x.device.type in TRITON_DEVICES and (TRITON_WHEN_COMPILED or not compiling):
+    derived = not compiling and derivatives_wanted()
+    if x.device.type in TRITON_DEVICES and (TRITON_WHEN_COMPILED or not compiling) and not derived:
         from batch_renorm.norm import fused  # here because importing triton takes time
 
         if fused.takes(x):
             kept = fused.compiled if compiling else fused.FusedBatchRenorm.apply
             return kept(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
-    if compiling:
-        y, mu_b, sigma_b = _formula(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
+    if compiling or derived:
+        y, mu_b, sigma_b = algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
     else:
         moments: list[Tensor] = []
-        y = _BatchRenorm.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
+        y = BatchRenormFunction.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
         mu_b, sigma_b = moments
-    return F.relu(y, inplace=True) if relu else y, mu_b, sigma_b
+    return F.relu(y, inplace=not derived) if relu else y, mu_b, sigma_b
+
+
+def derivatives_wanted() -> bool:
+    """Whether torch.func or forward mode looks on, for which kernels have no rule."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
-    r"""Inference: :math:`y = \gamma (x - \mu) / \sigma + \beta`, differentiable in x, gamma, beta.
+    r"""Inference: :math:`y = \gamma (x - \mu) / \sigma + \beta`, differentiable in all of them.
 
     Shapes, dtypes and errors as in :func:`batch_renorm`.
     """
     check_input(x, x.shape[1] if x.dim() > 1 else 0, None)
     _check_channels(x, mu, sigma, gamma, beta)
-    # sigma goes into gamma because sigma ** 2 would underflow where 1 / sigma does not.
-    return inference(x, mu, torch.ones_like(sigma), sigma.reciprocal() if gamma is None else gamma / sigma, beta)
+    shape, dtype = (-1, *(1,) * (x.dim() - 2)), statistics_dtype(x)
+    slope = sigma.reciprocal() if gamma is None else gamma / sigma
+    y = (x - mu.to(dtype).view(shape)) * slope.to(dtype).view(shape)
+    return (y if beta is None else y + beta.to(dtype).view(shape)).to(x.dtype)
 
 
-def inference(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """:func:`normalize` of a checked input and a sigma that is not tiny."""
-    dtype = x.dtype
-    same = mu.dtype == dtype and (gamma is None or gamma.dtype == dtype) and (beta is None or beta.dtype == dtype)
-    if same and x.is_cpu and not torch.is_grad_enabled():
-        count, (N, C) = x.numel(), x.shape[:2]
-        if count < kernels.COLUMNS_FROM or (count >= COLUMNS_OF_INFERENCE * N * C and x.is_contiguous()):
-            return torch.native_batch_norm(x, gamma, beta, mu, sigma.square(), False, 0.0, 0.0)[0]
-        lay = None
-        if not torch.compiler.is_compiling():
-            x, lay, _ = grouped.planned(x, 1)
-        if lay is not None and lay.plain:
-            slope = sigma.reciprocal() if gamma is None else gamma / sigma
-            offset = -mu * slope if beta is None else torch.addcmul(beta, mu, slope, value=-1)
-            return kernels.slope_offset(x, slope, offset, lay)
-    dtype = kernels.statistics_dtype(x)
-    gamma, beta = (t if t is None else t.to(dtype) for t in (gamma, beta))
-    return F.batch_norm(x, mu.to(dtype), sigma.to(dtype).square(), gamma, beta, False, 0.0, 0.0)
+def inference(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+    """What nn.BatchNorm does in evaluation, for parameters in any dtype too."""
+    dtype, tensors = statistics_dtype(x), (mean, var, gamma, beta)
+    if any(t is not None and t.dtype != dtype for t in tensors):
+        mean, var, gamma, beta = (t if t is None else t.to(dtype) for t in tensors)
+    return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, eps)
 
 
-def correction(mu_b, sigma_b, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
-    """The paper's r and d, in the dtype of the batch statistics."""
-    if isinstance(rmax, Tensor):
-        rmin = rmax.reciprocal()
-    elif rmax == 1 and not isinstance(dmax, Tensor) and dmax == 0:
-        return torch.ones_like(sigma_b), torch.zeros_like(mu_b)
+def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
+    """r and d, in the shape of the batch statistics and without a gradient."""
+    mu_GC, sigma_GC = (t.detach().reshape(len(t), -1) for t in (mu_b, sigma_b))
+    if torch.compiler.is_compiling():
+        rmax, dmax = (t if isinstance(t, Tensor) else mu_GC.new_full((), t) for t in (rmax, dmax))
+        r, d = _opaque_correction(mu_GC, sigma_GC, mu, sigma, rmax, dmax)
     else:
-        rmin = 1 / rmax
-    if mu.dtype != mu_b.dtype:
-        mu, sigma = mu.to(mu_b.dtype), sigma.to(mu_b.dtype)
-    r = (sigma_b / sigma).clamp_(rmin, rmax)
-    d = (mu_b - mu).div_(sigma).clamp_(-dmax, dmax)
-    return r, d
-
-
-class _BatchRenorm(torch.autograd.Function):
-    """y; muB and sigmaB go into a list, since an output costs as much as five operations on C values."""
-
-    @staticmethod
-    def forward(ctx, x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments):
-        x, lay, how = grouped.planned(x, groups)
-        mu_b, var, more = how.statistics(x, lay)
-        sigma_b = var.add_(eps).sqrt()
-        r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
-        weight, bias = _weight_bias(gamma, beta, r, d)
-        inv = sigma_b.reciprocal()
-        y = how.affine(x, mu_b, var, inv, weight, bias, more, lay)
-        moments += mu_b, sigma_b
-        ctx.save_for_backward(x, weight, mu_b, inv, r, d)
-        ctx.gradients, ctx.lay = how.gradients, lay
-        return y
-
-    @staticmethod
-    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
-        # The wrapper costs as much as five operations, too, and matters only where a graph is made.
-        return (_differentiable_once if torch.is_grad_enabled() else _gradients)(ctx, g)
-
-
-def _gradients(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, mu_b, inv, r, d = ctx.saved_tensors
-    need_x, need_gamma, need_beta, *_ = ctx.needs_input_grad
-    gx, g_weight, g_bias = ctx.gradients(like(g, x), x, mu_b, inv, weight, need_x, ctx.lay)
-    # sum(g * xhat), and xhat is the kernels' normalised x times r plus d.
-    g_gamma = torch.addcmul(g_weight * r, g_bias, d) if need_gamma else None
-    g_beta = g_bias if need_beta else None
-    if mu_b.dim() == 2:
-        g_gamma, g_beta = (t if t is None else sum_of_rows(t) for t in (g_gamma, g_beta))
-    return gx, g_gamma, g_beta, None, None, None, None, None, None, None
-
-
-_differentiable_once = once_differentiable(_gradients)
-
-
-def _weight_bias(gamma, beta, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    if beta is not None and beta.dtype != r.dtype:
-        beta = beta.to(r.dtype)
-    if gamma is None:
-        return r, d if beta is None else d + beta
-    if gamma.dtype != r.dtype:
-        gamma = gamma.to(r.dtype)
-    return gamma * r, gamma * d if beta is None else torch.addcmul(beta, gamma, d)
-
-
-def _formula(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
-    """What torch.compile sees: plain operations that it fuses (mean form; var_mean is slow)."""
-    x_GMC = x.unflatten(0, (groups, -1)).to(kernels.statistics_dtype(x))
-    dims = [1, *range(3, x_GMC.dim())]
-    mean = x_GMC.mean(dims, keepdim=True)
-    centred = x_GMC - mean
-    sigma_b = (centred.square().mean(dims, keepdim=True) + eps).sqrt()
-    with torch.no_grad():
-        shape = (groups, x.shape[1])
-        mu_out, sigma_out = mean.detach().reshape(shape), sigma_b.detach().reshape(shape)
-        rmax, dmax = (t if isinstance(t, Tensor) else mu_out.new_full((), t) for t in (rmax, dmax))
-        r, d = _opaque_correction(mu_out, sigma_out, mu, sigma, rmax, dmax)
-    weight, bias = _weight_bias(gamma, beta, r, d)
-    y = centred * (weight.view(sigma_b.shape) / sigma_b) + bias.view(sigma_b.shape)
-    return y.flatten(0, 1).to(x.dtype), mu_out, sigma_out
+        r, d = correction(mu_GC, sigma_GC, mu, sigma, rmax, dmax)
+    return r.view(mu_b.shape), d.view(mu_b.shape)
 
 
 @torch.library.custom_op("batch_renorm::correction", mutates_args=())
@@ -243,17 +185,14 @@ def check_limits(rmax: float | Tensor, dmax: float | Tensor) -> None:
 def check_input(x: Tensor, channels: int, group_size: int | None) -> int:
     """Number of groups of a good input."""
     shape = x.shape
-    if group_size is None and len(shape) > 1 and shape[1] == channels and x.is_floating_point() and x.numel():
+    if group_size is None and len(shape) > 1 and shape[1] == channels and x.is_floating_point():
         return 1
     if not x.is_floating_point():
         raise TypeError(f"batch renorm needs a floating point input, got {x.dtype}")
     if len(shape) < 2:
-        raise ValueError(f"batch renorm needs an input (N, C, ...), got shape {shape}")
+        raise ValueError(f"batch renorm needs an input (N, C, ...), got shape {tuple(shape)}")
     if shape[1] != channels:
-        raise ValueError(f"input of shape {shape} has {shape[1]} channels, the layer has {channels}")
-    if x.numel() == 0:
-        # The native backward kernel would divide by zero and end the process.
-        raise ValueError(f"batch renorm got an empty batch of shape {shape}: skip such a batch")
+        raise ValueError(f"input of shape {tuple(shape)} has {shape[1]} channels, the layer has {channels}")
     if group_size is None:
         return 1
     if group_size < 1:

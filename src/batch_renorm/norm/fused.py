@@ -9,7 +9,7 @@ far from zero nor many values cost digits.
 
 No GPU has run these kernels yet: tests run them through Triton's interpreter.
 
-Suffixes as in :mod:`layout`, and S: splits of a group's M rows.
+Suffixes as in :mod:`kernels`, and S: splits of a group's M rows.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from batch_renorm.norm import triton_kernels
-from batch_renorm.norm.layout import is_in_rows, like
+from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients
 
 TILE = 4096  # elements that a program holds at once
 # Wanted of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant and not the
@@ -139,6 +138,13 @@ def backward(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> tuple[Ten
     return gx, g_gamma, g_beta
 
 
+@torch.no_grad()
+def outputs(x: Tensor, found: list[Tensor]) -> Tensor:
+    """Before the ReLU, float32."""
+    mu_b, _, _, _, slope, bias = (t.view(len(t), 1, -1, *(1,) * (x.dim() - 2)) for t in found)
+    return ((x.unflatten(0, (len(mu_b), -1)) - mu_b) * slope + bias).flatten(0, 1)
+
+
 class FusedBatchRenorm(torch.autograd.Function):
     """The eager route: (x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu) -> y, mu_b, sigma_b."""
 
@@ -146,18 +152,23 @@ class FusedBatchRenorm(torch.autograd.Function):
     def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
         rmax, dmax = (as_tensor(t, x) for t in (rmax, dmax))
         y, *found = forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
-        ctx.save_for_backward(x, *found)
-        ctx.relu = relu
+        ctx.save_for_backward(x, gamma, *found)
+        ctx.relu, ctx.eps = relu, eps
         ctx.mark_non_differentiable(found[0], found[1])
         ctx.set_materialize_grads(False)
         return y, found[0], found[1]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if g is None:
             return (None,) * 10
-        x, *found = ctx.saved_tensors
+        x, gamma, *found = ctx.saved_tensors
+        if derivatives_follow():
+            needed = ctx.needs_input_grad[0], *ctx.needs_input_grad[3:5]
+            if ctx.relu:
+                g = g * (outputs(x, found) > 0)
+            gx, *parameters = plain_gradients(g, x, gamma, found[2], found[3], ctx.eps, needed)
+            return gx, None, None, *parameters, *(None,) * 5
         gx, *rest = backward(like(g, x), x, found, ctx.relu)
         return gx, None, None, *_parameter_gradients(rest, ctx.needs_input_grad[3:5]), *(None,) * 5
 

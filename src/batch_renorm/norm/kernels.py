@@ -1,189 +1,254 @@
-"""The native batchnorm kernels, for one group of examples, and for each of several in turn.
+"""Batch Renormalization outside torch.compile: forward and backward in few calls, of one group or of many.
 
 With r and d held constant Batch Renormalization is batchnorm with weight ``gamma * r`` and bias
-``beta + gamma * d``, so forward and backward are the kernels behind ``nn.BatchNorm2d``. What is
-added here is the statistics, where those kernels are slow or inaccurate on CPU.
+``beta + gamma * d``, so the kernels behind ``nn.BatchNorm2d`` do it: one call of each per group. Where groups
+are small, the calls cost more than what they compute, and plain operations take all groups at once, as a
+matrix each: a column for every channel of a channels-last tensor, for every channel and position of another.
 
-:mod:`layout` has the memory orders and the suffixes.
+Suffixes name the axes: G groups, M rows of a group's matrix, K its columns, C channels, L columns of a channel.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from batch_renorm.norm.layout import HALF, ROWS_CHUNK, Layout, columns, layout, matrix, mean_of_rows, split
-
 aten = torch.ops.aten
-
-# Elements from which planes are faster summed down the columns of their matrix, or in blocks, than by
-# the native kernel, and bytes of a block (about an L2 cache: centring and squaring read it from there).
-COLUMNS_FROM = 50_000
-BLOCKED_FROM = 250_000
-BLOCK_BYTES = 1 << 20
-# Values of a channel that may be summed into one float32 accumulator for each vector lane (planes). Over
-# 700,000 values that is off by 2e-5 of the variance; chunks of this size, merged, by 2e-6.
-PLANES_CHUNK = 1 << 16
+HALF = (torch.float16, torch.bfloat16)
+# Elements of a group from which, on a CPU, a native call for each beats plain operations on all.
+NATIVE_FROM = 25_000
+# Values of a channel that go into one float32 accumulator, which is what the native kernel has for channels-last
+# tensors on a CPU. Over 700,000 values that is off by 3e-4 of the variance; chunks of this size, merged, by 4e-6.
+CHUNK = 1 << 14
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# ---- mean and biased variance of every channel ---------------------------------------------------
+def is_in_rows(x: Tensor) -> bool:
+    """Channels innermost: channels_last, or a plain (N, C) matrix."""
+    if x.dim() == 4 and not x.is_contiguous():
+        return x.is_contiguous(memory_format=torch.channels_last)
+    if x.dim() == 5 and not x.is_contiguous():
+        return x.is_contiguous(memory_format=torch.channels_last_3d)
+    return x.is_contiguous() and x.numel() == x.shape[0] * x.shape[1]
 
 
-def statistics(x: Tensor, lay: Layout) -> tuple[Tensor, Tensor]:
-    """New tensors of shape (G, C); of shape (C) for one group, where handling G would cost time."""
-    if lay.groups == 1:
-        return _statistics(x, lay)
-    means, variances = zip(*[_statistics(part, layout(part, 1)) for part in split(x, lay)], strict=True)
-    return torch.stack(means), torch.stack(variances)
+def like(g: Tensor, x: Tensor) -> Tensor:
+    """``g`` in the memory order of the dense ``x``."""
+    return torch.empty_like(x, dtype=g.dtype).copy_(g) if g.stride() != x.stride() else g
 
 
-def _statistics(x: Tensor, lay: Layout) -> tuple[Tensor, Tensor]:
-    if not lay.on_cpu:
-        return _native_statistics(x)
-    if lay.in_rows:
-        return _rows_statistics(x, lay)
-    C, L = lay.C, lay.L
-    if lay.plain and x.numel() >= COLUMNS_FROM:
-        rows = matrix(x, lay)
-        means, variances = _rows_statistics(rows, layout(rows, 1))
-        return _merge_equal(means.view(C, L).t(), variances.view(C, L).t())
-    if L > PLANES_CHUNK and x.dim() > 3:
-        # Lines as channels, then merged: a plane is too long for one sum.
-        lines = x.flatten(1, 2)
-        means, variances = _statistics(lines, layout(lines, 1))
-        return _merge_equal(means.view(C, -1).t(), variances.view(C, -1).t())
-    if lay.half:
-        return _in_chunks(x.split(max(1, PLANES_CHUNK // L)))
-    return _blocked_statistics(x) if x.numel() > BLOCKED_FROM else _native_statistics(x)
+class Plan(NamedTuple):
+    """How a batch is taken; its groups are equal numbers of consecutive examples."""
+
+    groups: int
+    M: int
+    C: int
+    L: int
+    rows: bool
+    """The memory order: channels innermost, or planes."""
+    together: bool
+    """All groups at once as matrices, or a native call for each."""
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """(G, M, K): a view."""
+        K = self.C * self.L
+        return x.as_strided((self.groups, self.M, K), (self.M * K, K, 1))
+
+    def columns(self, t_GC: Tensor) -> Tensor:
+        """As a factor of every row of the matrices."""
+        return (t_GC if self.L == 1 else t_GC.repeat_interleave(self.L, 1)).unsqueeze(1)
+
+    def sums(self, t_GMK: Tensor) -> Tensor:
+        """Of every channel, (G, C)."""
+        t_GK = t_GMK.sum(1)
+        return t_GK if self.L == 1 else t_GK.view(self.groups, self.C, self.L).sum(2)
 
 
-def _native_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dtype not in HALF:
+def planned(x: Tensor, groups: int) -> tuple[Tensor, Plan]:
+    """The tensor in float32 or as it is, in a memory order that the kernels know, and how to take it."""
+    rows = is_in_rows(x)
+    if not rows:
+        x = x.contiguous()
+    if x.dtype in HALF and (groups > 1 or x.is_cpu):
+        x = x.float()  # a GPU's kernels take half precision with float32 statistics, and nothing else does
+    C, count = x.shape[1], x.numel()
+    L = 1 if rows else count // (x.shape[0] * C)
+    M = count // (groups * C * L)
+    together = groups > 1 and (not x.is_cpu or M * C * L < NATIVE_FROM)
+    return x, Plan(groups, M, C, L, rows, together)
+
+
+class BatchRenormFunction(torch.autograd.Function):
+    """y; muB and sigmaB go into a list, since an output costs as much as five operations on C values."""
+
+    @staticmethod
+    def forward(ctx, x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments):
+        wide, plan = planned(x, groups)
+        statistics, affine, _ = TOGETHER if plan.together else NATIVE
+        mu_b, var, centred = statistics(wide, plan)
+        sigma_b = (var + eps).sqrt_()
+        r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
+        weight, bias = _weight_bias(gamma, beta, r, d)
+        inv = sigma_b.reciprocal()
+        y = affine(wide, mu_b, var, inv, weight, bias, eps, centred, plan)
+        moments += mu_b, sigma_b
+        ctx.save_for_backward(x, gamma, weight, mu_b, inv, r, d)
+        ctx.eps, ctx.groups = eps, groups
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, gamma, weight, mu_b, inv, r, d = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if derivatives_follow():
+            found = plain_gradients(g, x, gamma, r, d, ctx.eps, needed)
+        else:
+            found = _gradients(g, x, weight, mu_b, inv, r, d, ctx.eps, ctx.groups, needed)
+        return (*found, *(None,) * 7)
+
+
+def correction(mu_b, sigma_b, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
+    """The paper's r and d, in the dtype of the batch statistics."""
+    if isinstance(rmax, Tensor):
+        rmin = rmax.reciprocal()
+    elif rmax == 1 and not isinstance(dmax, Tensor) and dmax == 0:
+        return torch.ones_like(sigma_b), torch.zeros_like(mu_b)
+    else:
+        rmin = 1 / rmax
+    if mu.dtype != mu_b.dtype:
+        mu, sigma = mu.to(mu_b.dtype), sigma.to(mu_b.dtype)
+    return (sigma_b / sigma).clamp_(rmin, rmax), (mu_b - mu).div_(sigma).clamp_(-dmax, dmax)
+
+
+def _weight_bias(gamma, beta, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    gamma, beta = (t if t is None or t.dtype == r.dtype else t.to(r.dtype) for t in (gamma, beta))
+    if gamma is None:
+        return r, d if beta is None else d + beta
+    return gamma * r, gamma * d if beta is None else torch.addcmul(beta, gamma, d)
+
+
+def _gradients(g, x, weight, mu_b, inv, r, d, eps, groups, needed):
+    wide, plan = planned(x, groups)
+    _, _, gradients = TOGETHER if plan.together else NATIVE
+    gx, g_weight, g_bias = gradients(like(g.to(wide.dtype), wide), wide, weight, mu_b, inv, eps, needed[0], plan)
+    # sum(g * xhat), and xhat is the kernels' normalised x times r plus d.
+    g_gamma = torch.addcmul(g_weight * r, g_bias, d) if needed[1] else None
+    if groups > 1:
+        g_gamma, g_bias = None if g_gamma is None else g_gamma.sum(0), g_bias.sum(0)
+    return gx if gx is None else gx.to(x.dtype), g_gamma, g_bias if needed[2] else None
+
+
+def derivatives_follow() -> bool:
+    """Whether a backward is to be differentiated itself, or vmap looks on: kernels do not have that."""
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+
+
+def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
+    """dL/dx, dL/d(gamma), dL/d(beta) in plain operations, which have derivatives themselves; r and d are constants."""
+    groups = len(r) if r.dim() == 2 else 1
+    x_GMC, g_GMC = (t.unflatten(0, (groups, -1)).to(r.dtype) for t in (x, g))
+    values = [1, *range(3, x_GMC.dim())]
+    r, d = (t.view(groups, 1, -1, *(1,) * (x.dim() - 2)) for t in (r, d))
+    centred = x_GMC - x_GMC.mean(values, keepdim=True)
+    inv = (centred.square().mean(values, keepdim=True) + eps).rsqrt()
+    normal = centred * inv
+    g_weight, g_bias = (t.sum(values, keepdim=True) for t in (g_GMC * normal, g_GMC))
+    scale = r * inv if gamma is None else gamma.view(r.shape[2:]) * r * inv
+    gx = scale * (g_GMC - (g_bias + normal * g_weight) * (r.numel() / x.numel()))
+    found = gx.flatten(0, 1).to(x.dtype), (r * g_weight + d * g_bias).sum(0).flatten(), g_bias.sum(0).flatten()
+    return [t if need else None for t, need in zip(found, needed, strict=True)]
+
+
+# ---- a native call for each group: statistics (C) of one group, (G, C) of several --------------------------------
+
+
+def _groups(t: Tensor, plan: Plan) -> tuple[Tensor, ...]:
+    return t.split(len(t) // plan.groups)
+
+
+def _native_statistics(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of every channel, and x."""
+    if plan.groups == 1:
+        return *_group_statistics(x, plan), x
+    means, variances = zip(*[_group_statistics(part, plan) for part in _groups(x, plan)], strict=True)
+    return torch.stack(means), torch.stack(variances), x
+
+
+def _group_statistics(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    if x.dtype in HALF:
+        # Without running statistics of a wider dtype the kernel returns half precision.
+        mean = x.new_zeros(plan.C, dtype=torch.float32)
+        return torch.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
+    if not plan.rows or plan.M <= CHUNK or not x.is_cpu:
         return torch.batch_norm_update_stats(x, None, None, 0.0)
-    # Without running statistics of a wider dtype the kernel returns bfloat16 statistics.
-    mean = x.new_zeros(x.shape[1], dtype=statistics_dtype(x))
-    return torch.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
+    chunks = x.as_strided((plan.M, plan.C), (plan.C, 1)).tensor_split(-(-plan.M // CHUNK))
+    found = [torch.batch_norm_update_stats(chunk, None, None, 0.0) for chunk in chunks]
+    means, variances = map(torch.stack, zip(*found, strict=True))
+    share = means.new_tensor([len(c) / plan.M for c in chunks]).unsqueeze(1)
+    mean = (share * means).sum(0)  # merged as Chan, Golub and LeVeque do
+    return mean, (share * (variances + (means - mean).square())).sum(0)
 
 
-def _rows_statistics(x: Tensor, lay: Layout) -> tuple[Tensor, Tensor]:
-    if lay.together == 1:
-        return _native_statistics(x)
-    M, C, k = lay.M, lay.C, lay.together
-    if not k:
-        return _in_chunks(matrix(x, lay).tensor_split(-(-8 * M // ROWS_CHUNK)))
-    # k rows as one of k * C channels, so that every sum is over M / k values
-    means, variances = _native_statistics(x.as_strided((M // k, k * C), (k * C, 1)))
-    return _merge_equal(means.view(k, C), variances.view(k, C))
-
-
-def _in_chunks(chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The native statistics of chunks, merged."""
-    pairs = [_native_statistics(chunk) for chunk in chunks]
-    if len(pairs) == 1:
-        return pairs[0]
-    means, variances = zip(*pairs, strict=True)
-    counts = means[0].new_tensor([chunk.numel() for chunk in chunks])
-    return _merge(torch.stack(means), torch.stack(variances), counts)
-
-
-def _merge(means_BC: Tensor, variances_BC: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of B parts together (Chan, Golub and LeVeque)."""
-    share = (counts_B / counts_B.sum()).unsqueeze(1)
-    mean = (share * means_BC).sum(0)
-    return mean, (share * (variances_BC + (means_BC - mean).square())).sum(0)
-
-
-def _merge_equal(means_BC: Tensor, variances_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for parts of one size."""
-    mean = mean_of_rows(means_BC)
-    return mean, mean_of_rows((means_BC - mean).square_().add_(variances_BC))
-
-
-def _blocked_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Planes in float32 or float64, a block of examples at a time.
-
-    The native kernel sums contiguous float32 one value after the other in float64. Here a block is
-    centred at its own mean and the backward kernel, which is vectorised, gives the sum and the sum
-    of squares of what is left in one pass: neither loses digits to a mean far from zero.
-    """
-    x = x.view(*x.shape[:2], -1)
-    N, C, L = x.shape
-    size = max(1, min(N, BLOCK_BYTES // (C * L * x.element_size())))
-    one, zero = x.new_ones(C), x.new_zeros(C)
-    centred = torch.empty_like(x[:size])
-    counts, means, sums, squares = [], [], [], []
-    for block in x.split(size):
-        y = centred[: len(block)]
-        mean = block.mean((0, 2))
-        torch.sub(block, mean.view(C, 1), out=y)
-        square, total = reduce(y, y, zero, one)
-        counts.append(len(block) * L)
-        means.append(mean)
-        sums.append(total)
-        squares.append(square)
-    count = x.new_tensor(counts)
-    rest = torch.stack(sums) / count.unsqueeze(1)
-    var = torch.stack(squares) / count.unsqueeze(1) - rest.square()
-    return _merge(torch.stack(means) + rest, var.clamp_min_(0), count)
-
-
-def reduce(g: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
-    """Per channel: sum of ``g * (x - mean)`` and sum of ``g``."""
-    mask = [False, True, True]
-    _, product, total = aten.native_batch_norm_backward(g, x, one, None, None, mean, one, True, 0.0, mask)
-    return product, total
-
-
-# ---- the affine map and its gradients ------------------------------------------------------------
-
-
-def affine(x: Tensor, mean, var, inv, weight, bias, _, lay: Layout) -> Tensor:
-    """``(x - mean) * inv * weight + bias``, all (C) or (G, C); inv is 1 / sqrt(var)."""
-    if lay.groups == 1:
-        if lay.plain:
-            slope = weight * inv
-            return slope_offset(x, slope, torch.addcmul(bias, mean, slope, value=-1), lay)
-        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0)[0]
+def _native_affine(x: Tensor, mean, var, inv, weight, bias, eps: float, _, plan: Plan) -> Tensor:
+    if plan.groups == 1:
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
     # A new tensor, never a view: autograd refuses an in-place ReLU on a view out of a Function.
-    y = torch.empty_like(x)
-    for part, m, v, w, b, out in zip(split(x, lay), mean, var, weight, bias, split(y, lay), strict=True):
-        scale_shift(part, m, v, w, b, out)
+    y, unused = torch.empty_like(x), mean.new_empty(0)
+    for part, m, v, w, b, out in zip(_groups(x, plan), mean, var, weight, bias, _groups(y, plan), strict=True):
+        torch.native_batch_norm(part, w, b, m, v, False, 0.0, eps, out=(out, unused, unused))
     return y
 
 
-def slope_offset(x: Tensor, slope: Tensor, offset: Tensor, lay: Layout) -> Tensor:
-    """``x * slope + offset``, both (C) or (G, C), in plain operations."""
-    if lay.in_rows and lay.groups == 1:
-        return torch.addcmul(offset.view(lay.channel), x, slope.view(lay.channel))
-    y = torch.empty_like(x)
-    torch.addcmul(columns(offset, lay), matrix(x, lay), columns(slope, lay), out=matrix(y, lay))
-    return y
-
-
-def gradients(g: Tensor, x: Tensor, mean, inv, weight, need_x: bool, lay: Layout):
-    """dL/dx, and dL/d(weight), dL/d(bias) of batchnorm with that weight, all (C) or (G, C)."""
-    if lay.groups == 1:
-        return _gradients(g, x, weight, mean, inv, need_x)
+def _native_gradients(g: Tensor, x: Tensor, weight, mean, inv, eps: float, need_x: bool, plan: Plan):
+    """dL/dx, and dL/d(weight), dL/d(bias) of batchnorm with that weight."""
+    mask = [need_x, True, True]
+    if plan.groups == 1:
+        return aten.native_batch_norm_backward(g, x, weight, None, None, mean, inv, True, eps, mask)
+    parts = zip(_groups(g, plan), _groups(x, plan), weight, mean, inv, strict=True)
     gx = torch.empty_like(x) if need_x else None
+    outs = _groups(gx, plan) if need_x else []
     g_weight, g_bias = torch.empty_like(mean), torch.empty_like(mean)
-    parts = zip(split(g, lay), split(x, lay), weight, mean, inv, strict=True)
-    outs = split(gx, lay) if gx is not None else []
-    for k, part in enumerate(parts):
-        gk, g_weight[k], g_bias[k] = _gradients(*part, need_x)
-        if gx is not None:
-            outs[k].copy_(gk)
+    for k, (gk, xk, w, m, i) in enumerate(parts):
+        gxk, g_weight[k], g_bias[k] = aten.native_batch_norm_backward(gk, xk, w, None, None, m, i, True, eps, mask)
+        if need_x:
+            outs[k].copy_(gxk)
     return gx, g_weight, g_bias
 
 
-def _gradients(g: Tensor, x: Tensor, weight, mean, inv, need_x: bool):
-    mask = [need_x, True, True]
-    return aten.native_batch_norm_backward(g, x, weight, None, None, mean, inv, True, 0.0, mask)
+# ---- all groups together, as matrices ----------------------------------------------------------------------------
 
 
-def scale_shift(x: Tensor, mean, var, weight, bias, out: Tensor) -> None:
-    unused = mean.new_empty(0)
-    torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0, out=(out, unused, unused))
+def _matrix_statistics(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance, and the matrices centred."""
+    x_GMK, count = plan.matrix(x), plan.M * plan.L
+    mean = plan.sums(x_GMK).div_(count)
+    centred = x_GMK - plan.columns(mean)
+    return mean, plan.sums(centred.square()).div_(count), centred
+
+
+def _matrix_affine(x: Tensor, mean, var, inv, weight, bias, eps: float, centred: Tensor, plan: Plan) -> Tensor:
+    y = torch.empty_like(x)
+    torch.addcmul(plan.columns(bias), centred, plan.columns(weight * inv), out=plan.matrix(y))
+    return y
+
+
+def _matrix_gradients(g: Tensor, x: Tensor, weight, mean, inv, eps: float, need_x: bool, plan: Plan):
+    """gx = scale * (g - mean(g) - normal * mean(g * normal)), where scale is weight / sigma."""
+    g_GMK, centred = plan.matrix(g), plan.matrix(x) - plan.columns(mean)
+    g_bias, g_weight = plan.sums(g_GMK), plan.sums(centred * g_GMK).mul_(inv)
+    if not need_x:
+        return None, g_weight, g_bias
+    gx = torch.empty_like(x)
+    scale = weight * inv
+    share = scale / -(plan.M * plan.L)
+    slope = share * inv * g_weight
+    gx_GMK = torch.addcmul(plan.columns(share * g_bias), centred, plan.columns(slope), out=plan.matrix(gx))
+    gx_GMK.addcmul_(g_GMK, plan.columns(scale))
+    return gx, g_weight, g_bias
+
+
+NATIVE = _native_statistics, _native_affine, _native_gradients
+TOGETHER = _matrix_statistics, _matrix_affine, _matrix_gradients

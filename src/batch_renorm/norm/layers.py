@@ -1,31 +1,33 @@
-"""BatchRenorm1d, 2d and 3d: the layer in the spelling of nn.BatchNorm.
+"""BatchRenorm1d, 2d and 3d: the layer in the spelling, and with the state, of nn.BatchNorm.
 
 Departures from the paper:
 
 1. ``group_size``: every so many consecutive examples are a minibatch of their own.
-2. ``averages="variance"`` averages the variance, as batchnorm's inference does; with limits (1, 0)
-   that is the paper's baseline.
+2. ``averages="variance"`` averages the variance; with limits (1, 0) that is the paper's baseline.
 3. A channel whose batch is not finite leaves its mu and sigma as they were.
 
 Departures from nn.BatchNorm:
 
-1. ``momentum`` is the paper's alpha. As in torch it is the rate of the update, not of what is kept;
-   its default is the paper's 0.01, and eps is the recipe's 0.001.
-2. mu and sigma are the only buffers: no counter, a standard deviation instead of a variance (eps
-   inside, biased). They stay float32 in a half precision model.
-3. The limits are no buffer either: they follow the step, see ``modes.py``.
+1. ``momentum`` is the paper's alpha, 0.01 by default, and eps the recipe's 0.001.
+2. ``running_var`` is biased, and what is averaged is sigma = sqrt(running_var + eps). The averages stay
+   float32 in a half precision model.
+3. The limits are no buffer: they follow the step, see ``modes.py``.
+4. Tools that would put batchnorm in the layer's place are told so, see :attr:`BatchRenorm.affine`.
 """
 
 import math
+import sys
 import warnings
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from batch_renorm.norm.averages import moved, where_finite
-from batch_renorm.norm.functional import check_input, check_limits, inference, transform
-from batch_renorm.norm.layout import HALF, mean_of_rows
+from batch_renorm.norm.averages import moved_var, spread, where_finite
+from batch_renorm.norm.functional import check_input, check_limits, derivatives_wanted, inference, transform
+from batch_renorm.norm.kernels import HALF
 
 
 class Deferred(Protocol):
@@ -37,59 +39,68 @@ class Deferred(Protocol):
     def to(self, device: torch.device) -> None: ...
 
 
-class BatchRenorm(nn.Module):
+class BatchRenorm(_BatchNorm):
     r"""Batch Renormalization of an input of any dimension; see :class:`BatchRenorm2d`."""
 
     dims: tuple[int, ...] = ()
     expected = "(N, C, ...)"
-    batchnorm: type[nn.Module] = nn.SyncBatchNorm  # what it folds into; takes any dimension too
-
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    mu: Tensor
-    sigma: Tensor
+    folds_into: type[nn.Module] = nn.SyncBatchNorm  # takes any dimension, too
+    deferred: Deferred | None = None
+    batch_statistics: int | None = None  # group size in evaluation, 0 for the whole batch
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
     limits: Tensor
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-3,
-        momentum: float = 0.01,
+        momentum: float | None = 0.01,
         affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         group_size: int | None = None,
         rmax: float = 3.0,
         dmax: float = 5.0,
         scale: bool = True,
         center: bool = True,
+        bias: bool = True,
         averages: Literal["sigma", "variance"] = "sigma",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        _check_options(num_features, eps, momentum, group_size, averages)
+        _check_options(num_features, eps, momentum, track_running_stats, group_size, averages)
         check_limits(rmax, dmax)
-        self.num_features = num_features
-        self.eps = eps
-        self.momentum = momentum
-        self.affine = affine
+        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
+        if not scale:
+            self.register_parameter("weight", None)
+        if not (center and bias):
+            self.register_parameter("bias", None)
         self.group_size = group_size
         self.averages = averages
-
-        def parameter(wanted: bool) -> nn.Parameter | None:
-            if not (affine and wanted):
-                return None
-            return nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
-
-        self.register_parameter("weight", parameter(scale))
-        self.register_parameter("bias", parameter(center))
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        self.register_buffer("mu", torch.empty(num_features, device=device, dtype=wide))
-        self.register_buffer("sigma", torch.empty(num_features, device=device, dtype=wide))
+        self._keep_wide()
         self.limits = limits_tensor(rmax, dmax, self.mu.device)
-        self.deferred: Deferred | None = None
-        self.batch_statistics: int | None = None  # group size in evaluation, 0 for the whole batch
-        self.reset_parameters()
+
+    @property
+    def mu(self) -> Tensor:
+        """The paper's mu, (C): ``running_mean`` itself."""
+        return self.moving_averages()[0]
+
+    @mu.setter
+    def mu(self, value: Tensor) -> None:
+        with torch.no_grad():
+            self.mu.copy_(value)
+
+    @property
+    def sigma(self) -> Tensor:
+        """The paper's sigma, (C): sqrt(running_var + eps), a new tensor. To change it, assign it."""
+        return (self.moving_averages()[1] + self.eps).sqrt()
+
+    @sigma.setter
+    def sigma(self, value: Tensor) -> None:
+        with torch.no_grad():
+            self.moving_averages()[1].copy_((value.square() - self.eps).clamp_min(0))
 
     @property
     def rmax(self) -> float:
@@ -101,9 +112,55 @@ class BatchRenorm(nn.Module):
         """The bound of d; on an accelerator reading it waits for the device."""
         return self.limits[1].item()
 
+    @property
+    def affine(self) -> bool:
+        """As in nn.BatchNorm. Tools that put another layer in this one's place read it, and are told what that does."""
+        reader, name = sys._getframe(1).f_code.co_name, type(self).__name__
+        if reader.startswith("convert_sync"):
+            raise TypeError(
+                f"{reader} would put batchnorm in the place of {name}: leave sync_batchnorm off (convert other "
+                "batchnorm first), and let StepStatistics(model) average mu and sigma over the ranks"
+            )
+        if reader == "freeze_batch_norm_2d":
+            if self.weight is None or self.bias is None:
+                raise TypeError(f"timm cannot freeze a {name} without gamma or beta: fold it with to_batchnorm(model)")
+            text = f"timm's unfreeze makes batchnorm of a frozen {name}: call convert_batchnorm(model) after it"
+            warnings.warn(text, UserWarning, stacklevel=3)
+        return self.__dict__["_affine"]
+
+    @affine.setter
+    def affine(self, value: bool) -> None:
+        self.__dict__["_affine"] = value
+
+    @property
+    def batchnorm(self) -> nn.Module:
+        """What a graph traced in evaluation calls: the batchnorm with the same outputs, which tools can fuse."""
+        module = self.as_batchnorm(type(self).folds_into)
+        module.register_forward_pre_hook(_refuse_training)
+        return module
+
+    def as_batchnorm(self, kind: type[nn.Module] | None = None) -> nn.Module:
+        """The batchnorm with the same outputs in evaluation; it shares the layer's tensors."""
+        mean, var = self.moving_averages()
+        parameter = next((p for p in (self.weight, self.bias) if p is not None), mean)
+        options = {"device": mean.device, "dtype": parameter.dtype}
+        make: Any = kind or self.folds_into
+        module = make(self.num_features, self.eps, self.momentum, self.__dict__["_affine"], **options)
+        if self.weight is not None:
+            module.weight = self.weight
+        if self.bias is not None:
+            module.bias = self.bias
+        module.running_mean, module.running_var = mean, var
+        module.num_batches_tracked = self.num_batches_tracked
+        return module.train(self.training)
+
     def reset_running_stats(self) -> None:
-        self.mu.zero_()
-        self.sigma.fill_(1)
+        if self.deferred is not None:
+            raise RuntimeError(
+                f"{type(self).__name__} takes its mu and sigma from a StepStatistics: release() that one before they "
+                "are estimated anew"
+            )
+        super().reset_running_stats()
 
     def reset_parameters(self) -> None:
         self.reset_running_stats()
@@ -113,90 +170,113 @@ class BatchRenorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):  # torch.fx's tracer: one node of its graph, the layer or what it is in evaluation
+            place = x.tracer.path_of_module(self) + ("" if self.training else ".batchnorm")  # type: ignore[attr-defined]
+            return x.tracer.create_proxy("call_module", place.strip("."), (x,), {})
         if self.training:
             return self._train(x, relu=False)
+        groups = self._groups(x, self.batch_statistics or None)
+        mean, var = self.moving_averages()
         if self.batch_statistics is not None:
-            groups = self._groups(x, self.batch_statistics or None)
-            mu, sigma, weight, bias = self.mu, self.sigma, self.weight, self.bias
-            return transform(x, mu, sigma, weight, bias, 1.0, 0.0, self.eps, groups, False)[0]
-        self._groups(x, None)
+            return transform(x, mean, self.sigma, self.weight, self.bias, 1.0, 0.0, self.eps, groups, False)[0]
+        return inference(x, mean, var, self.weight, self.bias, self.eps)
+
+    def moving_averages(self) -> tuple[Tensor, Tensor]:
+        """running_mean and running_var themselves."""
         buffers = self._buffers  # nn.Module's attributes take five times as long
-        return inference(x, buffers["mu"], buffers["sigma"], self.weight, self.bias)  # type: ignore[arg-type]
+        mean, var = buffers["running_mean"], buffers["running_var"]
+        if mean is None or var is None:
+            raise ValueError(f"{type(self).__name__} has lost running_mean and running_var, which r and d need")
+        return mean, var
 
     def _groups(self, x: Tensor, group_size: int | None) -> int:
         if self.dims and x.dim() not in self.dims:
             name = type(self).__name__
             raise ValueError(f"{name} needs an input {self.expected}, got shape {tuple(x.shape)}")
+        if torch.jit.is_tracing():  # what is asked of a shape there is a warning, or part of the trace
+            return 1 if group_size is None else x.shape[0] // group_size
         return check_input(x, self.num_features, group_size)
 
     def _train(self, x: Tensor, relu: bool) -> Tensor:
         groups = self._groups(x, self.group_size)
         recomputing = _inside_backward()
-        if recomputing and self.deferred is None:
+        if recomputing and self.deferred is None and self.track_running_stats:
             raise RuntimeError(
                 "BatchRenorm ran again inside backward (activation checkpointing) after mu and "
                 "sigma had moved, which gives wrong gradients: defer their update to the end of "
                 "the step with StepStatistics(model), or exclude the layer from checkpointing"
             )
-        look = self.limits.device.type == "cpu" and not torch.compiler.is_compiling()
+        mean, var = self.moving_averages()
+        if mean.dtype in HALF:  # of FSDP, or another hand that changes buffers
+            self._keep_wide()
+            mean, var = self.moving_averages()
+        look = self.limits.device.type == "cpu" and not torch.compiler.is_compiling() and not derivatives_wanted()
         rmax, dmax = self.limits.tolist() if look else self.limits.unbind()  # floats are faster where nothing waits
-        mu, sigma = self.mu, self.sigma
-        y, mu_b, sigma_b = transform(x, mu, sigma, self.weight, self.bias, rmax, dmax, self.eps, groups, relu)
-        if recomputing:
+        if self.momentum is None:
+            rmax, dmax = 1.0, 0.0  # r and d from averages that are being estimated would distort what comes after
+        sigma = (var + self.eps).sqrt_()
+        y, mu_b, sigma_b = transform(x, mean, sigma, self.weight, self.bias, rmax, dmax, self.eps, groups, relu)
+        if recomputing or not self.track_running_stats or not x.numel():
             return y
         if self.deferred is not None:
             self.deferred.add(self, mu_b, sigma_b)
         else:
-            self._move(mu, sigma, mu_b, sigma_b, look)
+            self._move(mean, var, mu_b, sigma_b, look)
         return y
 
-    def _move(self, mu: Tensor, sigma: Tensor, mu_b: Tensor, sigma_b: Tensor, look: bool) -> None:
-        """The update of mu and sigma, in place; `look` says that looking at a value waits for nothing."""
-        spread = sigma_b if self.averages == "sigma" else self.spread(sigma_b)
-        mean, spread = (mu_b, spread) if mu_b.dim() == 1 else (mean_of_rows(mu_b), mean_of_rows(spread))
+    def _move(self, mean: Tensor, var: Tensor, mu_b: Tensor, sigma_b: Tensor, look: bool) -> None:
+        """The update of the averages, in place; `look` says that looking at a value waits for nothing."""
+        self.num_batches_tracked.add_(1)
+        alpha = self.momentum if self.momentum is not None else self.num_batches_tracked.to(mean.dtype).reciprocal()
+        target = self.spread(sigma_b)
+        mu_b, target = (t.to(mean.dtype) if t.dim() == 1 else t.mean(0).to(mean.dtype) for t in (mu_b, target))
         # A mean that is not finite makes the spread so, and that its square, which is the fastest to ask for.
-        finite = look and math.isfinite(spread.dot(spread).item())
+        finite = look and math.isfinite(target.dot(target).item())
         if look and not finite:
-            warn_not_finite(type(self).__name__, mean + spread)
-        if finite and self.averages == "sigma" and mean.dtype == mu.dtype:
-            mu.lerp_(mean, self.momentum)  # what `moved` says, in fewer operations
-            sigma.lerp_(spread, self.momentum)
-            return
-        variance = self.averages == "variance"
-        new_mu, new_sigma = moved(mu, sigma, mean, spread, self.momentum, self.eps, variance)
+            warn_not_finite(type(self).__name__, mu_b + target)
+        new_mean, new_var = mean.lerp(mu_b, alpha), moved_var(var, target, alpha, self.eps, self.averages == "variance")
         if not finite:
-            new_mu, new_sigma = where_finite(new_mu, new_sigma, mu, sigma)
-        mu.copy_(new_mu)
-        sigma.copy_(new_sigma)
+            new_mean, new_var = where_finite(new_mean, new_var, mean, var)
+        mean.copy_(new_mean)
+        var.copy_(new_var)
 
     def spread(self, sigma_b: Tensor) -> Tensor:
         """What is averaged: sigmaB, or the variance."""
-        return sigma_b if self.averages == "sigma" else sigma_b.square() - self.eps
+        return spread(sigma_b, self.eps, self.averages == "variance")
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        with torch.no_grad():
-            self.sigma.clamp_min_(math.sqrt(self.eps))  # no batch has less, and 0 would make r and d undefined
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        mu, sigma, mean = (state_dict.get(prefix + name) for name in ("mu", "sigma", "running_mean"))
+        if mu is not None and sigma is not None and mean is None:  # of this layer's first releases
+            for name in ("mu", "sigma"):
+                del state_dict[prefix + name]
+            state_dict[prefix + "running_mean"] = mu
+            state_dict[prefix + "running_var"] = (sigma.square() - self.eps).clamp_min(0)
+            state_dict[prefix + "num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=mu.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._keep_wide()
+
+    def _keep_wide(self) -> None:
+        """In half precision the averages stall long before they arrive."""
+        for name in ("running_mean", "running_var"):
+            if (value := self._buffers[name]) is not None and value.dtype in HALF:
+                setattr(self, name, value.float())
 
     def extra_repr(self) -> str:
-        text = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
-        if not self.affine:
-            text += ", affine=False"
-        else:
-            text += "" if self.weight is not None else ", scale=False"
-            text += "" if self.bias is not None else ", center=False"
-        if self.group_size is not None:
-            text += f", group_size={self.group_size}"
-        text += f", rmax={self.rmax:g}, dmax={self.dmax:g}"
-        return text + (", averages='variance'" if self.averages == "variance" else "")
+        parts = [str(self.num_features), f"eps={self.eps}, momentum={self.momentum}"]
+        given = {"affine": self.__dict__["_affine"]}
+        if given["affine"]:
+            given = {"scale": self.weight is not None, "center": self.bias is not None}
+        parts += [f"{name}=False" for name, value in given.items() if not value]
+        parts += [] if self.group_size is None else [f"group_size={self.group_size}"]
+        parts += [f"rmax={self.rmax:g}, dmax={self.dmax:g}"]
+        return ", ".join(parts + (["averages='variance'"] if self.averages == "variance" else []))
 
     def _apply(self, fn, recurse=True):
-        before = {"mu": self.mu, "sigma": self.sigma}
+        before = self.moving_averages()
         super()._apply(fn, recurse)
-        for name, old in before.items():
+        for name, old in zip(("running_mean", "running_var"), before, strict=True):
             new = getattr(self, name)
-            if new.dtype in HALF:
-                # In half precision they stall long before they arrive: keep them float32.
+            if new.dtype in HALF:  # not even rounded to it
                 setattr(self, name, old.to(new.device, torch.float32))
         device = self.mu.device
         if device != self.limits.device and device.type != "meta":
@@ -210,13 +290,13 @@ class BatchRenorm(nn.Module):
         return {**self.__dict__, "deferred": None}
 
 
-class BatchRenorm1d(BatchRenorm):
+class BatchRenorm1d(BatchRenorm, nn.BatchNorm1d):
     r"""Batch Renormalization of :math:`(N, C)` or :math:`(N, C, L)`; see :class:`BatchRenorm2d`."""
 
-    dims, expected, batchnorm = (2, 3), "(N, C) or (N, C, L)", nn.BatchNorm1d
+    dims, expected, folds_into = (2, 3), "(N, C) or (N, C, L)", nn.BatchNorm1d
 
 
-class BatchRenorm2d(BatchRenorm):
+class BatchRenorm2d(BatchRenorm, nn.BatchNorm2d):
     r"""Batch Renormalization of a 4-D input, in training
 
     .. math::
@@ -226,9 +306,8 @@ class BatchRenorm2d(BatchRenorm):
 
     and in evaluation :math:`y = \gamma (x - \mu) / \sigma + \beta`. Every training forward moves
     :math:`\mu \leftarrow \mu + \alpha (\mu_B - \mu)` and :math:`\sigma` likewise, by the mean over
-    the groups of the batch, unless a :class:`StepStatistics` has put that off to the end of the
-    step. The paper starts with limits (1, 0), which is batchnorm, and relaxes them: call
-    :func:`set_limits` with a :class:`Ramp` once a step.
+    the groups of the batch, unless a :class:`StepStatistics` has put that off to the end of the step.
+    The paper relaxes the limits from (1, 0), which is batchnorm: :func:`set_limits` with a :class:`Ramp`.
 
     .. note::
         A batch with a NaN or infinity leaves mu and sigma of its channels as they were. On CPU a
@@ -240,22 +319,23 @@ class BatchRenorm2d(BatchRenorm):
 
     Args:
         num_features: channels, :math:`C`.
-        eps: added to the variance, inside the root. A sigma below its root, which no batch has, is
-            raised to it when a state_dict is loaded.
-        momentum: the paper's alpha, the rate at which mu and sigma move.
+        eps: added to the variance, inside the root.
+        momentum: the paper's alpha, the rate at which mu and sigma move. None, which ``update_bn`` sets,
+            estimates them: the plain mean over all batches since ``reset_running_stats``, with r = 1, d = 0.
         affine: whether there are gamma and beta, as ``weight`` and ``bias``.
+        track_running_stats: True. Where a tool sets it to False afterwards, mu and sigma stay.
         group_size: consecutive examples that are normalised together. Default: the whole batch.
         rmax, dmax: bounds of r and d until :func:`set_limits` is called.
         scale, center: whether there is gamma; beta. The paper's experiments have ``scale=False``.
+        bias: as ``center``, in nn.BatchNorm's word.
         averages: ``"sigma"``, or ``"variance"`` for the batchnorm baseline.
         device, dtype: of the parameters. mu and sigma are float32, or float64 for float64.
 
     Shape:
-        - Input and output: :math:`(N, C, H, W)`, same dtype and memory format.
+        - Input and output: :math:`(N, C, H, W)`, same dtype and memory format; an empty batch gives an empty one.
 
     Raises:
-        ValueError: wrong dimension or channels, an empty batch, a batch that does not divide into
-            groups.
+        ValueError: wrong dimension or channels, a batch that does not divide into groups.
         RuntimeError: a training forward inside backward without a deferred update.
 
     Example::
@@ -264,13 +344,17 @@ class BatchRenorm2d(BatchRenorm):
         >>> y = norm(torch.randn(32, 64, 35, 35))
     """
 
-    dims, expected, batchnorm = (4,), "(N, C, H, W)", nn.BatchNorm2d
+    dims, expected, folds_into = (4,), "(N, C, H, W)", nn.BatchNorm2d
 
 
-class BatchRenorm3d(BatchRenorm):
+class BatchRenorm3d(BatchRenorm, nn.BatchNorm3d):
     r"""Batch Renormalization of :math:`(N, C, D, H, W)`; see :class:`BatchRenorm2d`."""
 
-    dims, expected, batchnorm = (5,), "(N, C, D, H, W)", nn.BatchNorm3d
+    dims, expected, folds_into = (5,), "(N, C, D, H, W)", nn.BatchNorm3d
+
+
+class BatchRenormNd(BatchRenorm, nn.BatchNorm2d):
+    """In the place of nn.SyncBatchNorm: of any dimension, and a BatchNorm2d for tools that look for one."""
 
 
 def layers_of(model: nn.Module) -> dict[str, BatchRenorm]:
@@ -307,14 +391,22 @@ def _inside_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _check_options(num_features, eps, momentum, group_size, averages) -> None:
-    if num_features < 1:
-        raise ValueError(f"num_features must be at least 1, got {num_features}")
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
-    if momentum is None or not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be between 0 and 1, got {momentum}: it is the rate of the update, as in torch")
-    if group_size is not None and group_size < 1:
-        raise ValueError(f"group_size must be at least 1, got {group_size}")
-    if averages not in ("sigma", "variance"):
-        raise ValueError(f"averages must be 'sigma' or 'variance', got {averages!r}")
+def _refuse_training(module: nn.Module, inputs: tuple) -> None:
+    if module.training:
+        raise RuntimeError(
+            "this graph was traced in evaluation mode, where Batch Renorm is batchnorm: trace model.train() to train it"
+        )
+
+
+def _check_options(num_features, eps, momentum, track_running_stats, group_size, averages) -> None:
+    for good, message in (
+        (num_features >= 1, f"num_features must be at least 1, got {num_features}"),
+        (eps > 0, f"eps must be positive, got {eps}: it bounds sigma away from 0"),
+        (momentum is None or 0 <= momentum <= 1, f"momentum must be between 0 and 1, got {momentum}: it is the rate of "
+         "the update, as in torch"),
+        (track_running_stats, "Batch Renorm needs its averages: track_running_stats must be True"),
+        (group_size is None or group_size >= 1, f"group_size must be at least 1, got {group_size}"),
+        (averages in ("sigma", "variance"), f"averages must be 'sigma' or 'variance', got {averages!r}"),
+    ):  # fmt: skip
+        if not good:
+            raise ValueError(message)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from batch_renorm.norm.averages import moved, where_finite
+from batch_renorm.norm.averages import moved_var, where_finite
 from batch_renorm.norm.layers import BatchRenorm, layers_of, warn_not_finite
 
 
@@ -129,17 +129,21 @@ class StepStatistics:
 
     def _move(self, total: Tensor, groups: Tensor) -> None:
         layers = list(self.layers.values())
-        mus, sigmas = [layer.mu for layer in layers], [layer.sigma for layer in layers]
+        counters = [layer.num_batches_tracked for layer in layers]
+        torch._foreach_add_(counters, list((groups > 0).long().unbind()))
         index, alpha, eps, variance = self._per_channel(total)
+        if any(layer.momentum is None for layer in layers):
+            counts = torch.stack(counters).to(total.dtype)
+            alpha = torch.where(alpha.isnan(), counts.reciprocal()[index], alpha)
         groups = groups[index]
-        mu, sigma = torch.cat(mus).to(total.dtype), torch.cat(sigmas).to(total.dtype)
-        mean, spread = (total / groups).unbind()
-        new_mu, new_sigma = moved(mu, sigma, mean, spread, alpha, eps, variance)
+        means, variances = ([layer.moving_averages()[i] for layer in layers] for i in (0, 1))
+        mean, var = (torch.cat(t).to(total.dtype) for t in (means, variances))
+        target_mean, target = (total / groups).unbind()
         # A layer without a group in the step has 0 / 0: not finite either.
-        new_mu, new_sigma = where_finite(new_mu, new_sigma, mu, sigma)
+        new = where_finite(mean.lerp(target_mean, alpha), moved_var(var, target, alpha, eps, variance), mean, var)
         sizes = [layer.num_features for layer in layers]
-        new = [*new_mu.split(sizes), *new_sigma.split(sizes)]
-        torch._foreach_copy_(mus + sigmas, new)  # pyright: ignore[reportPrivateImportUsage]
+        parts = [*new[0].split(sizes), *new[1].split(sizes)]
+        torch._foreach_copy_(means + variances, parts)
 
     def _warn_not_finite(self, total: Tensor) -> None:
         sizes = [layer.num_features for layer in self.layers.values()]
@@ -153,7 +157,8 @@ class StepStatistics:
         key = (rows, total.device, total.dtype)
         if self._settings is None or self._settings[0] != key:
             sizes = torch.tensor([layer.num_features for layer in layers])
-            alpha, eps = (total.new_tensor([row[i] for row in rows]) for i in (0, 1))
+            alpha = total.new_tensor([math.nan if row[0] is None else row[0] for row in rows])
+            eps = total.new_tensor([row[1] for row in rows])
             variance = torch.tensor([row[2] == "variance" for row in rows], device=total.device)
             index = torch.arange(len(sizes)).repeat_interleave(sizes).to(total.device)
             self._settings = key, [index, alpha[index], eps[index], variance[index]]

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from batch_renorm.norm.layers import BatchRenorm
+
 
 def average_decay(updates: int, decay: float) -> float:
     """The decay used after `updates` updates: the recipe's warm-up min(decay, (1 + n) / (10 + n))."""
@@ -13,8 +15,8 @@ def average_decay(updates: int, decay: float) -> float:
 class InferenceModel(AveragedModel):
     """torch's AveragedModel with the warmed-up decay; `update_parameters(model)` after every step.
 
-    Buffers are averaged with the parameters: in a model whose norms are ours they are mu and sigma.
-    The first update copies the model.
+    mu and sigma are averaged with the parameters: sigma, not the variance that a norm stores. Counters are
+    copied. The first update copies the model.
 
     Departure from AveragedModel: an update does not ask the device for the number of updates, nor the
     modules for their tensors. Both are known from the first update after a load or a move.
@@ -29,11 +31,18 @@ class InferenceModel(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         if self._updates is None:
-            self._updates, self._average, self._current = int(self.n_averaged), tensors(self.module), tensors(model)
+            self._updates, self._average, self._current = int(self.n_averaged), State(self.module), State(model)
         if self._updates:
-            torch._foreach_lerp_(self._average, self._current, 1 - average_decay(self._updates, self.decay))
+            rate = 1 - average_decay(self._updates, self.decay)
+            torch._foreach_lerp_(self._average.plain, self._current.plain, rate)
+            if self._average.variances:
+                mine, theirs = self._average.sigmas(), self._current.sigmas()
+                torch._foreach_lerp_(mine, theirs, rate)
+                self._average.store(mine)
+            if self._average.counters:
+                torch._foreach_copy_(self._average.counters, self._current.counters)
         else:
-            torch._foreach_copy_(self._average, self._current)
+            torch._foreach_copy_(self._average.every(), self._current.every())
         self.n_averaged += 1
         self._updates += 1
 
@@ -46,5 +55,29 @@ class InferenceModel(AveragedModel):
         return super()._apply(fn, recurse)
 
 
-def tensors(model: nn.Module) -> list[Tensor]:
-    return [t.detach() for t in (*model.parameters(), *model.buffers())]
+class State:
+    """The tensors of a model by what an average does with them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, BatchRenorm)]
+        self.variances = [norm.moving_averages()[1] for norm in norms]
+        self.eps = [norm.eps for norm in norms]
+        apart = {id(t) for t in self.variances}
+        others = [t.detach() for t in (*model.parameters(), *model.buffers()) if id(t) not in apart]
+        self.plain = [t for t in others if t.is_floating_point()]
+        self.counters = [t for t in others if not t.is_floating_point()]
+
+    def every(self) -> list[Tensor]:
+        return self.plain + self.variances + self.counters
+
+    def sigmas(self) -> tuple[Tensor, ...]:
+        sigmas = torch._foreach_add(self.variances, self.eps)
+        torch._foreach_sqrt_(sigmas)
+        return sigmas
+
+    def store(self, sigmas: tuple[Tensor, ...]) -> None:
+        """Changes them, too."""
+        torch._foreach_mul_(sigmas, sigmas)
+        torch._foreach_sub_(sigmas, self.eps)
+        torch._foreach_clamp_min_(sigmas, 0.0)
+        torch._foreach_copy_(self.variances, sigmas)

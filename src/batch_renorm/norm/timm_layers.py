@@ -1,0 +1,32 @@
+"""Batch Renormalization in the place of timm's norm-and-activation layers; the one file here that imports timm."""
+
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+from batch_renorm.norm.layers import BatchRenorm2d
+
+
+class BatchRenormAct2d(BatchRenorm2d, BatchNormAct2d):
+    """Batch Renormalization, then ``drop``, then ``act``.
+
+    Args:
+        source: what it stands for, BatchNormAct2d or SyncBatchNormAct.
+    """
+
+    def __init__(self, *args, source: nn.Module, **options) -> None:
+        super().__init__(*args, **options)
+        self.folds_into = type(source)
+        self.drop, self.act = (getattr(source, part, None) or nn.Identity() for part in ("drop", "act"))
+
+    def as_batchnorm(self, kind: type[nn.Module] | None = None) -> nn.Module:
+        module = super().as_batchnorm(kind)
+        if kind is None:
+            module.drop, module.act = self.drop, self.act
+        return module
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not isinstance(x, Tensor):
+            return super().forward(x)  # torch.fx: the whole layer is one node
+        if self.training and type(self.act) is nn.ReLU and type(self.drop) is nn.Identity:
+            return self._train(x, relu=True)  # part of the kernels on a GPU
+        return self.act(self.drop(super().forward(x)))

@@ -1,0 +1,369 @@
+"""The layer in the hands of tools that know nn.BatchNorm: what they find, freeze, estimate, trace and refuse."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from norm_reference import state
+from torch import nn
+from torch.func import functional_call, grad, jacfwd, stack_module_state, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from batch_renorm.norm import (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    StepStatistics,
+    convert_batchnorm,
+    set_limits,
+    to_batchnorm,
+)
+
+
+def network(norm=BatchRenorm2d, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4, **options), nn.ReLU(), nn.Conv2d(4, 5, 3), norm(5, **options))
+    for layer in (model[1], model[4]):
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2)
+    return model
+
+
+def averages(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def moved(model, x=None):
+    before = averages(model)
+    model(torch.randn(4, 3, 12, 12) + 3 if x is None else x)
+    return any(not torch.equal(value, before[name]) for name, value in averages(model).items())
+
+
+# ---- state ---------------------------------------------------------------------------------------
+
+
+def test_checkpoints_go_both_ways():
+    ours, theirs = network(eps=1e-5).eval(), network(nn.BatchNorm2d).eval()
+    x = torch.randn(2, 3, 12, 12)
+    nn.init.uniform_(theirs[1].weight)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+    ours.train()(x)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(theirs(x), ours.eval()(x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_state_of_the_first_releases_loads(assign):
+    """They had the buffers mu and sigma, and no counter; a sigma below sqrt(eps) was raised to it."""
+    old = {"1.mu": torch.randn(4), "1.sigma": torch.tensor([0.0, 0.01, 1.0, 3.0])}
+    old |= {"4.mu": torch.randn(5), "4.sigma": torch.rand(5) + 1}
+    rest = {
+        name: value
+        for name, value in network().state_dict().items()
+        if not name.startswith(("1.r", "4.r", "1.n", "4.n"))
+    }
+    model = network()
+    model.load_state_dict(rest | old, assign=assign)
+    torch.testing.assert_close(model[1].mu, old["1.mu"])
+    torch.testing.assert_close(model[1].sigma, old["1.sigma"].clamp_min(1e-3**0.5))
+    torch.testing.assert_close(model[4].sigma, old["4.sigma"])
+    with pytest.raises(RuntimeError, match="running_var"):
+        network().load_state_dict(rest)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_averages_are_float32_whoever_made_them_half(dtype):
+    x, model = torch.randn(4, 3, 12, 12), network()
+    model.load_state_dict({name: value.to(dtype) for name, value in model.state_dict().items()}, assign=True)
+    assert model[1].running_mean.dtype == model[4].running_var.dtype == torch.float32
+    model(x.to(dtype))
+    model = network()
+    for layer in (model[1], model[4]):  # as FSDP's buffer_dtype does
+        layer.running_mean.data, layer.running_var.data = layer.running_mean.to(dtype), layer.running_var.to(dtype)
+    model(x)
+    assert model[1].running_mean.dtype == model[4].running_var.dtype == torch.float32
+
+
+# ---- freezing, estimating, synchronising ---------------------------------------------------------
+
+
+def test_recipes_for_batchnorm_freeze_it():
+    from pytorch_lightning.callbacks import BaseFinetuning
+
+    model = network()
+    assert moved(model)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    assert not moved(model)
+    model = network()
+    BaseFinetuning.freeze(model, train_bn=False)
+    assert not moved(model)
+    BaseFinetuning.make_trainable(model)
+    assert moved(model)
+
+
+def test_timm_freezes_it_and_says_what_thawing_does():
+    timm = pytest.importorskip("timm")
+    from timm.utils import freeze
+
+    torch.manual_seed(0)
+    for name in ("resnet10t", "efficientnet_lite0"):  # nn.BatchNorm2d, and BatchNormAct2d
+        model = convert_batchnorm(timm.create_model(name, num_classes=5))
+        x = torch.randn(2, 3, 32, 32)
+        model(x)
+        expected = model.eval()(x)
+        with pytest.warns(UserWarning, match="convert_batchnorm"):
+            freeze(model)
+        torch.testing.assert_close(model.train()(x), expected, rtol=1e-4, atol=1e-5)
+        assert not moved(model, x)
+    with pytest.raises(TypeError, match="gamma or beta"):
+        freeze(nn.Sequential(BatchRenorm2d(3, scale=False)))
+
+
+def test_nothing_puts_batchnorm_in_its_place_without_a_word():
+    from timm.layers import convert_sync_batchnorm
+
+    for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm):
+        model = network()
+        with pytest.raises(TypeError, match=r"BatchRenorm2d.*StepStatistics"):
+            convert(model)
+        assert isinstance(model[1], BatchRenorm2d)
+
+
+@pytest.mark.parametrize("kind", ["sigma", "variance"])
+def test_update_bn_estimates_anew(kind):
+    averaged = AveragedModel(nn.Sequential(BatchRenorm1d(3, averages=kind)))
+    layer = averaged.module[0]
+    data = [torch.randn(64, 3) * (k + 1) + 5 for k in range(10)]
+    update_bn(data, averaged)
+    torch.testing.assert_close(layer.mu, torch.stack([x.mean(0) for x in data]).mean(0))
+    var = torch.stack([x.var(0, correction=0) for x in data])
+    sigma = (var + 1e-3).sqrt().mean(0) if kind == "sigma" else (var.mean(0) + 1e-3).sqrt()
+    torch.testing.assert_close(layer.sigma, sigma)
+    assert layer.num_batches_tracked == 10
+    assert layer.momentum == 0.01
+
+
+def test_update_bn_of_deep_layers_sees_what_batchnorm_sees():
+    """r and d of statistics that are being estimated would distort what the next layer's are estimated of."""
+    data, models = [torch.randn(4, 3, 12, 12) * 9 + 9 for _ in range(3)], [network(), network(nn.BatchNorm2d, eps=1e-3)]
+    for model in models:
+        update_bn(data, model)
+    torch.testing.assert_close(models[0][4].running_mean, models[1][4].running_mean, rtol=1e-4, atol=1e-5)
+
+
+def test_momentum_none_once_a_step_is_the_plain_mean_over_steps():
+    layer = BatchRenorm1d(3, momentum=None)
+    statistics = StepStatistics(layer)
+    data = [torch.randn(64, 3) + k for k in range(4)]
+    for x in data:
+        layer(x[:32])
+        layer(x[32:])
+        statistics.update()
+    torch.testing.assert_close(layer.mu, torch.stack(data).mean((0, 1)))
+    with pytest.raises(RuntimeError, match="release"):
+        update_bn(data, layer)
+
+
+# ---- tracing, exporting, fusing ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_trace_takes_other_batches(memory_format):
+    model = network().eval().to(memory_format=memory_format)
+    small, large = (torch.randn(n, 3, 12, 12).contiguous(memory_format=memory_format) for n in (2, 9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(model, small)
+    torch.testing.assert_close(traced(large), model(large))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_an_export_takes_other_batches_and_is_that_of_batchnorm(gradients):
+    x, programs = torch.randn(9, 3, 12, 12), []
+    for model in (network().eval(), network(nn.BatchNorm2d).eval()):
+        with torch.set_grad_enabled(gradients):
+            shapes = ({0: torch.export.Dim("b")},)
+            programs.append(torch.export.export(model, (torch.randn(2, 3, 12, 12),), dynamic_shapes=shapes))
+            torch.testing.assert_close(programs[-1].module()(x), model(x))
+    ours, theirs = ([(node.op, str(node.target)) for node in program.graph.nodes] for program in programs)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnx(dynamo, tmp_path):
+    onnx, reference = pytest.importorskip("onnx"), pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    model, path = network().eval(), tmp_path / "model.onnx"
+    options = {"input_names": ["x"], "dynamic_axes": {"x": {0: "b"}}}
+    if dynamo:
+        options = {"dynamic_shapes": ({0: torch.export.Dim("b")},), "verbose": False}
+    torch.onnx.export(model, (torch.randn(2, 3, 12, 12),), path, dynamo=dynamo, **options)
+    loaded, x = onnx.load(path), torch.randn(5, 3, 12, 12)
+    (y,) = reference.ReferenceEvaluator(loaded).run(None, {loaded.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_fusing_into_the_convolution():
+    from torch.fx.experimental.optimization import fuse
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    for options in ({}, {"scale": False}, {"center": False}, {"affine": False}):
+        model, x = network(**options).eval(), torch.randn(2, 3, 12, 12)
+        torch.testing.assert_close(fuse_conv_bn_eval(model[0], model[1])(x), model[1](model[0](x)))
+        fused = fuse(model)
+        assert not any(isinstance(m, _BatchNorm) for m in fused.modules())
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_fx_traces_both_modes():
+    model, x = network(momentum=0.1, group_size=2), torch.randn(4, 3, 12, 12)
+    twin = copy.deepcopy(model)
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(x), twin(x))
+    torch.testing.assert_close(averages(model), averages(twin))
+    traced = torch.fx.symbolic_trace(model.eval())
+    torch.testing.assert_close(traced(x), twin.eval()(x))
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        traced.train()(x)
+
+
+def test_torchvision_takes_its_features_in_both_modes():
+    torchvision = pytest.importorskip("torchvision")
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    model, x = convert_batchnorm(torchvision.models.resnet18(num_classes=5)), torch.randn(2, 3, 32, 32)
+    features = create_feature_extractor(model, ["layer1"])
+    assert moved(features, x)
+    features.eval()
+    assert not moved(features, x)
+    twin = copy.deepcopy(model).eval()
+    torch.testing.assert_close(features(x)["layer1"], twin.layer1(twin.maxpool(twin.relu(twin.bn1(twin.conv1(x))))))
+
+
+def test_quantising():
+    """FX and PT2E both find the batchnorm behind the convolution and fold it in."""
+    pytest.importorskip("torchao")
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    model, x = network().eval(), torch.randn(4, 3, 12, 12)
+    example = (x,)
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(torch.export.export(model, example).module(), quantizer)
+    prepared(x)
+    quantised = [convert_pt2e(prepared)]
+    if torch.backends.quantized.supported_engines != ["none"]:
+        prepared = prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping(), example)
+        assert not any(isinstance(m, _BatchNorm) for m in prepared.modules())
+        prepared(x)
+        quantised.append(convert_fx(prepared))
+    for other in quantised:
+        assert (other(x) - model(x)).abs().mean() < 0.05 * model(x).abs().mean()
+
+
+# ---- derivatives ---------------------------------------------------------------------------------
+
+
+def plain(x, layer):
+    """The layer's training output, in autograd's own operations: r and d are constants."""
+    rmax, dmax = layer.rmax, layer.dmax
+    mu_b, sigma_b = x.mean(0), (x.var(0, correction=0) + layer.eps).sqrt()
+    r = (sigma_b / layer.sigma).clamp(1 / rmax, rmax).detach()
+    d = ((mu_b - layer.mu) / layer.sigma).clamp(-dmax, dmax).detach()
+    return layer.weight * ((x - mu_b) / sigma_b * r + d) + layer.bias
+
+
+@pytest.fixture
+def layer():
+    layer = BatchRenorm1d(4, rmax=2.0, dmax=0.5, dtype=torch.float64)
+    values = state(4)
+    layer.mu, layer.sigma = values["mu"], values["sigma"]
+    with torch.no_grad():
+        layer.weight.copy_(values["gamma"])
+        layer.bias.copy_(values["beta"])
+    return layer
+
+
+def test_gradient_penalty(layer):
+    """As of a GAN's critic: the derivative of a gradient's norm, by the parameters and the input."""
+    x, found = torch.randn(8, 4, dtype=torch.float64, requires_grad=True), []
+    for run in (lambda: plain(x, layer), lambda: layer(x)):
+        (g,) = torch.autograd.grad(run().tanh().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(g.square().sum(), [x, layer.weight]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_torch_func(layer):
+    x = torch.randn(8, 4, dtype=torch.float64)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+        return functional_call(layer, (parameters, buffers), x).tanh().sum()
+
+    found = grad(loss)(parameters, x)
+    expected = torch.autograd.grad(plain(x, layer).tanh().sum(), list(parameters.values()))
+    torch.testing.assert_close(list(found.values()), list(expected))
+    jacobian = jacfwd(loss, argnums=1)(parameters, x)
+    torch.testing.assert_close(jacobian, grad(loss, argnums=1)(parameters, x))
+    layer.track_running_stats = False  # vmap has no one batch whose statistics they would be
+    torch.testing.assert_close(
+        vmap(grad(loss, argnums=1), in_dims=(None, 0))(parameters, torch.stack([x, 2 * x]))[1],
+        grad(loss, argnums=1)(parameters, 2 * x),
+    )
+
+
+def test_an_ensemble_by_vmap(layer):
+    models = [layer, copy.deepcopy(layer)]
+    x = torch.randn(8, 4, dtype=torch.float64)
+    parameters, buffers = stack_module_state(models)
+    y = vmap(lambda p, b, x: functional_call(models[0], (p, b), x), in_dims=(0, 0, None))(parameters, buffers, x)
+    torch.testing.assert_close(y[1], models[1](x))
+    torch.testing.assert_close(buffers["running_var"][1], models[1].running_var)
+
+
+def test_forward_mode(layer):
+    import torch.autograd.forward_ad as forward_ad
+
+    x, direction = torch.randn(2, 8, 4, dtype=torch.float64).unbind()
+    before = averages(layer)
+    with forward_ad.dual_level():
+        y = layer(forward_ad.make_dual(x, direction))
+        tangent = forward_ad.unpack_dual(y).tangent
+    assert not torch.equal(layer.running_mean, before["running_mean"])
+    layer.load_state_dict(layer.state_dict() | before)
+    torch.testing.assert_close(tangent, torch.autograd.functional.jvp(lambda x: plain(x, layer), x, direction)[1])
+
+
+# ---- empty batches -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_an_empty_batch_is_an_empty_output_and_moves_nothing(deferred):
+    head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), BatchRenorm2d(8, group_size=2), nn.Flatten(), nn.Linear(72, 5))
+    statistics = StepStatistics(head) if deferred else None
+    before = averages(head)
+    y = head(torch.zeros(0, 8, 3, 3))
+    y.sum().backward()
+    assert y.shape == (0, 5)
+    assert head[1].weight.grad.count_nonzero() == 0
+    if statistics is not None:
+        statistics.update()
+    for name, value in averages(head).items():
+        assert torch.equal(value, before[name])
+    assert head.eval()(torch.zeros(0, 8, 3, 3)).shape == (0, 5)
+
+
+def test_limits_follow_a_converted_model_and_back():
+    model = convert_batchnorm(network(nn.BatchNorm2d), eps=1e-3)
+    x, stock = torch.randn(2, 3, 12, 12), network(nn.BatchNorm2d).eval()
+    torch.testing.assert_close(model.eval()(x), stock(x), rtol=1e-4, atol=1e-5)
+    set_limits(model, 2, 1)
+    torch.testing.assert_close(to_batchnorm(model)(x), stock(x), rtol=1e-4, atol=1e-5)
