@@ -262,9 +262,9 @@ def places_of(monkeypatch, tmp_path, *arguments):
         (["-m", "experiment=iid_renorm,iid_batchnorm", "size.steps=9"], ["iid_renorm/seed0", "iid_batchnorm/seed0"]),
         (["-m", "ramp.rmax=3,5"], ["noniid_renorm,ramp.rmax=3/seed0", "noniid_renorm,ramp.rmax=5/seed0"]),
         (
-            ["--multirun", "norm=batchnorm,renorm", "seed=2", "data.window=[0.1,0.2],[0.3,0.4]", "size.steps=9"],
+            ["--multirun", "norm=batchnorm,renorm", "seed=2", "data.contrast=[0.1,0.2],[0.3,0.4]", "size.steps=9"],
             [
-                f"noniid_renorm,data.window=_{window}_,norm={norm}/seed2"
+                f"noniid_renorm,data.contrast=_{window}_,norm={norm}/seed2"
                 for norm in ("batchnorm", "renorm")
                 for window in ("0.1,0.2", "0.3,0.4")
             ],
@@ -290,6 +290,6 @@ def test_one_place_for_several_jobs_is_refused_before_the_first():
 
 def test_long_sweeps_have_names_that_a_file_system_takes(monkeypatch, tmp_path):
     value = "[" + ",".join(str(number / 7) for number in range(40)) + "]"
-    places = places_of(monkeypatch, tmp_path, "-m", f"data.window={value},[0,1]")
+    places = places_of(monkeypatch, tmp_path, "-m", f"data.contrast={value},[0,1]")
     assert len(set(places)) == 2
     assert all(len(part) < 200 for place in places for part in Path(place).parts)
