@@ -1,14 +1,18 @@
-"""Kill a small run again and again, and compare it with one that nobody killed: `python scripts/chaos.py`.
+"""Kill a small run, and a store in the making, again and again: `python scripts/chaos.py`.
 
-    kills=N              per number of ranks; default 12
+    kills=N              of the run, per number of ranks; default 12
     ranks=1,2            numbers of ranks to try
+    stores=N             kills of scripts/prepare_imagenet.py; default 20
+    images=N             in that store; default 600
     seed=K               of the moments; they also depend on the machine's mood
     out=FOLDER           where the report goes (chaos.json and README.md); default: printed only
 
-Every kill is SIGKILL to the whole process group: while it starts, between steps, inside an evaluation or inside
-the writing of a checkpoint; with several ranks also to one of them alone. Then the same command again. Reported
-are rows of curve.csv and of the W&B file lost or doubled, and the largest difference of any number in the last
-checkpoint (weights, mu, sigma, their average, optimiser), which must be zero.
+Every kill of a run is SIGKILL to the whole process group: while it starts, between steps, inside an evaluation or
+inside the writing of a checkpoint; with several ranks also to one of them alone. Then the same command again.
+Reported are rows of curve.csv and of the W&B file lost or doubled, and the largest difference of any number in the
+last checkpoint (weights, mu, sigma, their average, optimiser) to a run that nobody killed, which must be zero.
+A store is killed by SIGKILL and SIGTERM in turn and started again at once; reported are files that differ in any
+byte from those of a store that nobody killed.
 """
 
 import json
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chaos_stores import torment_store
 from omegaconf import OmegaConf
 
 from batch_renorm.training.build import near
@@ -36,7 +41,7 @@ from batch_renorm.training.folder import commit
 from batch_renorm.training.wandb_file import history, offline_files
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = {"kills": 12, "ranks": "1,2", "seed": 0, "out": "", "steps": 60, "every": 5}
+OPTIONS = {"kills": 12, "ranks": "1,2", "seed": 0, "out": "", "steps": 60, "every": 5, "stores": 20, "images": 600}
 SMALL = [
     "logger=offline", "trainer=cpu", "trainer.log_every=1", "data.labels=40", "data.val_images=4", "size.workers=3",
     "size.train_sample=80",
@@ -44,7 +49,7 @@ SMALL = [
 FAULTS = (
     "rows lost", "rows doubled", "rows changed", "W&B rows lost", "W&B rows doubled", "largest difference",
 )  # fmt: skip
-PATIENCE = 300.0  # seconds for a process to get anywhere
+PATIENCE = 3600.0  # seconds for a process to get anywhere, on a machine with much other work
 
 
 def main(arguments: list[str]) -> int:
@@ -52,12 +57,16 @@ def main(arguments: list[str]) -> int:
     for name in options:
         if name not in OPTIONS:
             raise ValueError(f"no option {name}{near(str(name), OPTIONS)}")
-    chance, results = random.Random(options["seed"]), []
-    counts = str(options["ranks"]).strip("[]").split(",")
+    chance, results, stores = random.Random(options["seed"]), [], []
+    counts = str(options["ranks"]).strip("[]").split(",") if options["kills"] else []
     for ranks in map(int, counts):
         with tempfile.TemporaryDirectory(prefix="chaos") as place:
             results.append(torment(Path(place), ranks, options["kills"], options, chance))
             print(json.dumps(results[-1]), flush=True)
+    if options["stores"]:
+        with tempfile.TemporaryDirectory(prefix="chaos") as place:
+            stores.append(torment_store(Path(place), options["stores"], options["images"], chance))
+            print(json.dumps(stores[-1]), flush=True)
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python scripts/chaos.py", *arguments]),
@@ -65,6 +74,7 @@ def main(arguments: list[str]) -> int:
         "device": f"{processor()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "results": results,
+        "stores": stores,
     }
     if options["out"]:
         out = Path(options["out"])
@@ -72,7 +82,7 @@ def main(arguments: list[str]) -> int:
         (out / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
         (out / "README.md").write_text(page(report))
     print(page(report))
-    return 0 if all(result["clean"] for result in results) else 1
+    return 0 if all(result["clean"] for result in results + stores) else 1
 
 
 def torment(place: Path, ranks: int, kills: int, options: dict[str, Any], chance: random.Random) -> dict[str, Any]:
@@ -221,18 +231,28 @@ def page(report: dict[str, Any]) -> str:
         f"`{report['command']}`, {report['date']}, {report['device']}, torch {report['torch']}, "
         f"commit {(report['commit'] or 'unknown')[:8]}.",
         "",
-        "A small run, killed with SIGKILL and started again until done, beside one that nobody killed.",
-        "",
-        "| | " + " | ".join(f"{one['ranks']} rank{'s' * (one['ranks'] > 1)}" for one in report["results"]) + " |",
-        "|---|" + "---|" * len(report["results"]),
     ]
-    for name in report["results"][0]:
+    runs, stores = report["results"], report["stores"]
+    if runs:
+        lines += ["A small run, killed with SIGKILL and started again until done, beside one that nobody killed.", ""]
+        lines += rows_of(runs, [f"{one['ranks']} rank{'s' * (one['ranks'] > 1)}" for one in runs])
+    if stores:
+        lines += ["Stores of small images, killed while they were made and started again at once, beside one that "
+                  "nobody killed.", ""]  # fmt: skip
+        lines += rows_of(stores, ["stores"])
+    verdict = "Nothing" if all(result["clean"] for result in runs + stores) else "SOMETHING"
+    return "\n".join([*lines, f"{verdict} was lost, doubled or changed.", ""])
+
+
+def rows_of(results: list[dict[str, Any]], heads: list[str]) -> list[str]:
+    """Results side by side as a table."""
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for name in results[0]:
         if name not in ("ranks", "clean"):
-            cells = [result[name] for result in report["results"]]
+            cells = [result[name] for result in results]
             texts = [", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else f"{c:,}" for c in cells]
             lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    verdict = "Nothing" if all(result["clean"] for result in report["results"]) else "SOMETHING"
-    return "\n".join([*lines, "", f"{verdict} was lost, doubled or changed.", ""])
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@
 Prints the metrics in percent; of a run, beside what it logged at that step.
 """
 
-import csv
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +36,11 @@ from batch_renorm.models.timm_models import stock
 from batch_renorm.training import checkpoints
 from batch_renorm.training.build import construct, load, near
 from batch_renorm.training.cli import explained
+from batch_renorm.training.curve import read_rows
 from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import count_correct, evaluate
 
+PATHS = ("run", "checkpoint", "data.root")
 OPTIONS: dict[str, Any] = {
     "run": "", "checkpoint": "", "labels": 0, "processes": 0, "device": "cuda" if torch.cuda.is_available() else "cpu",
     "model": "", "pretrained": False, "batch_size": 100,
@@ -71,7 +72,14 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     wrong = next((name for name, equals, _ in pairs if not equals), None)
     if wrong is not None:
         raise ValueError(f"options are name=value, got {wrong!r}")
-    return {name: yaml.safe_load(value) for name, _, value in pairs}
+    return {name: value if name in PATHS else value_of(name, value) for name, _, value in pairs}
+
+
+def value_of(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"cannot read the value of {name}: {text!r}") from error
 
 
 def section(options: dict[str, Any], name: str) -> dict[str, Any]:
@@ -80,20 +88,19 @@ def section(options: dict[str, Any], name: str) -> dict[str, Any]:
 
 def evaluate_run(options: dict[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
     """All metrics of a checkpoint, and what was logged then."""
-    folder, device = Path(options["run"]), torch.device(options["device"])
+    folder, device = Path(str(options["run"])).expanduser(), torch.device(options["device"])
     run = load(folder)
-    path = Path(options["checkpoint"]) if options["checkpoint"] else checkpoints.newest_readable(folder)[0]
-    if path is None or not checkpoints.readable(path):
-        raise ValueError(f"{path or folder} has no readable checkpoint")
-    run.training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    path = Path(options["checkpoint"]).expanduser() if options["checkpoint"] else checkpoints.newest_readable(folder)[0]
+    if path is None:
+        raise ValueError(f"{folder} has no readable checkpoint")
+    checkpoints.load_weights(run.training, path)
     step = checkpoints.step_of(path)
     model = run.training.inference_model(step).to(device)
     labels = options["labels"] or run.evaluation.labels_per_minibatch
     evaluation = replace(run.evaluation, labels_per_minibatch=labels)
     metrics = evaluate(model, run.source, evaluation, device, options["processes"])
     metrics |= activation_distances(model, run.source, evaluation.as_trained(run.source), device)
-    with (folder / "curve.csv").open() as file:
-        logged = {row["metric"]: row["value"] for row in csv.DictReader(file) if int(row["step"]) == step}
+    logged = {metric: f"{value:.6g}" for at, metric, value in read_rows(folder / "curve.csv") if at == step}
     print(f"{path}, step {step}")
     return metrics, logged
 

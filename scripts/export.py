@@ -32,12 +32,12 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"no option {name}{near(name, OPTIONS)}")
     if not options["run"] or not options["out"]:
         raise ValueError("say which run, and where to: python scripts/export.py run=FOLDER out=model.safetensors")
-    folder, out = Path(options["run"]), Path(options["out"])
+    folder, out = Path(options["run"]).expanduser(), Path(options["out"]).expanduser()
     run = load(folder)
-    path = Path(options["checkpoint"]) if options["checkpoint"] else checkpoints.newest_readable(folder)[0]
-    if path is None or not checkpoints.readable(path):
-        raise ValueError(f"{path or folder} has no readable checkpoint")
-    run.training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    path = Path(options["checkpoint"]).expanduser() if options["checkpoint"] else checkpoints.newest_readable(folder)[0]
+    if path is None:
+        raise ValueError(f"{folder} has no readable checkpoint")
+    checkpoints.load_weights(run.training, path)
     model = run.training.inference_model(checkpoints.step_of(path))
     if target(run.config["model"]) is create:
         name, classes = run.config["model"]["name"], run.source.classes

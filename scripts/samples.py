@@ -16,7 +16,7 @@ from torch import Tensor
 
 from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.training.build import construct, target
-from batch_renorm.training.cli import CONFIGS, explained
+from batch_renorm.training.cli import CONFIGS, as_hydra_reads, explained
 
 ROWS, COLUMNS, GAP = 6, 8, 4
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError("say where the page goes: python scripts/samples.py page.png scale=imagenet data.root=...")
     out, *overrides = arguments
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", overrides), resolve=True)
+        config = OmegaConf.to_container(compose("train", as_hydra_reads(overrides)), resolve=True)
     assert isinstance(config, dict)
     source: Source = construct(target(config["data"]), config, "data")  # type: ignore[arg-type]
     page(source, config["seed"]).save(Path(out))

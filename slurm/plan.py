@@ -20,8 +20,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from batch_renorm.training.cli import CONFIGS, explained
-from batch_renorm.training.folder import differences
+from batch_renorm.training.cli import CONFIGS, as_hydra_reads, explained
+from batch_renorm.training.folder import differences, with_places
 
 EXPERIMENTS = tuple(sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
 
@@ -67,7 +67,7 @@ def plan(experiments: Sequence[str], seeds: Sequence[int], overrides: Sequence[s
                 composed = compose("train", arguments)
                 if absent := OmegaConf.missing_keys(composed):
                     raise ValueError(f"every run needs {', '.join(f'{name}=...' for name in sorted(absent))}")
-                config: Any = OmegaConf.to_container(composed, resolve=True)
+                config: Any = with_places(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
                 folder = Path(config["folder"]).absolute()  # reproduce.sh is in the repository
                 earlier = read(folder / "config.yaml")
                 differing = differences(yaml.safe_load(earlier), config) if earlier else []
@@ -136,6 +136,7 @@ def main() -> None:
     taken = [o for o in options.overrides if o.split("=")[0] in ("experiment", "seed", "fresh")]
     if taken:
         raise ValueError(f"{taken[0]}: the plan chooses experiment and seed itself, and never repeats a finished run")
+    options.overrides = as_hydra_reads(options.overrides)
     runs = list(plan(experiments, seeds, options.overrides))
     if len({run.folder for run in runs}) < len(runs):
         raise ValueError("several runs have the same folder: write it with ${experiment} and ${seed}")

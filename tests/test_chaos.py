@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 
 def test_a_run_that_is_killed_and_started_again_is_the_run_that_was_not(tmp_path):
-    arguments = ["kills=2", "ranks=1", "steps=12", "every=4", "seed=1", f"out={tmp_path}"]
+    arguments = ["kills=2", "ranks=1", "steps=12", "every=4", "seed=1", "stores=0", f"out={tmp_path}"]
     done = subprocess.run([sys.executable, "scripts/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = json.loads((tmp_path / "chaos.json").read_text())["results"]
@@ -18,4 +18,17 @@ def test_a_run_that_is_killed_and_started_again_is_the_run_that_was_not(tmp_path
     for fault in ("rows lost", "rows doubled", "rows changed", "W&B rows lost", "W&B rows doubled"):
         assert result[fault] == 0, fault
     assert result["largest difference"] == 0
+    assert "Nothing was lost, doubled or changed." in (tmp_path / "README.md").read_text()
+
+
+def test_a_store_that_is_killed_and_started_again_is_the_store_that_was_not(tmp_path):
+    arguments = ["kills=0", "stores=3", "images=240", f"out={tmp_path}"]
+    done = subprocess.run([sys.executable, "scripts/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = json.loads((tmp_path / "chaos.json").read_text())["stores"]
+    assert result["kills"] == 3
+    assert result["killed by"] == {"SIGKILL": 2, "SIGTERM": 1}
+    assert result["starts"] == 3 + result["stores"]
+    assert result["files"] > 20
+    assert result["files that differ"] == 0
     assert "Nothing was lost, doubled or changed." in (tmp_path / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""A minibatch of 32 training images, read to resized, as a ratio to torchvision's reference recipe."""
+"""A minibatch of 32 training images, read to resized uint8, as a ratio to torchvision's reference recipe."""
 
 import io
 import tempfile
@@ -50,7 +50,11 @@ def run(args: Namespace) -> dict:
 def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
     folders, store = Images(str(root / "set"), 299), Images(str(root / "store"), 299)
     recipe = transforms.Compose(
-        [transforms.RandomResizedCrop(299, scale=(0.05, 1)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        [
+            transforms.RandomResizedCrop(299, scale=(0.05, 1)),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),  # uint8, as ours: what makes floats of it is the device's work
+        ]
     )
     files, count = folders.files["train"], len(folders.labels("train"))
     names = [files.name(index) for index in range(count)]

@@ -1,12 +1,27 @@
 """Data sets in the formats that they come in, and what is said about wrong ones."""
 
+import io
+import json
 import pickle
 import shutil
+import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batch_renorm.data.sources import find
-from tests.data.imagenet_files import NAMES, VAL_LABELS, WNIDS, train_images, val_images, write, write_folders
+from tests.data.imagenet_files import (
+    NAMES,
+    VAL_LABELS,
+    WNIDS,
+    devkit,
+    tar,
+    train_images,
+    val_images,
+    write,
+    write_folders,
+)  # fmt: skip
 
 
 def contents(found, split):
@@ -117,3 +132,201 @@ def test_a_download_that_stopped_is_noticed_at_once(tmp_path, written):
     shard = next((tmp_path / "arrow/train").glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:2000])
     assert "is not a whole Arrow file" in complaint(tmp_path / "arrow")
+
+
+@pytest.fixture
+def archives(written, tmp_path):
+    """A copy of the official archives, to be changed."""
+    return shutil.copytree(written["archives"], tmp_path / "archives")
+
+
+def packed_again(data, change):
+    """A devkit's archive with other names of its members."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(data)) as old, tarfile.open(fileobj=buffer, mode="w:gz") as new:
+        for member in old.getmembers():
+            content = old.extractfile(member)
+            member.name = change(member.name)
+            new.addfile(member, content)
+    return buffer.getvalue()
+
+
+def test_a_devkit_is_read_however_it_was_packed_and_a_bad_one_named(archives, folders):
+    path = archives / "ILSVRC2012_devkit_t12.tar.gz"
+    for change in (lambda name: f"./{name}", lambda name: f"home/me/{name}", lambda name: name.partition("/")[2]):
+        path.write_bytes(packed_again(devkit(), change))
+        assert contents(find(archives), "val") == contents(find(folders), "val")
+    for data, answer in (
+        (b"<html>Please log in</html>", "is an HTML page"),
+        (devkit()[:300], "is not the devkit's archive"),
+        (b"", "is empty"),
+        (packed_again(devkit(), lambda name: name.replace("meta.mat", "META")), "lacks data/"),
+    ):
+        path.write_bytes(data)
+        text = complaint(archives)
+        assert text.startswith(f"{path} {answer}")
+        assert text.endswith("download ILSVRC2012_devkit_t12.tar.gz again")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_lists_of_labels_may_have_a_byte_order_mark_and_quotes(archives, folders, encoding):
+    rows = [
+        f'"{name.removesuffix(".JPEG")}","{WNIDS[label]} 1 2 3 4"'
+        for name, label in zip(val_images(), VAL_LABELS, strict=True)
+    ]
+    (archives / "LOC_val_solution.csv").write_text("\r\n".join(["ImageId,PredictionString", *rows]), encoding=encoding)
+    assert contents(find(archives), "val") == contents(find(folders), "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "answer"),
+    [
+        ("synset_labels.txt", b"", "is empty: get the list again"),
+        ("synset_labels.txt", b"\n \n", "is empty: get the list again"),
+        ("synset_labels.txt", b"n01440764\xff\xfe\n" * 8, "is not text"),
+        ("synset_labels.txt", b"\x00n" * 20, "is not text"),
+        (
+            "val_annotations.txt",
+            b"ILSVRC2012_val_00000001.JPEG\tn01440764\nILSVRC2012_val_00000002.JPEG\n",
+            "no class in line 2",
+        ),
+        ("val_annotations.txt", b"a.JPEG\tn01440764\na.JPEG\tn02123045\n", "has two classes for a.JPEG"),
+        ("LOC_val_solution.csv", b"ImageId,PredictionString\n", "has no line for ILSVRC2012_val_00000001.JPEG"),
+    ],
+)
+def test_a_bad_list_of_labels_is_named(archives, name, data, answer):
+    (archives / name).write_bytes(data)
+    text = complaint(archives)
+    assert text.startswith(str(archives / name))
+    assert answer in text
+
+
+def test_dots_in_names_do_not_mix_up_labels(tmp_path):
+    """img.1.png and img.2.png are two images."""
+    for name in WNIDS[:2]:
+        write(tmp_path / "train" / name / "a.png", b"a")
+    for name in ("img.1.png", "img.2.png"):
+        write(tmp_path / "val" / name, name.encode())
+    (tmp_path / "val_annotations.txt").write_text(f"img.2.png\t{WNIDS[0]}\nimg.1.png\t{WNIDS[1]}\n")
+    assert contents(find(tmp_path), "val") == [(0, b"img.2.png"), (1, b"img.1.png")]
+
+
+def test_archives_packed_again_are_read_and_what_is_beside_the_images_is_not(archives, folders):
+    train, val = archives / "ILSVRC2012_img_train.tar", archives / "ILSVRC2012_img_val.tar"
+    images = train_images()
+    files = {f"./train/{wnid}/{name}": data for wnid in reversed(WNIDS) for name, data in images[wnid].items()}
+    train.write_bytes(tar({"README.txt": b"x"} | files))
+    val.write_bytes(tar({"LICENSE": b"x"} | {f"./val/{name}": data for name, data in val_images().items()}))
+    for split in ("train", "val"):
+        assert contents(find(archives), split) == contents(find(folders), split)
+    sorted_out = {f"{WNIDS[label]}/{n}": d for (n, d), label in zip(val_images().items(), VAL_LABELS, strict=True)}
+    val.write_bytes(tar(sorted_out))
+    assert contents(find(archives), "val") == contents(find(folders), "val")
+    first = next(iter(sorted_out))
+    val.write_bytes(tar({first.partition("/")[2]: sorted_out.pop(first)} | sorted_out))
+    assert "has 7 of 8 images in folders of classes: all must be, or none" in complaint(archives)
+
+
+def test_archives_of_another_kind_are_named_with_the_right_cure(archives):
+    train = archives / "ILSVRC2012_img_train.tar"
+    whole = train.read_bytes()
+    for data, answer in (
+        (b"\x1f\x8b" + whole, "is compressed: unpack it first (gunzip)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS"),
+        (b"<!DOCTYPE html>", "is an HTML page"),
+        (tar({"README.txt": b"x"}), "has neither archives nor folders of classes"),
+        (tar({"n1.tar": tar({"a.JPEG": b"x"}), "n2/a.JPEG": b"x"}), "has both archives of classes and images"),
+        (tar({"a.JPEG": b"x"}), "has a.JPEG in no folder of a class"),
+    ):
+        train.write_bytes(data)
+        text = complaint(archives)
+        assert text.startswith(str(train))
+        assert answer in text
+    damaged = bytearray(whole)
+    second = whole.find(
+        b"\x00" * 512 + WNIDS[2].encode()[:9]
+    )  # a header in the middle, which tarfile takes for the end
+    place = whole.find(f"{WNIDS[1]}.tar".encode()) if second < 0 else second + 512
+    damaged[place + 3] ^= 1
+    train.write_bytes(damaged)
+    assert "is damaged at byte" in complaint(archives)
+
+
+def test_validation_images_half_in_folders_are_not_half_a_data_set(written, tmp_path):
+    root = shutil.copytree(written["flat"], tmp_path / "set")
+    for name in sorted(val_images())[:3]:
+        (root / "val" / WNIDS[0]).mkdir(exist_ok=True)
+        (root / "val" / name).rename(root / "val" / WNIDS[0] / name)
+    assert f"{root / 'val'} has 5 images beside 1 folders of classes that have some" in complaint(root)
+
+
+def test_a_class_without_validation_images_is_none_of_the_others_business(folders, tmp_path):
+    root = shutil.copytree(folders, tmp_path / "set")
+    shutil.rmtree(root / "val" / WNIDS[0])
+    (root / "val" / WNIDS[0]).mkdir()
+    assert [label for label, _ in contents(find(root), "val")] == sorted(label for label in VAL_LABELS if label)
+    for wnid in WNIDS:
+        shutil.rmtree(root / "val" / wnid, ignore_errors=True)
+        (root / "val" / wnid).mkdir()
+    assert "val has no images: looked for" in complaint(root)
+
+
+def tables(root, change):
+    """Write the training images' first Parquet file again, changed."""
+    path = sorted((root / "data").glob("train-*"))[0]
+    pq.write_table(change(pq.read_table(path)), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        (lambda t: t.drop_columns("label"), "has the columns image: image and label are needed"),
+        (lambda t: t.set_column(1, "label", t["label"].cast(pa.string())), "has labels of type string: labels must be"),
+        (lambda t: t.set_column(1, "label", pa.array([None] * len(t), pa.int64())), "images without a label"),
+        (lambda t: t.set_column(1, "label", pa.array([-1] * len(t))), "has the label -1"),
+        (lambda t: t.set_column(0, "image", pa.array(["a.JPEG"] * len(t))), "has images as string: save it again"),
+        (lambda t: t.set_column(1, "label", pa.array([9] * len(t))), "names 4 classes, but"),
+    ],
+)
+def test_parquet_files_of_other_columns_are_named(written, tmp_path, change, answer):
+    root = shutil.copytree(written["parquet"], tmp_path / "set")
+    path = tables(root, change)
+    text = complaint(root)
+    assert text.startswith(str(path))
+    assert answer in text
+
+
+def test_a_missing_or_unreal_parquet_file_is_named(written, tmp_path):
+    root = shutil.copytree(written["parquet"], tmp_path / "set")
+    path = root / "data/train-00001-of-00002.parquet"
+    whole = path.read_bytes()
+    for data, answer in (
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a pointer of Git LFS, not the file itself (git lfs pull)",
+        ),
+        (whole[:-20], "is not a whole Parquet file"),
+        (b"", "is empty"),
+    ):
+        path.write_bytes(data)
+        text = complaint(root)
+        assert text.startswith(f"{path} {answer}")
+        assert text.endswith("copy or download it again")
+    path.unlink()
+    assert f"{root / 'data'} lacks train-00001-of-00002.parquet (1 of 2 files)" in complaint(root)
+    path.with_name("train-00001-of-00003.parquet").write_bytes(whole)
+    assert "has files of several series" in complaint(root)
+
+
+def test_lists_of_a_store_that_are_damaged_are_named(written, tmp_path):
+    for name in ("train/state.json", "train/dataset_info.json"):
+        root = shutil.copytree(written["arrow"], tmp_path / name.replace("/", "_"))
+        for data in (b"", b"[]", b"{", b"\xff\xfe"):
+            (root / name).write_bytes(data)
+            assert complaint(root).startswith(str(root / name))
+    root = shutil.copytree(written["arrow"], tmp_path / "names")
+    info = json.loads((root / "train/dataset_info.json").read_text())
+    info["features"]["label"]["names"] = ["one"]
+    (root / "train/dataset_info.json").write_text(json.dumps(info))
+    assert "names 1 classes, but" in complaint(root)

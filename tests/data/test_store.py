@@ -1,14 +1,19 @@
 """The store: same images, other readers, interrupted and damaged ones."""
 
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from batch_renorm.data import shards, store
+from batch_renorm.data import durable, shards, store
 from batch_renorm.data.sources import find
 from tests.data.imagenet_files import cut_in_half, write_folders
+from tests.data.test_durable import in_use_by_another
 from tests.data.test_sources import contents
 
 SCRIPT = "scripts/prepare_imagenet.py"
@@ -107,12 +112,96 @@ def test_a_changed_store_is_noticed(folders, tmp_path):
 
 def test_another_store_or_folder_is_not_written_into(folders, tmp_path):
     prepare(folders, tmp_path / "store")
-    with pytest.raises(ValueError, match="holds the store of another data set"):
+    with pytest.raises(ValueError, match=r"has 5 images a file: say --images-per-file 5, or choose another folder"):
         store.prepare(find(folders), tmp_path / "store", 6, 1, lambda images: None)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").touch()
     with pytest.raises(ValueError, match="is not empty and not a store"):
         prepare(folders, tmp_path / "home")
+
+
+def copied(folders, tmp_path):
+    return Path(shutil.copytree(folders, tmp_path / "other"))
+
+
+def test_a_store_is_told_from_that_of_other_images(folders, written, tmp_path):
+    prepare(folders, tmp_path / "store")
+    prepare(written["archives"], tmp_path / "store")  # the same images, stored otherwise
+    with pytest.raises(ValueError, match="whose classes have other names"):
+        prepare(written["arrow"], tmp_path / "store")
+    other = copied(folders, tmp_path)
+    first = other / "train/n01440764/n01440764_19.JPEG"
+    data = first.read_bytes()
+    first.write_bytes(data + b"more")  # the first image of a file, under the same name
+    with pytest.raises(ValueError, match=f"has another image than {first} under its name"):
+        prepare(other, tmp_path / "store")
+    first.rename(first.with_name("n01440764_18.JPEG"))
+    with pytest.raises(ValueError, match="images with other names"):
+        prepare(other, tmp_path / "store")
+    shutil.rmtree(other / "train/n15075141")
+    (other / "train/n15075141").mkdir()
+    (other / "train/n15075141/n15075141_1.JPEG").write_bytes(data)
+    with pytest.raises(ValueError, match=r"is the store of other images, or in another order \(it is made of folders"):
+        prepare(other, tmp_path / "store")
+
+
+def test_one_process_at_a_time_prepares_a_store(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "GRACE", 0.1)
+    (tmp_path / "store").mkdir()
+    with (
+        in_use_by_another(tmp_path / "store") as process,
+        pytest.raises(ValueError, match=f"store {tmp_path / 'store'} is in use by process {process.pid} on .* since"),
+    ):
+        prepare(folders, tmp_path / "store")
+    prepare(folders, tmp_path / "store")
+    assert not list((tmp_path / "store").rglob(".lock"))
+
+
+def killed_worker(target, shard):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_one_line(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "write", killed_worker)
+    with pytest.raises(ValueError, match="a process that works on the images was killed") as error:
+        prepare(folders, tmp_path / "store")
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    prepare(folders, tmp_path / "store")
+
+
+def slow_worker(target, shard):
+    (target / f"{shard.split}{shard.number}.pid").write_text(str(os.getpid()))
+    time.sleep(3600)
+
+
+def test_workers_end_with_the_process_that_started_them(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "write", slow_worker)
+    parent = multiprocessing.get_context("fork").Process(target=prepare, args=(folders, tmp_path / "store"))
+    parent.start()
+    while not (notes := [note for note in (tmp_path / "store").glob("*.pid") if note.read_text()]):
+        time.sleep(0.01)
+    worker = int(notes[0].read_text())
+    parent.kill()
+    parent.join()
+    while state_of(worker) not in ("Z", None):  # a worker that lives on is a test that does not end
+        time.sleep(0.01)
+
+
+def state_of(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+
+
+def test_labels_that_have_changed_are_noticed(folders, tmp_path):
+    target = tmp_path / "store"
+    manifest = prepare(folders, target)
+    manifest["splits"]["train"]["labels_crc32"] ^= 1
+    (target / "store.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"the labels in {target / 'train'} are not those that were written"):
+        find(target)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(folders, tmp_path, monkeypatch):

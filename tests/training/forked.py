@@ -32,14 +32,14 @@ def in_forks(do, ranks):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(200)
+        process.join()
     return [process.exitcode for process in processes]
 
 
 def fit_in_forks(config, path, ranks):
     """A whole run on so many ranks."""
     folder = Folder(path)
-    prepare(folder, config, fresh=False)
+    prepare(folder, config)
 
     def do(place):
         connect(place, gpu=False)

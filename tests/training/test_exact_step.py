@@ -119,7 +119,7 @@ def buffers(model):
 def test_any_number_of_passes_takes_the_written_out_step(compose, tmp_path, experiment, limit):
     config = compose(*OVERRIDES, f"experiment={experiment}", f"trainer.workers_per_pass={limit or 'null'}")
     folder = Folder(tmp_path)
-    prepare(folder, config, fresh=False)
+    prepare(folder, config)
     run = build(config)
     expected = reference(run)
     fit(run, folder, None)

@@ -98,7 +98,7 @@ def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_
     for name, options in (("plain", []), ("option", [f"trainer.{option}"])):
         config = {k: v for k, v in compose(*TINY, *options).items() if k != "fresh"}
         folder = Folder(tmp_path / name)
-        prepare(folder, config, fresh=False)
+        prepare(folder, config)
         try:
             fit(build(config), folder, None)
         finally:

@@ -29,13 +29,12 @@ def test_sigkill_and_again(train_command, tmp_path):
     train_command(*LONG, folder="whole")
     command = [sys.executable, "train.py", *TINY, *LONG, f"folder={tmp_path / 'killed'}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.time() + 120
-    while len(checkpoints(tmp_path / "killed")) < 2 and time.time() < deadline:
+    while len(checkpoints(tmp_path / "killed")) < 2 and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     reached = checkpoints(tmp_path / "killed")
-    assert reached, "no checkpoint within two minutes"
+    assert reached, "the run ended without a checkpoint"
     assert "finished" not in (tmp_path / "killed/run.json").read_text(), "the run ended before it could be killed"
     again = train_command(*LONG, folder="killed")
     assert "resuming at step" in again.stderr

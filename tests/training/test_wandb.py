@@ -69,6 +69,19 @@ def test_a_service_inherited_from_another_process_is_not_used(run, tmp_path, mon
     assert [step for step, _ in history(*offline_files(tmp_path))] == [1, 2]
 
 
+@pytest.mark.parametrize(("asked", "files"), [("offline", 1), ("dryrun", 1), ("disabled", 0)])
+def test_wandbs_own_variable_keeps_a_run_from_the_network_or_off(run, tmp_path, monkeypatch, capfd, asked, files):
+    """Without a key: nothing is to be asked of the servers."""
+    run.logging.wandb = wandb_log.Wandb("online", "project", None)
+    monkeypatch.setenv("WANDB_MODE", asked)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    follow(run, tmp_path, 0, 2)
+    found = offline_files(tmp_path)
+    assert len(found) == files
+    assert all([step for step, _ in history(file)] == [1, 2] for file in found)
+    assert "W&B" not in capfd.readouterr().err
+
+
 def failing(run, folder, capfd):
     follow(run, folder, 0, 3)
     lines = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]
@@ -89,7 +102,7 @@ def test_with_wandb_failing_training_goes_on(run, tmp_path, monkeypatch, capfd):
 
 def test_with_wandb_hanging_training_ends(run, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("wandb.init", lambda **_: time.sleep(3))
-    monkeypatch.setattr(wandb_log, "PATIENCE", 0.1)
+    monkeypatch.setitem(wandb_log.PATIENCE, "offline", 0.1)
     live = wandb_log.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 0)
     live.log_metrics({"loss": 1.0}, 1)
     live.finalize("success")
@@ -179,7 +192,7 @@ def test_wandb_sync_brings_every_step_once_into_one_run_before_and_after_a_resum
         (path,) = (tmp_path / "wandb").glob("offline-run-*")
         command = [sys.executable, "-m", "wandb", "sync", "--yes", str(path)]
         environment = os.environ | address | {"WANDB_ERROR_REPORTING": "false"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         (lines,) = server.history.values()
         assert [lines[i]["_step"] for i in range(len(lines))] == list(range(1, stop + 1))

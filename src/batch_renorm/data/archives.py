@@ -12,13 +12,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from batch_renorm.data.files import Found, order
+from batch_renorm.data.files import BadInputError, Found, is_image, looks_like, order, stem
 from batch_renorm.data.labels import flat_labels
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 Member = tuple[str, int, int]
 """Name, first byte in the archive, bytes."""
+
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"PK": "unzip",
+}
 
 
 class TarFiles:
@@ -43,7 +51,7 @@ class TarFiles:
         start, size = self.places[index].tolist()
         data = os.pread(self._file, size, start)  # has no position that processes could share
         if len(data) != size:
-            raise OSError(f"the archive ends after {len(data)} of {size} bytes")
+            raise OSError(f"the archive ends after {len(data)} of {size} bytes: download it again")
         return data
 
     def __getstate__(self) -> dict:
@@ -51,61 +59,106 @@ class TarFiles:
 
 
 def find(root: Path) -> Found:
-    """The official archives in a folder.
+    """The official archives in a folder, also packed again as folders of classes.
 
     Raises:
-        ValueError: one is missing or cut off, or the labels of validation images are.
+        ValueError: one is missing, cut off or something else, or the labels of validation images are.
     """
     if not (root / VAL).exists():
-        raise ValueError(f"{root} has {TRAIN} but not {VAL}: download it from image-net.org, too")
+        raise BadInputError(f"{root} has {TRAIN} but not {VAL}: download it from image-net.org, too")
     classes, labels, members = train_members(root / TRAIN)
-    val = sorted(files_in(root / VAL))
-    names = [name for name, _, _ in val]
+    val = sorted((member for member in files_in(root / VAL) if is_image(member[0])), key=lambda m: (stem(m[0]), m[0]))
+    if not val:
+        raise BadInputError(f"{root / VAL} has no images: download it again")
     splits = {
         "train": TarFiles(root / TRAIN, labels, members),
-        "val": TarFiles(root / VAL, flat_labels(names, classes, [root]), val),
+        "val": TarFiles(root / VAL, val_labels([name for name, _, _ in val], classes, root), val),
     }
     return Found("archives", classes, dict(splits))
 
 
 def train_members(archive: Path) -> tuple[list[str], np.ndarray, list[Member]]:
-    """Classes, labels and places of the images in the tar of tars."""
-    inner = sorted(files_in(archive))
-    classes = [Path(name).stem for name, _, _ in inner]
-    members: list[Member] = []
-    counts = []
+    """Classes, labels and places of the images in the tar of a tar a class, or in one of a folder a class."""
+    every = sorted(files_in(archive))
+    inner = [member for member in every if member[0].endswith(".tar")]
+    images = [member for member in every if is_image(member[0])]
+    if bool(inner) == bool(images):
+        what = "both archives of classes and images" if inner else "neither archives nor folders of classes"
+        raise BadInputError(
+            f"{archive} has {what}: it should be a tar of n01440764.tar and so on, as image-net.org has it"
+        )
+    by_class: dict[str, list[Member]] = {}
     with open(archive, "rb") as file:
         for name, start, size in inner:
-            part = list(_members(_Part(file, start, size), f"{archive}:{name}"))
-            if not part:
-                raise ValueError(f"the class {Path(name).stem} has no images: {archive}:{name} is empty")
-            counts.append(len(part))
-            members += [(inside, start + offset, length) for inside, offset, length in part]
-    return classes, np.repeat(np.arange(len(classes)), counts), members
+            wnid = Path(name).stem
+            if wnid in by_class:
+                raise BadInputError(f"{archive} has the class {wnid} twice: download it again")
+            part = _members(_Part(file, start, size), f"{archive}:{name}")
+            by_class[wnid] = [(inside, start + at, length) for inside, at, length in part if is_image(inside)]
+            if not by_class[wnid]:
+                raise BadInputError(f"the class {wnid} has no images: {archive}:{name} is empty")
+    for member in images:
+        wnid = Path(member[0]).parent.name
+        if not wnid:
+            raise BadInputError(f"{archive} has {member[0]} in no folder of a class: pack the folders of classes")
+        by_class.setdefault(wnid, []).append(member)
+    classes = sorted(by_class)
+    labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
+    return classes, labels, [member for name in classes for member in by_class[name]]
+
+
+def val_labels(names: list[str], classes: list[str], root: Path) -> np.ndarray:
+    """By the devkit or a list, or by the folders of an archive that was packed again."""
+    folders = [Path(name).parent.name for name in names]
+    position = {name: label for label, name in enumerate(classes)}
+    sorted_out = sum(folder in position for folder in folders)
+    if 0 < sorted_out < len(names):
+        raise BadInputError(
+            f"{root / VAL} has {sorted_out:,} of {len(names):,} images in folders of classes: all must be, or none"
+        )
+    return np.array([position[f] for f in folders]) if sorted_out else flat_labels(names, classes, [root])
 
 
 def files_in(archive: Path) -> Iterator[Member]:
-    """The files of a tar file."""
-    with open(archive, "rb") as file:
-        yield from _members(file, str(archive))
+    """The files of a tar file.
+
+    Raises:
+        BadInputError: it cannot be read, is not a tar file, or not all of one.
+    """
+    try:
+        with open(archive, "rb") as file:
+            yield from _members(file, str(archive))
+    except OSError as error:
+        raise BadInputError(f"cannot read {archive}: {error.strerror or error}") from error
 
 
 def _members(file: io.IOBase, name: str) -> Iterator[Member]:
+    again = "download it again"
+    begin = file.read(8)
+    tool = next((tool for mark, tool in COMPRESSED.items() if begin.startswith(mark)), None)
+    if tool is not None:
+        raise BadInputError(f"{name} is compressed: unpack it first ({tool}), images are read out of it at any place")
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - tarfile.BLOCKSIZE))
     if any(file.read(tarfile.BLOCKSIZE)):
-        raise ValueError(f"{name} is cut off, it has no end mark: download it again")
+        raise BadInputError(f"{name} {looks_like(name) or 'is cut off, it has no end mark'}: {again}")
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 if member.offset_data + member.size > end:
-                    raise ValueError(f"{name} is cut off in {member.name}: download it again")
+                    raise BadInputError(f"{name} is cut off in {member.name}: {again}")
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
                     yield member.name, member.offset_data, member.size
                 archive.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
-    except tarfile.TarError as error:
-        raise ValueError(f"{name} is not a whole tar file ({error}): download it again") from error
+            file.seek(archive.offset)
+            if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+                raise BadInputError(f"{name} is damaged at byte {archive.offset:,}: {again}")
+    except BadInputError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        reason = looks_like(name) or f"is not a whole tar file ({error})"
+        raise BadInputError(f"{name} {reason}: {again}") from error
 
 
 class _Part(io.RawIOBase):

@@ -6,6 +6,9 @@ Parquet files are read, too, but only one after another, to prepare a store from
 """
 
 import json
+import re
+import zlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_renorm.data.files import Files, Found, order
+from batch_renorm.data.files import BadInputError, Files, Found, order, reading
 
 STORE = "store.json"
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid")}
 """A split of ours, and the names that it may have in a folder."""
+COPY = "copy or download it again"
+SERIES = re.compile(r"-(\d+)-of-(\d+)")
 
 
 def is_arrow(root: Path) -> bool:
@@ -31,22 +36,43 @@ def find(root: Path) -> Found:
     Raises:
         ValueError: not finished, damaged, or without images and labels.
     """
-    manifest = json.loads((root / STORE).read_text()) if (root / STORE).exists() else None
-    if manifest is not None and not manifest["finished"]:
-        raise ValueError(f"the store {root} is not finished: run scripts/prepare_imagenet.py again, it goes on")
+    manifest = read_json(root / STORE) if (root / STORE).exists() else None
+    with reading(root / STORE, "the list of a store", COPY):
+        if manifest is not None and not manifest["finished"]:
+            raise BadInputError(f"the store {root} is not finished: run scripts/prepare_imagenet.py again, it goes on")
     splits: dict[str, Files] = {}
     info: dict[str, Any] = {}
     for split, names in SPLITS.items():
         folder = next((root / name for name in names if (root / name / "state.json").exists()), None)
         if folder is None:
-            raise ValueError(f"{root} has no {split} images: looked for {', '.join(f'{n}/state.json' for n in names)}")
-        state = json.loads((folder / "state.json").read_text())
-        shards = [folder / entry["filename"] for entry in state["_data_files"]]
+            raise BadInputError(
+                f"{root} has no {split} images: looked for {', '.join(f'{n}/state.json' for n in names)}"
+            )
+        state = read_json(folder / "state.json")
+        with reading(folder / "state.json", "the list of a split's files", COPY):
+            shards = [folder / entry["filename"] for entry in state["_data_files"]]
+            if not shards:
+                raise ValueError("it names no files")
+        files = ArrowFiles(shards, in_order=bool(manifest and manifest.get("in_order")))
+        splits[split] = files
         if manifest is not None:
-            check_sizes(manifest["splits"][folder.name]["shards"], folder)
-        splits[split] = ArrowFiles(shards, in_order=bool(manifest and manifest["in_order"]))
-        info = info or json.loads((folder / "dataset_info.json").read_text())
-    return Found("store" if manifest else "Arrow folder", class_names(info.get("features") or {}, splits), splits)
+            with reading(root / STORE, "the list of a store", COPY):
+                entry = manifest["splits"][folder.name]
+                check_sizes(entry["shards"], folder)
+                if zlib.crc32(files.labels.tobytes()) != entry.get("labels_crc32", zlib.crc32(files.labels.tobytes())):
+                    raise BadInputError(f"the labels in {folder} are not those that were written: {COPY}")
+        info = info or read_json(folder / "dataset_info.json")
+    names_of = (root / "train" / "dataset_info.json", info.get("features"))
+    return Found("store" if manifest else "Arrow folder", class_names(*names_of, splits), splits)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of JSON that holds an object."""
+    with reading(path, "JSON", COPY):
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+        return found
 
 
 def check_sizes(shards: list[dict[str, Any]], folder: Path) -> None:
@@ -54,17 +80,68 @@ def check_sizes(shards: list[dict[str, Any]], folder: Path) -> None:
     for shard in shards:
         path = folder / shard["file"]
         if not path.exists():
-            raise ValueError(f"the store lacks {path}: copy it again, or run scripts/prepare_imagenet.py again")
+            raise BadInputError(f"the store lacks {path}: copy it again, or run scripts/prepare_imagenet.py again")
         size = path.stat().st_size
         if size != shard["bytes"]:
-            raise ValueError(f"{path} has {size:,} bytes, not {shard['bytes']:,}: copy it again")
+            raise BadInputError(f"{path} has {size:,} bytes, not {shard['bytes']:,}: copy it again")
 
 
-def class_names(features: dict[str, Any], splits: dict[str, Files]) -> list[str]:
-    """The names that the data set gives to its labels; numbers where it gives none."""
-    names = features.get("label", {}).get("names")
-    count = max(int(files.labels.max()) for files in splits.values()) + 1
-    return list(names) if names else [str(label) for label in range(count)]
+def class_names(path: Path, features: Any, splits: dict[str, Files]) -> list[str]:
+    """The names that the data set gives to its labels; numbers where it gives none.
+
+    Raises:
+        BadInputError: fewer names than labels, or something else in their place; `path` is where they come from.
+    """
+    most = max(splits.values(), key=lambda files: int(files.labels.max()))
+    count = int(most.labels.max()) + 1
+    with reading(path, "a description of columns with names of classes", COPY):
+        names = ((features or {}).get("label") or {}).get("names")
+        if names is None and count > sum(len(files.labels) for files in splits.values()):
+            raise BadInputError(
+                f"{most.name(int(most.labels.argmax()))} has the label {count - 1:,}, of fewer images: {COPY}"
+            )
+        if names is None:
+            return [str(label) for label in range(count)]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("names of classes are no text")
+        if len(names) < count:
+            where = most.name(int(most.labels.argmax()))
+            raise BadInputError(f"{path} names {len(names):,} classes, but {where} has the label {count - 1:,}: {COPY}")
+        return list(names)
+
+
+def checked_labels(column: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
+    """A column of labels, (images,) int64.
+
+    Raises:
+        BadInputError: it is not of whole numbers from 0 on; says in which file.
+    """
+    wanted = "labels must be whole numbers from 0 on, one an image"
+    if not pa.types.is_integer(column.type):
+        raise BadInputError(
+            f"{where} has labels of type {column.type}: {wanted} (datasets' class_encode_column makes them)"
+        )
+    if column.null_count:
+        raise BadInputError(f"{where} has {column.null_count:,} images without a label: {wanted}")
+    labels = column.to_numpy().astype(np.int64)
+    if len(labels) and labels.min() < 0:
+        raise BadInputError(f"{where} has the label {labels.min()}, as images without one have: {wanted}")
+    return labels
+
+
+def check_columns(schema: pa.Schema, where: str) -> None:
+    """Whether a file has labels and the bytes of images.
+
+    Raises:
+        BadInputError: it has not; names the file and what it has.
+    """
+    names = schema.names
+    if not {"image", "label"} <= set(names):
+        raise BadInputError(f"{where} has the columns {', '.join(names)}: image and label are needed")
+    image = schema.field("image").type
+    data = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    if not (pa.types.is_binary(data) or pa.types.is_large_binary(data)):
+        raise BadInputError(f"{where} has images as {image}: save it again with the images' bytes in it (embedded)")
 
 
 class ArrowFiles:
@@ -92,16 +169,28 @@ class ArrowFiles:
     def _order(self) -> np.ndarray | None:
         if self.in_order:
             return None
-        return order(np.concatenate([batch.column("label").to_numpy() for batch in self._batches]), self._paths)
+        return order(self._labels_as_written, self._paths)
 
     @cached_property
     def _paths(self) -> pa.ChunkedArray:
-        return pa.chunked_array([_field(batch, "path").cast(pa.string()) for batch in self._batches], pa.string())
+        with reading(Path(self.shards[0]).parent, "a folder of Arrow files with names that can be read", COPY):
+            return pa.chunked_array([_field(batch, "path").cast(pa.string()) for batch in self._batches], pa.string())
+
+    @cached_property
+    def _labels_as_written(self) -> np.ndarray:
+        where = str(Path(self.shards[0]).parent)
+        if not self._batches:
+            raise BadInputError(f"{where} has no images: {COPY}")
+        return np.concatenate([checked_labels(batch.column("label"), where) for batch in self._batches])
 
     @cached_property
     def labels(self) -> np.ndarray:
-        labels = np.concatenate([batch.column("label").to_numpy().astype(np.int64) for batch in self._batches])
+        labels = self._labels_as_written
         return labels if self._order is None else labels[self._order]
+
+    @property
+    def names(self) -> pa.ChunkedArray:
+        return self._paths if self._order is None else self._paths.take(pa.array(self._order))
 
     def path(self, index: int) -> str | None:
         return self._paths[self._row(index)].as_py()
@@ -130,19 +219,17 @@ class ArrowFiles:
 
 
 def _batches_of(shard: str) -> list[pa.RecordBatch]:
-    try:
+    with reading(shard, "a whole Arrow file", COPY):
         batches = list(pa.ipc.open_stream(pa.memory_map(shard)))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{shard} is not a whole Arrow file ({error}): copy it again") from error
-    for batch in batches[:1]:
-        if not {"image", "label"} <= set(batch.schema.names):
-            raise ValueError(f"{shard} has the columns {', '.join(batch.schema.names)}: image and label are needed")
+        for batch in batches:
+            check_columns(batch.schema, shard)
+            batch.validate()
     return batches
 
 
 def _field(batch: pa.RecordBatch, name: str) -> pa.Array:
     image = batch.column("image")
-    if pa.types.is_struct(image.type):
+    if pa.types.is_struct(image.type) and image.type.get_field_index(name) >= 0:
         return image.field(name)
     return image if name == "bytes" else pa.nulls(len(image), pa.string())
 
@@ -150,10 +237,13 @@ def _field(batch: pa.RecordBatch, name: str) -> pa.Array:
 def _places(batch: pa.RecordBatch, shards: list[str]) -> tuple[np.ndarray, memoryview]:
     column = _field(batch, "bytes")
     if column.null_count:
-        raise ValueError(f"{Path(shards[0]).parent} has paths instead of images: save it again with embedded images")
+        raise BadInputError(f"{Path(shards[0]).parent} has paths instead of images: save it again with embedded images")
     width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
-    _, offsets, data = column.buffers()
-    return np.frombuffer(offsets, width)[column.offset : column.offset + len(column) + 1], memoryview(data)
+    _, places, data = column.buffers()
+    offsets = np.frombuffer(places, width)[column.offset : column.offset + len(column) + 1]
+    if (np.diff(offsets) < 0).any():
+        raise BadInputError(f"{Path(shards[0]).parent} is damaged, its images overlap: {COPY}")
+    return offsets, memoryview(data)
 
 
 def parquet_shards(root: Path, split: str) -> list[Path]:
@@ -169,17 +259,44 @@ def parquet_shards(root: Path, split: str) -> list[Path]:
     )
 
 
+def check_series(shards: Sequence[Path]) -> None:
+    """Whether files named ...-00003-of-00294... are all there.
+
+    Raises:
+        BadInputError: one is missing, or they are of several series.
+    """
+    numbers = [match for shard in shards if (match := SERIES.search(shard.name))]
+    totals = {int(match[2]) for match in numbers}
+    if len(totals) > 1 or (numbers and len(numbers) != len(shards)):
+        raise BadInputError(f"{shards[0].parent} has files of several series, such as {shards[0].name} and "
+                            f"{shards[-1].name}: keep one")  # fmt: skip
+    for total in totals:
+        missing = sorted(set(range(total)) - {int(match[1]) for match in numbers})
+        if missing:
+            known = numbers[0]
+            number = f"-{missing[0]:0{len(known[1])}d}-of-{known[2]}"
+            name = shards[0].name.replace(known[0], number)
+            raise BadInputError(f"{shards[0].parent} lacks {name} ({len(missing):,} of {total:,} files): download it")
+        if len(numbers) > total:
+            raise BadInputError(
+                f"{shards[0].parent} has more than {total:,} files of a series of so many: keep one of each"
+            )
+
+
 def find_parquet(root: Path) -> Found:
     """Parquet files of columns image and label, as the Hugging Face hub has them."""
     splits: dict[str, Files] = {}
     for split, names in SPLITS.items():
         shards = parquet_shards(root, split)
         if not shards:
-            raise ValueError(f"{root} has no {split} images: looked for {names[0]}-*.parquet, also in data/")
+            raise BadInputError(f"{root} has no {split} images: looked for {names[0]}-*.parquet, also in data/")
+        check_series(shards)
         splits[split] = ParquetFiles(shards)
-    metadata = pq.read_schema(parquet_shards(root, "train")[0]).metadata or {}
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return Found("Parquet files", class_names(features, splits), splits, random_access=False)
+    first = parquet_shards(root, "train")[0]
+    with reading(first, "a Parquet file whose description can be read", COPY):
+        metadata = pq.read_schema(first).metadata or {}
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return Found("Parquet files", class_names(first, features, splits), splits, random_access=False)
 
 
 class ParquetFiles:
@@ -187,32 +304,62 @@ class ParquetFiles:
 
     def __init__(self, shards: list[Path]) -> None:
         self.shards = [str(shard) for shard in shards]
-        files = [pq.ParquetFile(shard) for shard in shards]
-        self.groups = [(s, group) for s, file in enumerate(files) for group in range(file.metadata.num_row_groups)]
-        rows = [files[s].metadata.row_group(group).num_rows for s, group in self.groups]
+        self.groups: list[tuple[int, int]] = []
+        rows, labels = [], []
+        for number, shard in enumerate(self.shards):
+            with reading(shard, "a whole Parquet file", COPY):
+                file = pq.ParquetFile(shard)
+                check_columns(file.schema_arrow, shard)
+                groups = range(file.metadata.num_row_groups)
+                self.groups += [(number, group) for group in groups]
+                rows += [file.metadata.row_group(group).num_rows for group in groups]
+                labels.append(checked_labels(file.read(["label"])["label"], shard))
+                if len(labels[-1]) != file.metadata.num_rows:
+                    raise ValueError(f"{len(labels[-1]):,} labels for {file.metadata.num_rows:,} rows")
         self.starts = np.cumsum([0, *rows])
-        self.labels = np.concatenate([file.read(["label"])["label"].to_numpy() for file in files]).astype(np.int64)
+        self.labels = np.concatenate(labels)
+        if not len(self.labels):
+            raise BadInputError(f"{self.shards[0]} has no images: {COPY}")
         self._loaded: tuple[int, pa.Array | None] = (-1, None)
 
+    @property
+    def names(self) -> pa.ChunkedArray:
+        parts: list[pa.Array] = []
+        for shard in self.shards:
+            with reading(shard, "a whole Parquet file", COPY):
+                file = pq.ParquetFile(shard)
+                if pa.types.is_struct(file.schema_arrow.field("image").type):
+                    column = file.read(["image.path"])["image"]
+                    parts += [chunk.field("path").cast(pa.string()) for chunk in column.chunks]
+                else:
+                    parts.append(pa.nulls(file.metadata.num_rows, pa.string()))
+        return pa.chunked_array(parts, pa.string())
+
     def path(self, index: int) -> str | None:
-        return self._image(index)["path"].as_py()
+        image = self._image(index)
+        return image["path"].as_py() if isinstance(image, pa.StructScalar) and "path" in image else None
 
     def name(self, index: int) -> str:
         path, (shard, _) = self.path(index), self.groups[self._group(index)]
         return f"{self.shards[shard]}, row {index}" + (f" ({path})" if path else "")
 
     def read(self, index: int) -> bytes:
-        return self._image(index)["bytes"].as_py()
+        image = self._image(index)
+        data = (image["bytes"] if isinstance(image, pa.StructScalar) else image).as_py()
+        if data is None:
+            raise OSError("there is a path instead of the image")
+        return data
 
     def _group(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1
 
-    def _image(self, index: int) -> pa.StructScalar:
+    def _image(self, index: int) -> pa.Scalar:
         number = self._group(index)
         if self._loaded[0] != number:
             shard, group = self.groups[number]
-            table = pq.ParquetFile(self.shards[shard]).read_row_group(group, ["image"])
-            self._loaded = number, table["image"].combine_chunks()
+            with reading(self.shards[shard], "a whole Parquet file", COPY):
+                table = pq.ParquetFile(self.shards[shard]).read_row_group(group, ["image"])
+                self._loaded = number, table["image"].combine_chunks()
         loaded = self._loaded[1]
         assert loaded is not None
         return loaded[index - int(self.starts[number])]

@@ -1,7 +1,8 @@
 """The recipe's preparation of images: which part is taken, and how colours are distorted.
 
-Training images are a crop of 5% to 100% of the area and aspect 3/4 to 4/3, perhaps mirrored, their
-colours distorted in one of two orders; evaluation takes the central 87.5%.
+Inception-v3's, operation by operation (tensorflow/models: inception/image_processing.py). Training images are a crop
+by `tf.image.sample_distorted_bounding_box`, perhaps mirrored, their colours distorted in one of two orders;
+evaluation takes the central 87.5%. One departure: resizing is antialiased in training, too.
 """
 
 import numpy as np
@@ -11,6 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 EVALUATION_CROP = 0.875
+ASPECTS = 0.75, 1.33
+AREAS = 0.05, 1.0
+COVERED = 0.1
+"""What a crop must cover of an object: without boxes of objects, of the image."""
+ATTEMPTS = 100
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom, in pixels."""
@@ -23,15 +29,43 @@ def central_box(width: int, height: int) -> tuple[float, float, float, float]:
 
 
 def random_box(numbers: np.random.Generator, width: int, height: int) -> Box:
-    """A crop of 5% to 100% of the area and aspect 3/4 to 4/3; the whole image if ten draws do not fit."""
-    for _ in range(10):
-        area = width * height * numbers.uniform(0.05, 1)
-        aspect = numbers.uniform(3 / 4, 4 / 3)
-        w, h = max(1, round((area * aspect) ** 0.5)), max(1, round((area / aspect) ** 0.5))
-        if w <= width and h <= height:
-            x, y = int(numbers.integers(width - w + 1)), int(numbers.integers(height - h + 1))
+    """A crop as TensorFlow's sampler draws it; the whole image if no attempt fits.
+
+    The aspect is uniform, then the height is, among those whose area is 5% to 100% of the image's; a crop of less
+    than 10% covers too little and is drawn again. As there, a crop never touches the right or lower edge unless
+    it is as wide or high as the image.
+    """
+    for _ in range(ATTEMPTS):
+        aspect = numbers.uniform(*ASPECTS)
+        size = crop_size(numbers, aspect, width, height)
+        if size is None:
+            continue
+        w, h = size
+        y = int(numbers.integers(height - h)) if h < height else 0
+        x = int(numbers.integers(width - w)) if w < width else 0
+        if w * h >= COVERED * width * height:
             return x, y, x + w, y + h
     return 0, 0, width, height
+
+
+def crop_size(numbers: np.random.Generator, aspect: float, width: int, height: int) -> tuple[int, int] | None:
+    """Width and height of a crop of an aspect, its height uniform among those that fit; None where none does.
+
+    GenerateRandomCrop of TensorFlow's sample_distorted_bounding_box_op.cc, its care for rounding included.
+    """
+    smallest, largest = (part * width * height for part in AREAS)
+    low, high = round((smallest / aspect) ** 0.5), round((largest / aspect) ** 0.5)
+    if round(high * aspect) > width:
+        high = int((width + 0.5 - 1e-7) / aspect)
+        high -= round(high * aspect) > width
+    high = min(high, height)
+    low = min(low, high)
+    h = low + int(numbers.integers(high - low + 1)) if low < high else low
+    h += round(h * aspect) * h < smallest
+    h -= round(h * aspect) * h > largest
+    w = round(h * aspect)
+    fits = smallest <= w * h <= largest and 0 < w <= width and 0 < h <= height
+    return (w, h) if fits else None
 
 
 def resized_part(pixels: np.ndarray, box: Box, size: int) -> Tensor:
@@ -56,7 +90,7 @@ def distort(images: Tensor, draws: Tensor) -> Tensor:
     """Brightness +-32/255, saturation 0.5..1.5, hue +-0.2, contrast 0.5..1.5, in one of two orders.
 
     Half of the images take brightness, saturation, hue, contrast; half brightness, contrast,
-    saturation, hue. As in the recipe, brightness is added, and the result is clamped to [0, 1].
+    saturation, hue. As in the recipe, brightness is added, and only the result is clamped to [0, 1].
 
     Args:
         images: (n, 3, h, w) in [0, 1].
@@ -81,18 +115,18 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue_saturation(images: Tensor, hue: Tensor, factor: Tensor) -> Tensor:
-    """Scale saturation and turn the hue (in turns) of RGB images, through HSV, values outside [0, 1] clipped."""
-    hsv = rgb_to_hsv(images.clamp(0, 1))
+    """Scale saturation and turn the hue (in turns) of RGB images through HSV; values may be outside [0, 1]."""
+    hsv = rgb_to_hsv(images)
     h, s, v = hsv.unbind(1)
     hue, factor = hue[:, 0], factor[:, 0]
     return hsv_to_rgb(torch.stack([(h + hue) % 1, (s * factor).clamp(0, 1), v], 1))
 
 
 def rgb_to_hsv(rgb: Tensor) -> Tensor:
-    """(n, 3, h, w) in [0, 1]; hue in turns."""
+    """(n, 3, h, w); hue in turns. As in TensorFlow, a colour with no positive channel has no saturation."""
     value, brightest = rgb.max(1)
     chroma = value - rgb.min(1).values
-    saturation = chroma / value.clamp_min(1e-12)
+    saturation = torch.where(value > 0, chroma / value.clamp_min(1e-12), 0)
     red, green, blue = rgb.unbind(1)
     span = chroma.clamp_min(1e-12)
     sectors = torch.stack([(green - blue) / span, (blue - red) / span + 2, (red - green) / span + 4], 1)

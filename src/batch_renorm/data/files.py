@@ -5,6 +5,9 @@ positions whether they come from folders, archives or a store. Names are kept in
 Python strings would be copied into every loader process, page by page, as their reference counts change.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 STEM = r"^.*/|(_n\d{8})?\.[^./]*$"
 """What is not an image's stem: folders, extension, and the class that Hugging Face's copy appends to names."""
 
@@ -23,6 +27,11 @@ class Files(Protocol):
     @property
     def labels(self) -> np.ndarray:
         """(images,) int64."""
+        ...
+
+    @property
+    def names(self) -> pa.Array | pa.ChunkedArray:
+        """The names that images have, or had, as files; nulls where they have none."""
         ...
 
     def path(self, index: int) -> str | None:
@@ -55,12 +64,75 @@ class Found:
     random_access: bool = True
 
 
+class BadInputError(ValueError):
+    """A file or folder that is not what it should be: one line with its name and the cure.
+
+    torch makes a loader process's exception again from its whole traceback, whose last line is for people.
+    """
+
+    def __init__(self, message: str) -> None:
+        last = message.strip().splitlines()[-1]
+        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
+
+
+@contextmanager
+def reading(path: Path | str, what: str, cure: str) -> Iterator[None]:
+    """Around reading a file, which may be anything: whatever its reader raises becomes one line with its name.
+
+    Args:
+        what: the file should be.
+        cure: what a person can do where it is not.
+
+    Raises:
+        BadInputError: instead of any exception of the reader.
+    """
+    try:
+        yield
+    except BadInputError:
+        raise
+    except Exception as error:  # readers of binary formats raise what they like on damaged files
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            raise BadInputError(f"cannot read {path}: {error.strerror}; {cure}") from error
+        reason = looks_like(path) or f"is not {what} ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        raise BadInputError(f"{path} {reason}: {cure}") from error
+
+
+def looks_like(path: Path | str) -> str | None:
+    """What stands, often enough, in a file's place; None where it is none of that."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(512).lstrip().lower()
+    except OSError:
+        return None
+    if not begin:
+        return "is empty"
+    if begin.startswith((b"<!doctype html", b"<html")):
+        return "is an HTML page, as servers send in place of a file"
+    return "is a pointer of Git LFS, not the file itself (git lfs pull)" if begin.startswith(b"version http") else None
+
+
+def is_image(name: str) -> bool:
+    """Whether a name is an image's; hidden files (._name on macOS) are not."""
+    return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")
+
+
+def stem(name: str) -> str:
+    """An image's name without folders and without the extension of images."""
+    base = os.path.basename(name)
+    root, extension = os.path.splitext(base)
+    return root if extension.lower() in EXTENSIONS else base
+
+
 def order(labels: np.ndarray, names: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The permutation that sorts images by label, then by name; images without names keep their order."""
-    stems = pc.replace_substring_regex(names, STEM, "")
-    table = pa.table({"label": pa.array(labels), "stem": stems, "name": names})
+    table = pa.table({"label": pa.array(labels), "stem": stems(names), "name": names})
     keys = [("label", "ascending"), ("stem", "ascending"), ("name", "ascending")]
     return pc.sort_indices(table, sort_keys=keys).to_numpy()
+
+
+def stems(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """What of images' names is the same wherever they are stored."""
+    return pc.replace_substring_regex(names, STEM, "")
 
 
 class PlainFiles:

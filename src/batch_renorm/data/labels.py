@@ -5,17 +5,27 @@ meta.mat), a list of synsets (a class a line, in the order of file names), or li
 Kaggle's LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt have them.
 """
 
+import codecs
 import io
+import os
 import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 
+from batch_renorm.data.files import BadInputError, reading, stem
+
 DEVKIT = "ILSVRC2012_devkit_t12"
-TRUTH, META = f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt", f"{DEVKIT}/data/meta.mat"
+TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 LISTS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "synset_labels.txt",
          "val_annotations.txt")  # fmt: skip
+GET_AGAIN = f"download {DEVKIT}.tar.gz again"
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+"""The byte order marks that editors on Windows put in front, and what they mean."""
 
 
 def flat_labels(names: list[str], classes: list[str], folders: list[Path]) -> np.ndarray:
@@ -33,7 +43,7 @@ def flat_labels(names: list[str], classes: list[str], folders: list[Path]) -> np
     position = {name: label for label, name in enumerate(classes)}
     unknown = next((name for name in chosen if name not in position), None)
     if unknown is not None:
-        raise ValueError(f"{found} names the class {unknown!r}, which the training images do not have")
+        raise BadInputError(f"{found} names the class {unknown!r}, which the training images do not have")
     return np.array([position[name] for name in chosen], dtype=np.int64)
 
 
@@ -43,53 +53,106 @@ def _listed(names: list[str], folders: list[Path]) -> tuple[Path, list[str]]:
         for name in LISTS:
             if (folder / name).is_file():
                 return folder / name, _from_list(folder / name, names)
-        for devkit in (folder / f"{DEVKIT}.tar.gz", folder / DEVKIT, folder):
-            try:
-                truth, meta = _devkit(devkit)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            classes = synsets(meta)
-            numbers = [int(word) for word in truth.decode().split()]
-            _fits(devkit, len(numbers), len(names))
-            return devkit, [classes[number] for number in numbers]
-    raise ValueError(
+        for devkit in (*(folder / f"{DEVKIT}{end}" for end in (".tar.gz", ".tgz", ".tar")), folder / DEVKIT, folder):
+            if (parts := _devkit(devkit)) is not None:
+                return devkit, _from_devkit(devkit, *parts, names)
+    raise BadInputError(
         f"{len(names):,} validation images are in no class folders and have no list of labels: looked for "
         f"{DEVKIT}.tar.gz, {DEVKIT}/, {', '.join(LISTS)} in {', '.join(str(f) for f in dict.fromkeys(folders))}"
     )
 
 
+def text(data: bytes, path: Path) -> str:
+    """A text file's content, in UTF-8 or in what its byte order mark says."""
+    encoding = next((encoding for mark, encoding in MARKS if data.startswith(mark)), "utf-8")
+    with reading(path, "text", "save it as UTF-8 text, or get it again"):
+        result = data.decode(encoding)
+        if "\0" in result:
+            raise ValueError("it has zero bytes")
+        return result
+
+
 def _from_list(path: Path, names: list[str]) -> list[str]:
-    rows = [re.split(r"[,\s]+", line.strip()) for line in path.read_text().splitlines() if line.strip()]
-    if len(rows[0]) == 1:
+    cure = "get the list again"
+    with reading(path, "a list of labels", cure):
+        lines = text(path.read_bytes(), path).replace('"', "").splitlines()
+    rows = [(number, re.split(r"[,\s]+", line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise BadInputError(f"{path} is empty: {cure}")
+    if looks_like_html(lines):
+        raise BadInputError(f"{path} is an HTML page, as servers send in place of a file: {cure}")
+    if all(len(row) == 1 for _, row in rows):
         _fits(path, len(rows), len(names))
-        return [row[0] for row in rows]
-    by_stem = {row[0].rpartition("/")[2].partition(".")[0]: row[1] for row in rows}
-    missing = next((name for name in names if name.partition(".")[0] not in by_stem), None)
+        return [row[0] for _, row in rows]
+    by_stem: dict[str, str] = {}
+    for number, row in rows:
+        if len(row) < 2 or not row[1]:
+            raise BadInputError(f"{path} has no class in line {number} ({row[0]}): {cure}")
+        if by_stem.setdefault(stem(row[0]), row[1]) != row[1]:
+            raise BadInputError(f"{path} has two classes for {row[0]}, the second in line {number}: {cure}")
+    missing = next((name for name in names if stem(name) not in by_stem), None)
     if missing is not None:
-        raise ValueError(f"{path} has no line for {missing}")
-    return [by_stem[name.partition(".")[0]] for name in names]
+        raise BadInputError(f"{path} has no line for {missing}: {cure}")
+    return [by_stem[stem(name)] for name in names]
+
+
+def looks_like_html(lines: list[str]) -> bool:
+    return lines[0].lstrip().lower().startswith(("<!doctype", "<html"))
 
 
 def _fits(path: Path, labels: int, images: int) -> None:
     if labels != images:
-        raise ValueError(f"{path} has {labels:,} labels for {images:,} validation images")
+        raise BadInputError(
+            f"{path} has {labels:,} labels for {images:,} validation images: the list or some images are not whole"
+        )
 
 
-def _devkit(path: Path) -> tuple[bytes, bytes]:
-    """Ground truth and meta.mat of a devkit, an archive or a folder (its own, or the one that it is in)."""
-    if path.suffix == ".gz":
-        with tarfile.open(path) as archive:
-            truth, meta = (archive.extractfile(name) for name in (TRUTH, META))
-            assert truth is not None
-            assert meta is not None
-            return truth.read(), meta.read()
-    data = path / "data"
-    return (data / Path(TRUTH).name).read_bytes(), (data / Path(META).name).read_bytes()
+def _devkit(path: Path) -> tuple[bytes, bytes] | None:
+    """Ground truth and meta.mat of a devkit, an archive or a folder (its own, or the one that it is in).
+
+    None where there is none.
+    """
+    if path.suffix:
+        if not path.is_file():
+            return None
+        with reading(path, "the devkit's archive", GET_AGAIN), tarfile.open(path) as archive:
+            inside = {tuple(Path(os.path.normpath(m.name)).parts[-2:]): m for m in archive.getmembers() if m.isfile()}
+            parts = [inside.get(("data", name)) for name in (TRUTH, META)]
+            files = [archive.extractfile(part) for part in parts if part is not None]
+            contents = [file.read() for file in files if file is not None]
+    else:
+        places = [path / "data" / name for name in (TRUTH, META)]
+        if not any(place.is_file() for place in places):
+            return None
+        with reading(path, "the devkit", GET_AGAIN):
+            contents = [place.read_bytes() for place in places if place.is_file()]
+    if len(contents) < 2:
+        raise BadInputError(f"{path} lacks data/{TRUTH} or data/{META}: {GET_AGAIN}")
+    return contents[0], contents[1]
+
+
+def _from_devkit(path: Path, truth: bytes, meta: bytes, names: list[str]) -> list[str]:
+    with reading(path, "a devkit whose meta.mat can be read", GET_AGAIN):
+        classes = synsets(meta)
+    with reading(path, f"a devkit whose {TRUTH} has a number a line", GET_AGAIN):
+        numbers = [int(word) for word in text(truth, path).split()]
+    _fits(path, len(numbers), len(names))
+    unknown = next((number for number in numbers if number not in classes), None)
+    if unknown is not None:
+        raise BadInputError(f"{path} gives an image the number {unknown}, and its meta.mat no class to it: {GET_AGAIN}")
+    return [classes[number] for number in numbers]
 
 
 def synsets(meta: bytes) -> dict[int, str]:
-    """The devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid)."""
+    """The devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid).
+
+    Raises:
+        ValueError: numbers or synsets that are missing, or there twice.
+    """
     from scipy.io import loadmat
 
-    rows = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if int(row["num_children"]) == 0}
+    rows = [row for row in loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"] if int(row["num_children"]) == 0]
+    result = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
+    if sorted(result) != list(range(1, len(rows) + 1)) or len(set(result.values())) != len(rows):
+        raise ValueError("its classes are not numbered from 1 on, each once")
+    return result

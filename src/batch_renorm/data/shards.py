@@ -1,19 +1,26 @@
 """One file of the store: written whole or not at all, read back, many of them in processes."""
 
+import ctypes
+import errno
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import sys
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from batch_renorm.data import decoding
+from batch_renorm.data import decoding, durable
 from batch_renorm.data.files import Files, Found
 
 FOLDERS = {"train": "train", "val": "validation"}
@@ -50,12 +57,18 @@ def shards_of(found: Found, images_per_shard: int) -> list[Shard]:
 
 
 def in_processes(task: Callable, items: list, found: Found, processes: int, progress: Progress) -> Iterator:
-    """Do a task in processes, in any order, and say how many images are done all the while."""
+    """Do a task in processes, in any order, and say how many images are done all the while.
+
+    The processes end with this one, however it ends.
+
+    Raises:
+        ValueError: one of them was killed.
+    """
     context = multiprocessing.get_context()
-    counter = context.Value("q", 0)
+    counter, stop = context.Value("q", 0), context.Value("b", 0)
     pending: set[Future] = set()
     seen = 0
-    with ProcessPoolExecutor(max(1, processes), context, initializer=_start, initargs=(found, counter)) as pool:
+    with ProcessPoolExecutor(max(1, processes), context, initializer=_start, initargs=(found, counter, stop)) as pool:
         try:
             pending = {pool.submit(task, *item) for item in items}
             while pending:
@@ -64,7 +77,13 @@ def in_processes(task: Callable, items: list, found: Found, processes: int, prog
                 seen = counter.value
                 for future in finished:
                     yield future.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a process that works on the images was killed, perhaps because memory ran out (then take fewer: "
+                "--processes); run the same command again, what is written stays"
+            ) from error
         finally:
+            stop.value = 1  # after the image that they are at
             pool.shutdown(cancel_futures=True)
 
 
@@ -72,8 +91,26 @@ _process: dict[str, Any] = {}
 """What a process works on; its tasks name only places."""
 
 
-def _start(found: Found, counter: Any) -> None:
-    _process.update(found=found, counter=counter)
+def _start(found: Found, counter: Any, stop: Any) -> None:
+    _process.update(found=found, counter=counter, stop=stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to every process: the first one answers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """However the parent ends, this process does, too: on Linux at once, elsewhere as soon as it is noticed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _count(images: int) -> None:
@@ -81,16 +118,42 @@ def _count(images: int) -> None:
         _process["counter"].value += images
 
 
+class _Unreadable(Exception):
+    """Some images of a file cannot be read."""
+
+
 def write(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
-    """Write one file, under another name until it is whole; with unreadable images it is left out."""
+    """Write one file, under another name until it is whole; with unreadable images it is left out.
+
+    Raises:
+        ValueError: the disk is full, or the file cannot be written.
+    """
+    path = target / FOLDERS[shard.split] / shard.file
+    unreadable: list[str] = []
+    try:
+        with durable.whole(path) as temporary:
+            kinds = _write_images(temporary, shard, unreadable)
+            if unreadable:
+                raise _Unreadable
+            checksum, size = _checksum(temporary)
+        written = Shard(**asdict(shard) | {"bytes": size, "crc32": checksum, "kinds": dict(kinds)})
+        durable.write_text(note_of(target, shard), json.dumps(asdict(written)))
+        return written, []
+    except _Unreadable:
+        return shard, unreadable
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full: make room" if full else f"{error.strerror or error}: mend that"
+        raise ValueError(f"cannot write {path}, {reason}, and the same command goes on from there") from error
+
+
+def _write_images(path: Path, shard: Shard, unreadable: list[str]) -> Counter[str]:
+    """The images of a file, as Arrow; returns how many of each kind, and fills `unreadable`."""
     found: Found = _process["found"]
     files = found.splits[shard.split]
-    path = target / FOLDERS[shard.split] / shard.file
-    temporary = path.with_suffix(".part")
     kinds: Counter[str] = Counter()
-    unreadable: list[str] = []
     schema = _schema(found)
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for start in range(shard.start, shard.stop, BATCH):
             stop = min(start + BATCH, shard.stop)
             images = []
@@ -101,19 +164,12 @@ def write(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
             labels = files.labels[start:stop]
             writer.write_batch(pa.record_batch([pa.array(images, schema.field("image").type), labels], schema=schema))
             _count(stop - start)
-    if unreadable:
-        temporary.unlink()
-        return shard, unreadable
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    checksum, size = _checksum(temporary)
-    temporary.replace(path)
-    written = Shard(**asdict(shard) | {"bytes": size, "crc32": checksum, "kinds": dict(kinds)})
-    write_text(note_of(target, shard), json.dumps(asdict(written)))
-    return written, []
+    return kinds
 
 
 def _decodable(files: Files, index: int, unreadable: list[str]) -> bytes:
+    if _process["stop"].value:
+        raise RuntimeError("asked to stop")  # by the process that no longer waits for an answer
     try:
         data = files.read(index)
         decoding.decode(data)
@@ -125,7 +181,11 @@ def _decodable(files: Files, index: int, unreadable: list[str]) -> bytes:
 
 def read_again(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
     path = target / FOLDERS[shard.split] / shard.file
-    if _checksum(path)[0] != shard.crc32:
+    try:
+        checksum = _checksum(path)[0]
+    except OSError as error:
+        return shard, [f"{path}: {error.strerror or error}"]
+    if checksum != shard.crc32:
         return shard, [f"{path}: its bytes are not those that were written"]
     files = _process["found"].splits[shard.split].as_written()
     bad: list[str] = []
@@ -161,7 +221,11 @@ def note_of(target: Path, shard: Shard) -> Path:
     return target / FOLDERS[shard.split] / f"{shard.file}.json"
 
 
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    temporary.replace(path)
+def noted(target: Path, shard: Shard) -> Shard | None:
+    """A file that is whole, as its note has it; None where it, or the note, is not."""
+    try:
+        written = Shard(**json.loads(note_of(target, shard).read_bytes()))
+        size = (target / FOLDERS[shard.split] / shard.file).stat().st_size
+        return written if written.bytes == size and (written.start, written.stop) == (shard.start, shard.stop) else None
+    except (OSError, ValueError, TypeError):
+        return None

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from batch_renorm.data import archives, arrow
-from batch_renorm.data.files import Files, Found, PlainFiles
+from batch_renorm.data.files import BadInputError, Files, Found, PlainFiles, is_image
 from batch_renorm.data.labels import flat_labels
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VAL_FOLDERS = ("val", "validation", "valid", "test")
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 
@@ -34,10 +33,18 @@ def find(root: str | Path) -> Found:
     Raises:
         ValueError: nothing that is known, or something incomplete; says what was looked for.
     """
-    root = Path(root)
+    root = Path(os.path.expanduser(root))
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"no images in {root}, which {what}; {HOW_TO_GET}")
+        raise BadInputError(f"no images in {root}, which {what}; {HOW_TO_GET}")
+    try:
+        return look(root)
+    except OSError as error:
+        raise BadInputError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
+
+
+def look(root: Path) -> Found:
+    """The data set below a folder that is there."""
     if arrow.is_arrow(root):
         return arrow.find(root)
     if arrow.parquet_shards(root, "train"):
@@ -47,7 +54,7 @@ def find(root: str | Path) -> Found:
     for base in (root, root / KAGGLE):
         if (base / "train").is_dir():
             return find_folders(base, root)
-    raise ValueError(
+    raise BadInputError(
         f"no images in {root}: looked for train/<class>/*.JPEG, {archives.TRAIN}, Arrow folders "
         f"(train/state.json) and Parquet files (data/train-*.parquet); {HOW_TO_GET}"
     )
@@ -57,25 +64,37 @@ def find_folders(base: Path, root: Path) -> Found:
     """Folders of classes; `root` may have lists of labels for validation images that are in one folder."""
     val = next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
     if val is None:
-        raise ValueError(f"{base} has training images but no validation images: looked for {base / 'val'}/<class>/*")
+        raise BadInputError(f"{base} has training images but no validation images: looked for {base / 'val'}/<class>/*")
     classes = subfolders(base / "train")
     if not classes:
-        raise ValueError(f"{base / 'train'} has no folders: training images must be in train/<class>/*.JPEG")
+        raise BadInputError(f"{base / 'train'} has no folders: training images must be in train/<class>/*.JPEG")
     splits: dict[str, Files] = {"train": in_classes(base / "train", classes)}
-    inside = subfolders(val)
-    if inside and images_in(val / inside[0]) and not images_in(val):
+    inside, loose = subfolders(val), images_in(val)
+    filled = [name for name in inside if name in set(classes) and has_images(val / name)]
+    if filled and loose:
+        raise BadInputError(
+            f"{val} has {len(loose):,} images beside {len(filled):,} folders of classes that have some: sorting "
+            "them into folders was interrupted; finish that, or unpack the validation images again"
+        )
+    flat = val / "images" if not loose and "images" in inside and not filled else val
+    if loose or flat != val:
+        names = sorted(images_in(flat))
+        if not names:
+            raise BadInputError(f"{flat} has no images: looked for {flat}/*.JPEG")
+        labels = flat_labels(names, classes, [root, base, val, val.parent])
+        splits["val"] = PlainFiles(flat, labels, names)
+    else:
         extra = set(inside) - set(classes)
         if extra:
-            raise ValueError(f"{val} has the class {min(extra)}, which {base / 'train'} has not")
-        splits["val"] = in_classes(val, inside, classes)
-    else:
-        folder = val / "images" if (val / "images").is_dir() else val
-        names = sorted(images_in(folder))
-        if not names:
-            raise ValueError(f"{val} has no images: looked for {val}/<class>/*.JPEG and {val}/*.JPEG")
-        labels = flat_labels(names, classes, [root, base, val, val.parent])
-        splits["val"] = PlainFiles(folder, labels, names)
+            raise BadInputError(f"{val} has the class {min(extra)}, which {base / 'train'} has not")
+        if not filled:
+            raise BadInputError(f"{val} has no images: looked for {val}/<class>/*.JPEG and {val}/*.JPEG")
+        splits["val"] = in_classes(val, filled, classes)
     return Found("folders of classes", classes, splits)
+
+
+def has_images(folder: Path) -> bool:
+    return bool(images_in(folder)) or any(has_images(folder / name) for name in subfolders(folder))
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -87,7 +106,7 @@ def subfolders(folder: Path) -> list[str]:
 def images_in(folder: Path) -> list[str]:
     """Names of the images directly in a folder, not sorted; hidden files (._name on macOS) are left out."""
     with os.scandir(folder) as entries:
-        return [e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
+        return [entry.name for entry in entries if is_image(entry.name)]
 
 
 def images_below(folder: Path) -> list[str]:
@@ -106,7 +125,7 @@ def in_classes(folder: Path, present: list[str], classes: list[str] | None = Non
     if classes is None:
         for name, listing in zip(present, listings, strict=True):
             if not listing:
-                raise ValueError(f"the class {name} has no images: {folder / name} has no *.JPEG file")
+                raise BadInputError(f"the class {name} has no images: {folder / name} has no *.JPEG file")
     labels = np.repeat([position[name] for name in present], [len(listing) for listing in listings])
     names = [f"{name}/{image}" for name, listing in zip(present, listings, strict=True) for image in listing]
     return PlainFiles(folder, labels.astype(np.int64), names)

@@ -5,20 +5,21 @@ A folder a split, of Arrow files with some thousand encoded images each, laid ou
 Images are stored as they came, byte for byte, and each is decoded once before it counts.
 
 A file is written whole or not at all, and one that is there is not written again: preparing goes on where
-it was stopped.
+it was stopped, from the same images. One process at a time prepares a store.
 """
 
 import hashlib
 import json
 import shutil
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from batch_renorm.data import arrow
-from batch_renorm.data.files import Found
+from batch_renorm.data import arrow, durable
+from batch_renorm.data.files import Found, reading, stems
 from batch_renorm.data.shards import (
     FOLDERS,
     Progress,
@@ -26,10 +27,10 @@ from batch_renorm.data.shards import (
     features_of,
     in_processes,
     note_of,
+    noted,
     read_again,
     shards_of,
     write,
-    write_text,
 )
 from batch_renorm.data.sources import find
 
@@ -38,21 +39,49 @@ def prepare(found: Found, target: Path, images_per_shard: int, processes: int, p
     """Write, or finish, the store of a data set; returns its manifest.
 
     Raises:
-        ValueError: the folder holds another data set's store, there is no room, or images cannot be read: all
-            of them are named, and everything else is written.
+        ValueError: the folder is in use, or holds another data set's store; there is no room; or images cannot be
+            read: all of them are named, and everything else is written.
     """
     plan = shards_of(found, images_per_shard)
-    path = target / arrow.STORE
-    manifest = _begin(found, plan, target)
-    if manifest["finished"]:
-        progress(sum(shard.stop - shard.start for shard in plan))
+    source = _source(found, images_per_shard)
+    manifest = _manifest(target)
+    if manifest is not None and manifest["finished"] and not _leftovers(target, plan):  # perhaps on a read-only disk
+        _same(manifest, source, found, target, plan)
+        progress(plan_size(plan))
         return manifest
-    done: list[Shard] = []
-    missing = []
-    for shard in plan:
-        note = note_of(target, shard)
-        done.append(Shard(**json.loads(note.read_text()))) if note.exists() else missing.append(shard)
-    progress(sum(shard.stop - shard.start for shard in done))
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with durable.only_writer(target, "the store", "wait until it ends, or choose another folder"):
+            manifest = _manifest(target) or _begin(found, source, target)
+            _same(manifest, source, found, target, plan)
+            if manifest["finished"]:
+                progress(plan_size(plan))
+            else:
+                _finish(found, plan, manifest, target, processes, progress)
+            for rest in _leftovers(target, plan):
+                rest.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {target}: {error.strerror or error}; mend that, or choose another folder"
+        ) from error
+    return manifest
+
+
+def plan_size(plan: list[Shard]) -> int:
+    return sum(shard.stop - shard.start for shard in plan)
+
+
+def _finish(
+    found: Found, plan: list[Shard], manifest: dict[str, Any], target: Path, processes: int, progress: Progress
+) -> None:
+    """Write what is missing, then the lists of what is there; completes the manifest."""
+    for folder in FOLDERS.values():
+        (target / folder).mkdir(exist_ok=True)
+    done = [written for shard in plan if (written := noted(target, shard)) is not None]
+    missing = [shard for shard in plan if shard.file not in {d.file for d in done if d.split == shard.split}]
+    for rest in _leftovers(target, missing):  # of a start that was killed
+        rest.unlink()
+    progress(plan_size(done))
     if missing:
         _room(found, missing, target)
     unreadable: list[str] = []
@@ -64,14 +93,12 @@ def prepare(found: Found, target: Path, images_per_shard: int, processes: int, p
         raise ValueError(_complaint(unreadable, "get them again, and run the same command to write what is missing"))
     for split, folder in FOLDERS.items():
         parts = sorted((s for s in done if s.split == split), key=lambda s: s.number)
-        _describe(target / folder, folder, found, parts, manifest["source_digest"])
+        _describe(target / folder, folder, found, parts, manifest["source"]["labels"])
         rows = [{key: value for key, value in asdict(part).items() if key not in ("split", "number")} for part in parts]
-        manifest["splits"][folder] = {"images": parts[-1].stop, "shards": rows}
+        labels = zlib.crc32(np.asarray(found.splits[split].labels, dtype=np.int64).tobytes())
+        manifest["splits"][folder] = {"images": parts[-1].stop, "labels_crc32": labels, "shards": rows}
     manifest["finished"] = True
-    write_text(path, json.dumps(manifest, indent=1))
-    for shard in plan:
-        note_of(target, shard).unlink()
-    return manifest
+    durable.write_text(target / arrow.STORE, json.dumps(manifest, indent=1))
 
 
 def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
@@ -83,7 +110,7 @@ def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
     if not (target / arrow.STORE).exists():
         raise ValueError(f"{target} is no store: it has no {arrow.STORE}")
     found = find(target)
-    manifest: dict[str, Any] = json.loads((target / arrow.STORE).read_text())
+    manifest = arrow.read_json(target / arrow.STORE)
     tasks = []
     for split, folder in FOLDERS.items():
         entry = manifest["splits"][folder]
@@ -97,32 +124,88 @@ def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
     return manifest
 
 
-def _begin(found: Found, plan: list[Shard], target: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
+def _source(found: Found, images_per_shard: int) -> dict[str, Any]:
+    """What a store is made of, by which it is told from others."""
+    images, labels = hashlib.sha256(), hashlib.sha256()
     for files in found.splits.values():
-        digest.update(files.labels.tobytes())
-        names = getattr(files, "names", None)
-        digest.update("\n".join(names.to_pylist() if names is not None else [str(len(files.labels))]).encode())
-    digest.update(str([(shard.start, shard.stop) for shard in plan]).encode())
+        labels.update(np.asarray(files.labels, dtype=np.int64).tobytes())
+        images.update("\n".join(str(stem) for stem in stems(files.names).to_pylist()).encode())
+    return {
+        "images_per_file": images_per_shard,
+        "classes": hashlib.sha256("\n".join(found.classes).encode()).hexdigest(),
+        "labels": labels.hexdigest(),
+        "images": images.hexdigest(),
+    }
+
+
+def _manifest(target: Path) -> dict[str, Any] | None:
+    """What store.json says; None where there is no store yet.
+
+    Raises:
+        ValueError: it is damaged, or the folder is something else.
+    """
     path = target / arrow.STORE
     if path.exists():
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        if manifest["source_digest"] != digest.hexdigest():
-            raise ValueError(f"{target} holds the store of another data set, or of other files: choose another folder")
-        return manifest
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target} is not empty and not a store: choose another folder")
+        found = arrow.read_json(path)
+        with reading(path, "the list of a store that can go on", "choose another folder, or delete this one"):
+            for entry in ("labels", "classes", "images", "images_per_file"):
+                found["finished"], found["splits"], found["source"][entry]  # raises what is missing
+        return found
     try:
-        for folder in FOLDERS.values():
-            (target / folder).mkdir(parents=True, exist_ok=True)
+        others = sorted(target.iterdir()) if target.exists() else []
     except OSError as error:
         raise ValueError(f"cannot write {target}: {error.strerror}; choose another folder") from error
+    if any(not (other.name == durable.LOCK or other.suffix == ".part") for other in others):
+        raise ValueError(f"{target} is not empty and not a store: choose another folder")
+    return None
+
+
+def _begin(found: Found, source: dict[str, Any], target: Path) -> dict[str, Any]:
     manifest = {
-        "format": 1, "finished": False, "source": found.kind, "source_digest": digest.hexdigest(),
-        "classes": len(found.classes), "in_order": found.random_access, "splits": {},
+        "format": 1, "finished": False, "made_of": found.kind, "source": source, "classes": len(found.classes),
+        "in_order": found.random_access, "splits": {},
     }  # fmt: skip
-    write_text(path, json.dumps(manifest, indent=1))
+    durable.write_text(target / arrow.STORE, json.dumps(manifest, indent=1))
     return manifest
+
+
+def _same(manifest: dict[str, Any], source: dict[str, Any], found: Found, target: Path, plan: list[Shard]) -> None:
+    """Whether the store is, or becomes, one of these images, whatever they are stored in.
+
+    Raises:
+        ValueError: it is not; says what differs.
+    """
+    begun, other = manifest["source"], "choose another folder"
+    made_of = f"it is made of {manifest.get('made_of', 'other files')}, these are {found.kind}"
+    if begun["labels"] != source["labels"]:
+        raise ValueError(f"{target} is the store of other images, or in another order ({made_of}): {other}")
+    if begun["classes"] != source["classes"]:
+        raise ValueError(f"{target} is a store whose classes have other names ({made_of}): {other}")
+    if begun["images"] != source["images"]:
+        raise ValueError(f"{target} is the store of images with other names ({made_of}): {other}")
+    if begun["images_per_file"] != source["images_per_file"]:
+        raise ValueError(f"{target} has {begun['images_per_file']:,} images a file: say --images-per-file "
+                         f"{begun['images_per_file']}, or {other}")  # fmt: skip
+    if not found.random_access:
+        return
+    for shard in plan:  # names may be the same and images not: one of each file that is there
+        path = target / FOLDERS[shard.split] / shard.file
+        if manifest["finished"] or noted(target, shard) is not None:
+            kept = arrow.ArrowFiles([path], in_order=True)
+            files = found.splits[shard.split]
+            try:
+                differs = kept.read(0) != files.read(shard.start)
+            except OSError:  # the source's image: named when it is needed
+                continue
+            if differs:
+                raise ValueError(f"{target} has another image than {files.name(shard.start)} under its name: {other}")
+
+
+def _leftovers(target: Path, plan: list[Shard]) -> list[Path]:
+    """Files under temporary names, and notes of a plan's files."""
+    places = [target, *(target / folder for folder in FOLDERS.values())]
+    notes = [note for shard in plan if (note := note_of(target, shard)).exists()]
+    return [part for place in places for part in place.glob("*.part")] + notes
 
 
 def _room(found: Found, shards: list[Shard], target: Path) -> None:
@@ -149,9 +232,9 @@ def _describe(folder: Path, name: str, found: Found, shards: list[Shard], finger
         "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,
         "_split": name,
     }  # fmt: skip
-    write_text(folder / "dataset_info.json", json.dumps({"features": features_of(found)}, indent=1))
-    write_text(folder / "state.json", json.dumps(state, indent=1))
-    write_text(folder.parent / "dataset_dict.json", json.dumps({"splits": list(FOLDERS.values())}))
+    durable.write_text(folder / "dataset_info.json", json.dumps({"features": features_of(found)}, indent=1))
+    durable.write_text(folder / "state.json", json.dumps(state, indent=1))
+    durable.write_text(folder.parent / "dataset_dict.json", json.dumps({"splits": list(FOLDERS.values())}))
 
 
 def _complaint(lines: list[str], cure: str) -> str:

@@ -130,11 +130,12 @@ def obtained(make: Callable[..., Any], name: str, root: str, **options: Any) -> 
         Path(root).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(root) / f".{name}.lock"):
             return make(root, download=True, **options)
-    except (OSError, RuntimeError) as error:
-        reason = str(getattr(error, "reason", "") or error).strip().partition("\n")[0]
+    except Exception as error:  # of the network, or of readers of files that are cut off
+        reason = " ".join(str(getattr(error, "reason", "") or error).split())[:200] or type(error).__name__
         raise ValueError(
             f'cannot get {name} into data.root={root}: {reason}; on a machine with a network say python -c "import '
-            f"torchvision; torchvision.datasets.{name}('{root}', download=True)\" and copy the folder"
+            f"torchvision; torchvision.datasets.{name}('{root}', download=True)\" and copy the "
+            "folder, or delete it and begin again"
         ) from error
 
 

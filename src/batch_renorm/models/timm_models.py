@@ -50,7 +50,7 @@ def stock(name: str, **options: Any) -> nn.Module:
     except Exception as error:  # whatever the download, or a file of weights, may raise
         if not (options.get("pretrained") or options.get("checkpoint_path")):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         what = options.get("checkpoint_path") or "timm's weights, which are downloaded once"
         raise ValueError(f"cannot load {name} from {what}: {reason}") from error
 

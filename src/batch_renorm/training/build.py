@@ -10,7 +10,6 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytorch_lightning
-import yaml
 from hydra.utils import get_method
 
 from batch_renorm.data.loaders import Division, Source, TrainingPasses
@@ -18,6 +17,7 @@ from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.data.staging import on_this_node
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.training.evaluation import Composition, Evaluation
+from batch_renorm.training.folder import read_config
 from batch_renorm.training.module import Training
 from batch_renorm.training.optimizer import Optimization
 
@@ -201,7 +201,7 @@ def load(folder: Path) -> Run:
     path = folder / "config.yaml"
     if not path.exists():
         raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
-    return build(yaml.safe_load(path.read_text()))
+    return build(read_config(path))
 
 
 def target(section: Config) -> Callable[..., Any]:

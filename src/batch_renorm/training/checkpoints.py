@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, the last two and the best kept, read back past a damaged one."""
 
 import io
-import os
+import uuid
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from batch_renorm.data import durable
 from batch_renorm.data.loaders import Pass
 from batch_renorm.training.build import Config, Run
 from batch_renorm.training.curve import read_rows
@@ -31,23 +32,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()  # how much is missing on a full disk is known only of what is whole
         torch.save(checkpoint, content)
-        temporary = path.with_suffix(".part")
-        with room_for(path, content.getbuffer().nbytes, temporary):
+        with room_for(path, content.getbuffer().nbytes):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; some file systems cannot, and need not."""
-    handle = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):
-        os.fsync(handle)
-    os.close(handle)
+            with durable.whole(path) as temporary:
+                temporary.write_bytes(content.getbuffer())
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -75,8 +63,9 @@ def choose(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
         rest.unlink()
     path, damaged = newest_readable(folder.path)
     if path is not None:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("config")
-        differing = differences(held, config) if held is not None else []
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        known = held.get("config") if isinstance(held, dict) else None
+        differing = differences(known, config) if isinstance(known, dict) else []
         if differing:
             raise ValueError(
                 f"{path} is the checkpoint of another config; it differs in {', '.join(differing)}. Move it away, or "
@@ -88,17 +77,46 @@ def choose(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
 
 
 def readable(path: Path) -> bool:
-    """Whether every byte of a checkpoint is as it was written: torch's files are zip archives with checksums."""
+    """Whether a checkpoint loads and every byte is as it was written: torch's files are zip archives with checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+            if archive.testzip() is not None:
+                return False
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return True
+    except Exception:  # whatever a damaged file may make of its readers
         return False
 
 
+def load_weights(training: LightningModule, path: Path) -> None:
+    """A checkpoint's weights and averages into the run that it is of.
+
+    Raises:
+        ValueError: it cannot be read, or is of another run; says what differs.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}")
+    if not readable(path):
+        raise ValueError(f"{path} is damaged, or no checkpoint of a run: name another one (checkpoint=FILE)")
+    held = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        training.load_state_dict(held["state_dict"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[1] if len(lines) > 1 else f"it lacks {lines[0]}"
+        raise ValueError(f"{path} is not a checkpoint of this run: {reason}") from error
+
+
 def step_of(path: Path) -> int:
-    """The number of updates before a checkpoint, from its name; best.ckpt is a link to one that has it."""
-    return int(path.resolve().stem.removeprefix("step"))
+    """The number of updates before a checkpoint, from its name; best.ckpt is a link to one that has it.
+
+    Raises:
+        ValueError: the file is named otherwise.
+    """
+    number = path.resolve().stem.removeprefix("step")
+    if not number.isdecimal():
+        raise ValueError(f"{path} does not say its step: a run's checkpoints are named step00000300.ckpt")
+    return int(number)
 
 
 class Checkpoints(Callback):
@@ -146,9 +164,8 @@ def remove_old(folder: Path, best: int | None) -> None:
     for path in every:
         if best is not None and step_of(path) == best:
             kept.append(path)
-            link, temporary = path.with_name("best.ckpt"), path.with_name("best.part")
+            link, temporary = path.with_name("best.ckpt"), path.with_name(f"best.{uuid.uuid4().hex[:12]}.part")
             with suppress(OSError):  # a file system without links has the file, under its own name
-                temporary.unlink(missing_ok=True)
                 temporary.symlink_to(path.name)
                 temporary.replace(link)
     for path in every:

@@ -2,19 +2,29 @@
 
 import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from batch_renorm.training.errors import DiskFullError, NotFiniteError, Stopped
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+PATHS = ("folder", "data.root")
+IN_EVERY_PLACE = ("scale", "experiment", "seed")
+"""What the default folder is made of."""
+LONGEST = 120  # characters of a sweep's options in a folder's name; file systems take 255 in all
 
 
 def knee(numerator: int, denominator: int, *, _root_: OmegaConf) -> int:
@@ -32,6 +42,20 @@ def half(size: int) -> int:
     return size // 2
 
 
+def swept() -> str:
+    """The config's ${swept:}: what tells a sweep's jobs apart besides scale, experiment and seed.
+
+    Nothing for a run on its own, and in a sweep over these three; `,ramp.rmax=5` in one over ramp.rmax=3,5. It is part
+    of the run's folder, so that every job has its own.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ""
+    options = re.sub(r"[^\w.,+=-]+", "_", HydraConfig.get().job.override_dirname)
+    if len(options) > LONGEST:
+        options = f"{options[:LONGEST]}-{zlib.crc32(options.encode()):08x}"
+    return f",{options}" if options else ""
+
+
 def proportional(part: int, whole: int, size: int) -> int:
     """The config's ${proportional:25,32,n}: 25 / 32 of n, rounded down, at least 1."""
     return max(1, part * size // whole)
@@ -39,6 +63,7 @@ def proportional(part: int, whole: int, size: int) -> int:
 
 OmegaConf.register_new_resolver("knee", knee, replace=True)
 OmegaConf.register_new_resolver("half", half, replace=True)
+OmegaConf.register_new_resolver("swept", swept, replace=True)
 OmegaConf.register_new_resolver("proportional", proportional, replace=True)
 
 
@@ -54,7 +79,9 @@ def explained() -> Iterator[None]:
         yield
     except MissingConfigException as error:
         exit_with(missing(error))
-    except (ConfigCompositionException, OverrideParseException, OmegaConfBaseException, HydraException) as error:
+    except OverrideParseException as error:
+        exit_with(unread(error.override))
+    except (ConfigCompositionException, OmegaConfBaseException, HydraException) as error:
         exit_with(composition(error))
     except NotFiniteError as error:  # every rank finds it; one says it
         if os.environ.get("RANK", "0") == "0":
@@ -62,8 +89,14 @@ def explained() -> Iterator[None]:
         raise SystemExit(2) from None
     except (ValueError, DiskFullError) as error:
         exit_with(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        exit_with(f"cannot read or write {error.filename}: {error.strerror}")
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
+    except KeyboardInterrupt:  # before there is anything to finish
+        raise SystemExit(130) from None
 
 
 def exit_with(message: str) -> None:
@@ -90,6 +123,9 @@ def composition(error: Exception) -> str:
     """An unknown option, with the near misses among all options of the default run."""
     text = str(error).strip() or str(error.__cause__)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
+    ambiguous = re.match(r"Ambiguous value for argument '(.*)'\n", text)
+    if ambiguous is not None:
+        return unread(ambiguous[1]) + " (or, to try each of several values in turn, add -m)"
     match = re.search(r"Could not override '([^']+)'", text)
     if match is None:
         return text.splitlines()[0]
@@ -97,6 +133,77 @@ def composition(error: Exception) -> str:
     close = get_close_matches(name, known_options(), n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(close)}?" if close else " (python train.py --help lists them)"
     return f"no option {name}{hint}"
+
+
+def unread(override: str) -> str:
+    """An override that Hydra cannot read, and how it can be written."""
+    name, equals, value = override.partition("=")
+    if not equals:
+        return f"options are name=value, got {override!r}"
+    return (
+        f"the value of {name} has characters that mean something to Hydra: quote it, in the shell "
+        f"{shlex.quote(quoted(name, value))}"
+    )
+
+
+def quoted(name: str, value: str) -> str:
+    """An override whose value Hydra takes as it is."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+    return f'{name}="{escaped}"'
+
+
+def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
+    """A command line's arguments, paths as people write them quoted for Hydra, a sweep's jobs told apart.
+
+    Raises:
+        ValueError: a folder is given that several jobs of the sweep would share.
+    """
+    sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+    result = [as_path(argument, sweep) for argument in arguments]
+    return result + (placed(result) if sweep else [])
+
+
+def as_path(argument: str, sweep: bool) -> str:
+    """A path of PATHS quoted, where Hydra would take it for something else: ~, =, commas, parentheses, other letters.
+
+    In a sweep commas stay what they are there.
+    """
+    name, equals, value = argument.partition("=")
+    if not equals or name.lstrip("+") not in PATHS or not value:
+        return argument
+    override = parsed(argument)
+    plain = override is not None and isinstance(override.value(), str) and value == value.strip()
+    return argument if plain or (sweep and override is not None) else quoted(name, value)
+
+
+def parsed(argument: str) -> Override | None:
+    """An argument as Hydra reads it; None where it cannot, or where it is no override."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def placed(arguments: list[str]) -> list[str]:
+    """What a sweep is to be told besides: which options are the same in every job, and not part of a folder's name."""
+    overrides = [o for o in map(parsed, arguments) if o is not None and not o.key_or_group.startswith("hydra")]
+    varied = [override.key_or_group for override in overrides if override.is_sweep_override()]
+    given = next((o for o in overrides if o.key_or_group == "folder" and not o.is_sweep_override()), None)
+    if given is not None:
+        text = str(given.value())
+        shared = [name for name in varied if not re.search(rf"\$\{{({name}|hydra:runtime.choices.{name})\b", text)]
+        if "${swept:}" in text:
+            shared = [name for name in shared if name in IN_EVERY_PLACE]
+        if shared:
+            hint = "".join(f"${{{name}}}" for name in shared if name in IN_EVERY_PLACE)
+            hint += "${swept:}" * any(name not in IN_EVERY_PLACE for name in shared)
+            raise ValueError(
+                f"folder={text} is one place for all jobs that differ in {', '.join(shared)}: write {hint} in it"
+            )
+    same = [override.key_or_group for override in overrides if override.key_or_group not in varied]
+    excluded = ",".join(f"'{name}'" for name in dict.fromkeys([*IN_EVERY_PLACE, *same]))
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
 
 
 def known_options() -> list[str]:

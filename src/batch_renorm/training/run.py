@@ -1,15 +1,16 @@
 """One run, from a composed config to a finished run folder. What train.py calls."""
 
-import csv
 import logging
+import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -19,7 +20,7 @@ from batch_renorm.training.allocator import keep_freed_memory
 from batch_renorm.training.build import Config, Machine, build, construct
 from batch_renorm.training.errors import DiskFullError, Stopped
 from batch_renorm.training.fitting import fit
-from batch_renorm.training.folder import Folder, prepare
+from batch_renorm.training.folder import Folder, claimed, prepare, read_config, with_places
 from batch_renorm.training.launch import Place, find_place, share, take_place, together, uses_gpu
 from batch_renorm.training.signals import Stop
 from batch_renorm.training.stages import account
@@ -45,6 +46,7 @@ def train(config: DictConfig | Config) -> dict[str, Any]:
         Stopped: a signal asked for it; the last checkpoint is that of the step it stopped after.
     """
     settings: Config = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
+    settings = with_places(settings)
     stop = Stop()
     with stop.listening():
         return start_or_resume(settings, stop)
@@ -65,16 +67,18 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     run.training.stop = stop
     Division(run.size.workers, place.rank, place.ranks, None)  # raises if there are too many ranks
     folder = Folder(Path(settings["folder"]))
-    start = decide(folder, science, settings["fresh"]) if place.rank == 0 else Start()
-    if place.launcher == "python" and (start.refused or start.finished):
-        return tell(start, folder, place)
-    with together(place, settings, uses_gpu(machine.accelerator)):
-        start = share(start, place)
-        if start.refused or start.finished:
+    with ExitStack() as claim:  # the folder is this process's until the run ends
+        start = decide(folder, science, settings["fresh"], claim) if place.rank == 0 else Start()
+        if place.launcher == "python" and (start.refused or start.finished):
             return tell(start, folder, place)
-        for remark in start.remarks:
-            say(remark)
-        reached = fit(run, folder, start.checkpoint, place)
+        with together(place, settings, uses_gpu(machine.accelerator)):
+            start = share(start, place)
+            if start.refused or start.finished:
+                return tell(start, folder, place)
+            for remark in start.remarks:
+                say(remark)
+            with large_enough(settings, place):
+                reached = fit(run, folder, start.checkpoint, place)
     if stop.decided and reached < run.size.steps:
         stopped = Stopped(stop.decided, reached, run.size.steps)
         say(f"\n{stopped}")
@@ -83,18 +87,40 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     return folder.record()
 
 
-def decide(folder: Folder, config: Config, fresh: bool) -> Start:
-    """Rank 0's part: make the folder ready and choose where to begin, for all ranks."""
+@contextmanager
+def large_enough(settings: Config, place: Place) -> Iterator[None]:
+    """Around the first step: say so where images are smaller than what a convolution or pooling looks at.
+
+    Raises:
+        ValueError: they are.
+    """
     try:
-        prepare(folder, config, fresh)
+        yield
+    except RuntimeError as error:
+        if not re.search("Kernel size can't be greater than actual input size|Output size is too small", str(error)):
+            raise
+        if place.rank:
+            raise SystemExit(2) from error  # rank 0 says why
+        network = settings["model"].get("name") or settings["model"]["_target_"].rpartition(".")[2]
+        raise ValueError(
+            f"data.size={settings['data']['size']} is too small for {network} to train: its feature maps become "
+            "smaller than a kernel; take larger images"
+        ) from error
+
+
+def decide(folder: Folder, config: Config, fresh: bool, claim: ExitStack) -> Start:
+    """Rank 0's part: claim the folder, make it ready and choose where to begin, for all ranks."""
+    try:
+        claim.enter_context(claimed(folder, fresh))
+        found = prepare(folder, config)
         if folder.record().get("state") == "finished":
             return Start(finished=True)
         checkpoint, damaged = checkpoints.choose(folder, config)
         curve.rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
     except (ValueError, OSError, DiskFullError) as error:  # the other ranks must hear of it, not wait
         return Start(refused=str(error))
-    remarks = tuple(f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged)
-    return Start(checkpoint, remarks=remarks)
+    fallen = [f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged]
+    return Start(checkpoint, remarks=tuple(found + fallen))
 
 
 def tell(start: Start, folder: Folder, place: Place) -> dict[str, Any]:
@@ -113,18 +139,30 @@ def say(text: str) -> None:
 
 
 def summary(folder: Folder) -> str:
-    """Final and best accuracy of a finished run, where its files are, and how to draw them."""
-    with folder.curve.open() as file:
-        rows = [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(file)]
+    """Final and best accuracy of a finished run, where its files are, and how to draw them.
+
+    Raises:
+        ValueError: its curve is gone, or has no accuracy.
+    """
+    rows = curve.read_rows(folder.curve)
     final = {metric: value for _, metric, value in rows}
-    step, best = max(((s, v) for s, m, v in rows if m == "val_top1"), key=lambda point: point[1])
-    record = folder.record()
-    minutes = record["wall_seconds"] / 60
-    stages = account(final, yaml.safe_load(folder.config.read_text())["trainer"]["loader_processes"])
+    points = [(step, value) for step, metric, value in rows if metric == "val_top1"]
+    if not points:
+        raise ValueError(f"{folder.path} is a finished run, but {folder.curve} has no val_top1; fresh=true repeats it")
+    step, best = max(points, key=lambda point: point[1])
+    minutes = folder.record().get("wall_seconds", 0) / 60
+    stages = account(final, read_config(folder.config)["trainer"]["loader_processes"])
+    others = "".join(
+        f"; {name} {final[metric]:.1f}%"
+        for metric, name in (
+            ("val_top5", "top-5"),
+            ("train_top1", "on training images"),
+            ("val_top1_batch_statistics", "with batch statistics"),
+        )
+        if metric in final
+    )
     return (
-        f"validation top-1 {final['val_top1']:.1f}% at the end, {best:.1f}% at best (step {step:,}); "
-        f"top-5 {final['val_top5']:.1f}%; on training images {final['train_top1']:.1f}%; "
-        f"with batch statistics {final['val_top1_batch_statistics']:.1f}%\n"
+        f"validation top-1 {final['val_top1']:.1f}% at the end, {best:.1f}% at best (step {step:,}){others}\n"
         + (f"  {stages}\n" if stages else "")
         + f"  {minutes:.1f} minutes; curve, config, checkpoints: {folder.path}\n"
         f"  figures and table: python scripts/report.py"

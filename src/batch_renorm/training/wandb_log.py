@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from pytorch_lightning.loggers import Logger
 from batch_renorm.training.build import Run, Wandb
 from batch_renorm.training.curve import read_rows
 
-PATIENCE = 60.0  # seconds that the end of a run waits for W&B
+PATIENCE = {"online": 60.0, "offline": 600.0}
+"""Seconds that a run waits for W&B: for its servers not long, for its process on a busy machine as it takes."""
 
 
 class WandbLogger(Logger):
@@ -38,9 +39,12 @@ class WandbLogger(Logger):
     def __init__(self, run: Run, wandb: Wandb, folder: Path, id: str, step: int) -> None:
         super().__init__()
         self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
+        self.mode = mode_of(wandb.mode, os.environ)
         self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
         self.given_up = False
         self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
+        if self.mode == "disabled":
+            return
         try:
             own_service()
         except ImportError:
@@ -58,7 +62,7 @@ class WandbLogger(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None
-        if not self.given_up:
+        if not self.given_up and self.mode != "disabled":
             self.rows.put((step, dict(metrics)))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -68,14 +72,18 @@ class WandbLogger(Logger):
         if self.thread.ident is None:
             return
         self.rows.put(0 if status == "success" else 1)
-        self.thread.join(PATIENCE)
+        self.thread.join(PATIENCE[self.mode])
         if self.thread.is_alive():
-            self._complain(f"not done after {PATIENCE:.0f} s, its files are in {self.folder / 'wandb'} (wandb sync)")
+            self._complain(
+                f"not done after {PATIENCE[self.mode]:.0f} s, its files are in {self.folder / 'wandb'} (wandb sync)"
+            )
 
     def _follow(self) -> None:
+        import wandb
+
         try:
             live = self._open()
-            if self.wandb.mode == "online":  # the report links to it
+            if self.mode == "online":  # the report links to it
                 (self.folder / "wandb").mkdir(exist_ok=True)
                 (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
             begin = live.step  # online: after the last step that W&B has
@@ -83,23 +91,24 @@ class WandbLogger(Logger):
                 if step >= begin:
                     live.log(metrics, step=step)
             live.finish(exit_code=self.status)
+            wandb.teardown()  # waits for W&B's process, which writes the end of its file when finish() is long back
         except Exception as error:
             self._complain((str(error).strip() or type(error).__name__).splitlines()[0])
 
     def _open(self) -> Any:
         import wandb
 
-        offline, config = self.wandb.mode == "offline", self.run.config
+        offline, config = self.mode == "offline", self.run.config
         if offline:
             put_aside(self.folder / "wandb")
         elif not wandb.login(prompt=False):
             raise ValueError("no API key (wandb login, or WANDB_API_KEY)")
         return wandb.init(
-            project=self.wandb.project, entity=self.wandb.entity, mode=self.wandb.mode, dir=self.folder,
+            project=self.wandb.project, entity=self.wandb.entity, mode=self.mode, dir=self.folder,
             id=self.id, resume=None if offline else "allow", config=config,
             name=f"{config['experiment']}-seed{config['seed']}", group=config["experiment"],
             tags=[config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]],
-            settings=wandb.Settings(silent=offline, init_timeout=PATIENCE, console="off"),
+            settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="off"),
         )  # fmt: skip
 
     def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
@@ -114,6 +123,14 @@ class WandbLogger(Logger):
         self.given_up = True
 
 
+def mode_of(configured: str, environment: Mapping[str, str]) -> str:
+    """The config's mode, or less: W&B's own variable WANDB_MODE turns online to offline, and both off."""
+    asked = environment.get("WANDB_MODE", "").lower()
+    if asked in ("disabled", "offline"):
+        return asked
+    return "offline" if asked == "dryrun" else configured
+
+
 def own_service() -> None:
     """Import wandb, with a service of this process's own.
 
@@ -122,6 +139,7 @@ def own_service() -> None:
     see a half.
     """
     os.environ.pop("WANDB_SERVICE", None)  # a connection that this process has stays as it is
+    os.environ.setdefault("WANDB__SERVICE_WAIT", str(PATIENCE["offline"]))  # its own process, too, starts when it can
     import wandb  # noqa: F401
 
 

@@ -1,0 +1,96 @@
+"""The recipe to the letter: crops and colours against TensorFlow's own operations (tensorflow_numbers.py made them)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp, kstest
+
+from batch_renorm.data.augmentation import distort, random_box
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def tensorflow():
+    return json.loads((ROOT / "tests/data/tensorflow.json").read_text())
+
+
+class TensorFlowsNumbers:
+    """The random numbers of a TensorFlow kernel with two seeds: Philox 4x32-10, as SimplePhilox hands them out.
+
+    After tensorflow/core/lib/random: philox_random.h, exact_uniform_int.h.
+    """
+
+    def __init__(self, seed, seed2):
+        self.key, self.counter, self.left = (seed, 0), [0, 0, seed2, 0], []
+
+    def bits(self):
+        if not self.left:
+            (a, b, c, d), (k, m) = self.counter, self.key
+            for _ in range(10):
+                first, second = 0xD2511F53 * a, 0xCD9E8D57 * c
+                a, b, c, d = second >> 32 ^ b ^ k, second & 0xFFFFFFFF, first >> 32 ^ d ^ m, first & 0xFFFFFFFF
+                k, m = k + 0x9E3779B9 & 0xFFFFFFFF, m + 0xBB67AE85 & 0xFFFFFFFF
+            self.left = [a, b, c, d]
+            self.counter[0] += 1
+        return self.left.pop(0)
+
+    def uniform(self, low, high):
+        number = np.uint32(127 << 23 | self.bits() & 0x7FFFFF).view(np.float32) - np.float32(1)
+        return float(number * (np.float32(high) - np.float32(low)) + np.float32(low))
+
+    def integers(self, count):
+        if count & (count - 1) == 0:
+            return self.bits() & (count - 1)
+        while (number := self.bits()) < 0xFFFFFFFF % count + 1:
+            pass
+        return number % count
+
+
+def test_crops_are_tensorflows_given_its_random_numbers(tensorflow):
+    rows = tensorflow["crops"]
+    ours = [[*random_box(TensorFlowsNumbers(7, seed), width, height)] for width, height, seed, *_ in rows]
+    assert len(rows) == 480
+    assert ours == [row[3:] for row in rows]
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (400, 100), (100, 400), (299, 299)])
+def test_crops_are_distributed_as_tensorflows(tensorflow, width, height):
+    rng = np.random.default_rng(0)
+    ours = np.array([random_box(rng, width, height) for _ in range(2000)], dtype=float)
+    theirs = np.array([row[3:] for row in tensorflow["crops"] if row[:2] == [width, height]], dtype=float)
+    for of in (
+        lambda b: (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]),
+        lambda b: (b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1]),
+        lambda b: b[:, 3] - b[:, 1],
+        lambda b: b[:, 0],
+        lambda b: b[:, 1],
+    ):
+        assert ks_2samp(of(ours), of(theirs)).pvalue > 0.005
+
+
+def test_heights_are_uniform_given_the_aspect():
+    rng = np.random.default_rng(1)
+    boxes = np.array([random_box(rng, 2000, 2000) for _ in range(3000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    aspect = width / height
+    low, high = 2000 * np.sqrt(0.1 / aspect), np.minimum(2000 * np.sqrt(1 / aspect), np.minimum(2000, 2000 / aspect))
+    assert kstest((height - low) / (high - low), "uniform").pvalue > 0.01
+    assert (width * height).min() >= 0.1 * 2000 * 2000
+
+
+def test_a_crop_is_0_39_of_an_ordinary_image_and_never_all_of_a_wide_one():
+    rng = np.random.default_rng(2)
+    boxes = np.array([random_box(rng, 500, 375) for _ in range(4000)])
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / (500 * 375)
+    assert abs(area.mean() - 0.39) < 0.015
+    wide = [random_box(rng, 400, 100) for _ in range(500)]
+    assert (0, 0, 400, 100) not in wide
+
+
+def test_colours_are_tensorflows(tensorflow):
+    found = {name: np.array(values, np.float32) for name, values in tensorflow["colours"].items()}
+    images = torch.from_numpy(found["images"]).permute(0, 3, 1, 2)
+    ours = distort(images, torch.from_numpy(found["draws"])).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - found["results"]).max() < 2e-5
