@@ -27,6 +27,7 @@ from benchmarks.measure import BATCHNORM, cell, interleaved, ratios, spread, tab
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # bfloat16 without sparsity, as published
 PAPERS_IMAGES = 130_000 * 1600
+EVALUATE_EVERY, EVALUATION_IMAGES = 1000, 160_000  # validation in three compositions, and 10,000 training images
 KEPT = ", Triton kernels kept"
 OPTIMIZATION = Optimization(
     lr=1e-4, lr_decay=1.0, lr_decay_steps=1, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5,
@@ -68,6 +69,8 @@ def measured(args: Namespace, layout: str, mode: str) -> dict:
         result["hours_of_an_experiment"] = {
             name: PAPERS_IMAGES / rate["median"] / 3600 for name, rate in result["images_per_second"].items()
         }
+        if mode == "eager":
+            result["evaluation"] = evaluation(args, layout, result["images_per_second"])
     if not args.no_memory:
         result["peak_mib"] = {name: peak(args, name, layout, mode, run) for name, run in steps.items()}
     limit = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu(args)), None)
@@ -77,6 +80,27 @@ def measured(args: Namespace, layout: str, mode: str) -> dict:
             name: flops / statistics.median(values) / (limit * 1e12) for name, values in seconds.items()
         }
     return result
+
+
+def evaluation(args: Namespace, layout: str, rates: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Images a second of an evaluation's network, in float32, and the part of a run's time that it takes.
+
+    What the network alone says: images come from memory after the first evaluation, see `data/kept.py`.
+    """
+    ours = next(name for name in rates if name != BATCHNORM)
+    model = network(args, ours).to(memory_format=LAYOUTS[layout]).eval()
+    images = torch.randn(args.batch, 3, size_of(args), size_of(args), device=args.device)
+    images = images.contiguous(memory_format=LAYOUTS[layout])
+    with torch.no_grad():
+        seconds = interleaved({ours: lambda: model(images)}, args)[ours]
+    rate = args.batch / statistics.median(seconds)
+    evaluating = EVALUATION_IMAGES / rate
+    training = EVALUATE_EVERY * 1600 / rates[ours]["median"]
+    return {"images_per_second": rate, "share": evaluating / (evaluating + training)}
+
+
+def size_of(args: Namespace) -> int:
+    return args.image_size or (20 if args.network == "glyphs" else 299)
 
 
 def gpu(args: Namespace) -> str:
@@ -107,8 +131,7 @@ def network(args: Namespace, variant: str) -> nn.Module:
 def step(args: Namespace, variant: str, layout: str, mode: str) -> Callable[[], object]:
     model = network(args, variant).to(memory_format=LAYOUTS[layout])
     glyphs = args.network == "glyphs"
-    size = args.image_size or (20 if glyphs else 299)
-    images = torch.randn(args.batch, 1 if glyphs else 3, size, size, device=args.device)
+    images = torch.randn(args.batch, 1 if glyphs else 3, size_of(args), size_of(args), device=args.device)
     images = images.contiguous(memory_format=LAYOUTS[layout])
     labels = torch.randint(250, (args.batch,), device=args.device)
     optimizer = OPTIMIZATION.optimizer(model)
@@ -195,5 +218,11 @@ def show(args: Namespace, row: dict) -> None:
         cells += [f"{row['peak_mib'][name]:.0f}"] if "peak_mib" in row else []
         cells += [f"{row['of_matrix_units'][name]:.1%}"] if "of_matrix_units" in row else []
         rows.append(cells)
+    if "evaluation" in row:
+        found = row["evaluation"]
+        print(
+            f"\nan evaluation's network: {found['images_per_second']:.3g} images/s in float32; one every "
+            f"{EVALUATE_EVERY:,} steps would take {found['share']:.1%} of a run (aim: 5%)"
+        )
     title = f"{args.network}, batch {args.batch}, {args.dtype}, {row['layout']}, {row['mode']}"
     table(title, header, rows)

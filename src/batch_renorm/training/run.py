@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -117,7 +116,7 @@ def summary(folder: Folder) -> str:
     step, best = max(((s, v) for s, m, v in rows if m == "val_top1"), key=lambda point: point[1])
     record = folder.record()
     minutes = record["wall_seconds"] / 60
-    stages = account(final, yaml.safe_load(folder.config.read_text())["trainer"]["loader_processes"])
+    stages = account(final, record.get("loading", {}).get("processes", 0))
     return (
         f"validation top-1 {final['val_top1']:.1f}% at the end, {best:.1f}% at best (step {step:,}); "
         f"top-5 {final['val_top5']:.1f}%; on training images {final['train_top1']:.1f}%; "
