@@ -77,18 +77,13 @@ class Counting(TorchDispatchMode):
         if name == "_local_scalar_dense":
             if inputs[0].device == CUDA:
                 self.count.waits.append(f"a value is asked for at {place()}")
-                return 1
-            return 0
+            return 1
         if name in ("nonzero", "equal", "is_nonzero", "masked_select") and any(t.device == CUDA for t in inputs):
             self.count.waits.append(f"{name} at {place()}")
-        pinned = kwargs.pop("pin_memory", None)
-        if name == "_pin_memory":
-            result = inputs[0].clone()
-            PINNED.add(result.untyped_storage()._cdata)
-            return result
+        page_locked = kwargs.pop("pin_memory", None)
         result = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if pinned:
+        if page_locked:
             PINNED.update(t.untyped_storage()._cdata for t in outputs)
         if name in ("_to_copy", "copy_"):
             source, target = (inputs[0], outputs[0]) if name == "_to_copy" else (inputs[1], inputs[0])
@@ -103,8 +98,7 @@ class Counting(TorchDispatchMode):
         if source.device.type == target.device.type:
             return
         host = source if target.device == CUDA else target
-        pinned = host.untyped_storage()._cdata in PINNED
-        if not (non_blocking and pinned):
+        if not (non_blocking and host.untyped_storage()._cdata in PINNED):
             how = "from memory that is not pinned" if non_blocking else "that blocks"
             shape = tuple(source.shape)
             self.count.waits.append(f"a copy {how}, {source.device.type} to {target.device.type} {shape}, at {place()}")
@@ -115,6 +109,13 @@ class Counting(TorchDispatchMode):
 
 PINNED: set[int] = set()
 """Storages that are page-locked."""
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """A page-locked copy."""
+    result = tensor.clone()
+    PINNED.add(result.untyped_storage()._cdata)
+    return result
 
 
 def place() -> str:
@@ -195,6 +196,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> I
                     stack.enter_context(mock.patch.object(module, name, Kernel(name)))
         stack.enter_context(mock.patch.object(functional, "TRITON_DEVICES", ("cuda",)))
         stack.enter_context(mock.patch.object(Tensor, "record_stream", return_value=None))
+        stack.enter_context(mock.patch.object(Tensor, "pin_memory", pinned))
         stack.callback(PINNED.clear)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ class NoImages(Images):
 
 
 class FakeTraining:
-    """A run's module on a fake GPU, one of `ranks`; to be used within `on_fake_cuda`."""
+    """A run's module, one of `ranks`; `start` takes it to the fake GPU, and from there on it is used there."""
 
     def __init__(self, size: int, group: int, ranks: int, bf16: bool, images: int = 2000) -> None:
         self.rows: list[dict[str, float]] = []
@@ -52,12 +51,14 @@ class FakeTraining:
         model = create("inception_v3", 1000, 3, norm, aux_logits=True)
         self.module = Training(model, self.source, OPTIMIZATION, Ramp(5000, 40000, 25000), 0.9999, 1600, 50)
         self.module.bf16 = bf16
-        self.module.to(CUDA)
-        optimizer = OPTIMIZATION.optimizer(model)
-        self.trainer = SimpleNamespace(
+        self.module._trainer = SimpleNamespace(  # type: ignore[assignment]
             world_size=ranks, global_step=0, max_steps=STEPS, loggers=[SimpleNamespace(log_metrics=self._log)],
-            strategy=SimpleNamespace(block_backward_sync=nothing), optimizer=optimizer,
+            strategy=SimpleNamespace(block_backward_sync=nothing),
         )  # fmt: skip
+
+    def start(self) -> None:
+        self.module.to(CUDA)
+        optimizer = OPTIMIZATION.optimizer(self.module.model)
         self.module.optimizers = lambda *_: optimizer  # type: ignore[method-assign]
         self.module.manual_backward = backward  # type: ignore[method-assign]
 
@@ -67,7 +68,7 @@ class FakeTraining:
     def step(self, step: int, passes: list[int]) -> Count:
         """What reaches the device in a step whose passes have so many images."""
         counting = Counting()
-        with counting as count, mock.patch.object(type(self.module), "trainer", self.trainer):
+        with counting as count:
             for batch in SentAhead(list(self._passes(step, passes)), CUDA):
                 self.module.training_step(batch, 0)
         return count
@@ -87,8 +88,10 @@ def nothing() -> Iterator[None]:
 
 @contextmanager
 def on_fake_cuda(size: int = 299, group: int = 32, ranks: int = 8, bf16: bool = True) -> Iterator[FakeTraining]:
+    fake = FakeTraining(size, group, ranks, bf16)
     with fake_cuda():
-        yield FakeTraining(size, group, ranks, bf16)
+        fake.start()
+        yield fake
 
 
 def strays(module: torch.nn.Module) -> list[str]:

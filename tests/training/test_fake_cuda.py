@@ -11,6 +11,7 @@ from batch_renorm.data.kept import KeptImages
 from batch_renorm.training.evaluation import Composition, Evaluation, evaluate
 from tests.conftest import ROOT
 
+pytest.importorskip("triton")
 NORMS = 96
 
 

@@ -1,14 +1,22 @@
 """loader_processes: auto, from what a rank has."""
 
+import contextlib
 import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from batch_renorm.training import loading
+from batch_renorm.data.loaders import SentAhead
+from batch_renorm.training import fitting, loading
+from batch_renorm.training.build import build
+from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.launch import ALONE, Place
+from batch_renorm.training.module import Training
+from tests.conftest import TINY
+from tests.training.checkpoint_files import final_state
 from tests.training.forked import in_forks
+from tests.training.test_resume import assert_bit_equal
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -75,3 +83,43 @@ def test_the_cores_of_a_control_group(tmp_path):
 
 def test_here():
     assert 0 < loading.cores(ALONE) <= (os.cpu_count() or 1)
+
+
+def test_a_pass_is_sent_before_the_one_before_it_is_trained_on(compose, tmp_path, monkeypatch):
+    """By stand-ins for a GPU's streams; with the same result, bit for bit."""
+    done = []
+
+    class Stream:
+        def __init__(self, *_): ...
+
+        def record(self, *_):
+            done.append("sent")
+
+        def wait_event(self, event):
+            done.append("awaited")
+
+    def step(self, batch, index, plain=Training.training_step):
+        done.append("step")
+        plain(self, batch, index)
+
+    plain_loader = fitting.training_loader
+    states = []
+    for ahead in (False, True):
+        if ahead:
+            for name in ("Stream", "Event", "current_stream"):
+                monkeypatch.setattr(torch.cuda, name, Stream)
+            monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+            monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+            monkeypatch.setattr(Training, "training_step", step)
+            monkeypatch.setattr(
+                fitting, "training_loader", lambda *a, **k: SentAhead(plain_loader(*a, **k), torch.device("cpu"))
+            )
+        config = compose(*TINY, "size.steps=3", "trainer.workers_per_pass=1")
+        config = {key: value for key, value in config.items() if key != "fresh"}
+        folder = Folder(tmp_path / str(ahead))
+        prepare(folder, config, fresh=False)
+        fitting.fit(build(config), folder, None)
+        states.append(final_state(tmp_path / str(ahead)))
+    assert_bit_equal(*states)
+    assert done[:6] == ["sent", "sent", "step", "awaited", "sent", "step"]
+    assert done.count("sent") == done.count("step") == done.count("awaited") == 6

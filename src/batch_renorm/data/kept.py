@@ -50,7 +50,8 @@ class KeptImages:
         """What the source fetches for each visit, in turn, and the labels, (n,) int64."""
         if not self.keeps:
             for (split, indices), fetched in zip(visits, self._load(visits), strict=True):
-                yield fetched, self._batch_labels(split, indices)
+                pinned = self.pinned and hasattr(fetched, "pin_memory")
+                yield fetched.pin_memory() if pinned else fetched, self._batch_labels(split, indices)
             return
         whole = False
         try:
@@ -71,12 +72,12 @@ class KeptImages:
         ]
         loaded = iter(self._load(requests) if requests else ())
         for (split, indices), missing in zip(visits, new, strict=True):
-            fresh = {}
+            fresh: dict[int, Tensor] = {}
             for start in range(0, len(missing), AT_ONCE):
                 some, fetched = missing[start : start + AT_ONCE], next(loaded)
                 self._keep(split, some, fetched.pixels)
-                passing = self._rows[split][some] < 0
-                fresh.update(zip(some[passing].tolist(), fetched.pixels[torch.from_numpy(passing)], strict=True))
+                for position in np.flatnonzero(self._rows[split][some] < 0).tolist():
+                    fresh[int(some[position])] = fetched.pixels[position]
             yield Fetched(self._together(split, indices, fresh), None), self._batch_labels(split, indices)
         for _ in loaded:
             raise AssertionError("the loader has more than was asked for")
@@ -95,16 +96,16 @@ class KeptImages:
 
     def _keep(self, split: str, indices: np.ndarray, pixels: Tensor) -> None:
         rows = self._rows[split][indices]
-        places = torch.from_numpy(rows[rows >= 0])
-        if not len(places):
+        positions = np.flatnonzero(rows >= 0)
+        if not len(positions):
             return
         if self.pixels is None:  # pages that are never written take no memory
             most = sum(int((rows >= 0).sum()) for rows in self._rows.values())
             self.pixels = torch.empty(most, *pixels.shape[1:], dtype=torch.uint8)
-        if int(places.max()) >= len(self.pixels):  # a later evaluation visits others, too
+        if rows.max() >= len(self.pixels):  # a later evaluation visits others, too
             more = sum(int((rows >= 0).sum()) for rows in self._rows.values())
             self.pixels = torch.cat([self.pixels, self.pixels.new_empty(more - len(self.pixels), *pixels.shape[1:])])
-        self.pixels[places] = pixels[torch.from_numpy(rows >= 0)]
+        self.pixels[torch.from_numpy(rows[positions])] = pixels[torch.from_numpy(positions)]
 
     def _together(self, split: str, indices: np.ndarray, fresh: dict[int, Tensor]) -> Tensor:
         """(n, channels, size, size) uint8."""
