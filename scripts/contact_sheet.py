@@ -1,4 +1,4 @@
-"""Draw a sheet of the embedded data set's images: `python scripts/contact_sheet.py glyphs.png`."""
+"""Draw a sheet of the embedded data set's images, their labels below: `python scripts/contact_sheet.py glyphs.png`."""
 
 import argparse
 from pathlib import Path
@@ -6,34 +6,42 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from batch_renorm.data.glyphs import Glyphs
+from batch_renorm.data.glyphs import Glyphs, font_files
 
-CONFIG = Path(__file__).parent.parent / "configs" / "data" / "glyphs.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs" / "data"
+GAP, CAPTION = 4, 14  # screen pixels between images, and for the label below one
 
 
-def sheet(source: Glyphs, split: str, labels: int, images: int, zoom: int) -> Image.Image:
-    """A row per label, spread over all labels, with `images` images of each."""
-    starts = np.linspace(0, source.classes - 1, labels).astype(int) * source.images_per_label[split]
-    indices = (starts[:, None] + np.arange(images)).reshape(-1)
-    drawn = source.images([source.fetch(split, indices)], torch.device("cpu"))
-    grey = (drawn * 80 + 128).clamp(0, 255).to(torch.uint8)
-    size = source.size
-    page = grey.view(labels, images, size, size).permute(0, 2, 1, 3).reshape(labels * size, images * size)
-    return Image.fromarray(page.numpy()).resize((images * size * zoom, labels * size * zoom), Image.Resampling.NEAREST)
+def sheet(source: Glyphs, split: str, rows: int, columns: int, zoom: int) -> Image.Image:
+    """Images spread evenly over the split, row by row; under each one the letter that its label names."""
+    indices = np.linspace(0, len(source.labels(split)) - 1, rows * columns).astype(int)
+    drawn = source.images([source.fetch(split, indices)], torch.device("cpu"))[:, 0]
+    light = (drawn / drawn.quantile(0.999)).clamp(0, 1) ** 0.5  # as a screen shows light: dark images stay legible
+    grey = (light * 255).to(torch.uint8).numpy()
+    side = source.size * zoom
+    page = Image.new("L", (columns * (side + GAP) + GAP, rows * (side + CAPTION + GAP) + GAP), 255)
+    pen, font = ImageDraw.Draw(page), ImageFont.truetype(str(font_files()[0]), CAPTION - 2)
+    for place, (image, label) in enumerate(zip(grey, source.labels(split)[indices], strict=True)):
+        left, top = GAP + place % columns * (side + GAP), GAP + place // columns * (side + CAPTION + GAP)
+        page.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (left, top))
+        pen.text((left + side / 2, top + side), source.letters[label], fill=0, font=font, anchor="ma")
+    return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="image file to write")
+    parser.add_argument("--data", choices=sorted(file.stem for file in CONFIGS.glob("glyphs*.yaml")), default="glyphs")
     parser.add_argument("--split", choices=["train", "val"], default="train")
-    parser.add_argument("--labels", type=int, default=16, help="rows")
-    parser.add_argument("--images", type=int, default=24, help="columns")
-    parser.add_argument("--zoom", type=int, default=2, help="screen pixels a pixel")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--columns", type=int, default=16)
+    parser.add_argument("--zoom", type=int, default=3, help="screen pixels a pixel")
     options = parser.parse_args()
-    settings = {name: value for name, value in yaml.safe_load(CONFIG.read_text()).items() if name != "_target_"}
-    sheet(Glyphs(**settings), options.split, options.labels, options.images, options.zoom).save(options.out)
+    config = yaml.safe_load((CONFIGS / f"{options.data}.yaml").read_text())
+    settings = {name: value for name, value in config.items() if name not in ("_target_", "defaults")}
+    sheet(Glyphs(**settings), options.split, options.rows, options.columns, options.zoom).save(options.out)
     print(options.out)
 
 

@@ -89,7 +89,7 @@ def write(
                 runs.keep(run, out / "runs")
     drawn = figures.draw_all(own, published, c.scale, out / "figures" / c.scale)
     way = Path(os.path.relpath(paper.paper_folder(), out)).as_posix() + "/"
-    text = markdown.markdown(c, command, way, any(path.stem == "activations" for path in drawn))
+    text = markdown.markdown(c, command, way, {path.stem for path in drawn})
     (out / f"{c.scale}.md").write_text(text)
     csv_files.write_csv(c, out / f"{c.scale}.csv")
     csv_files.write_claims_csv(c, out / f"{c.scale}-claims.csv")

@@ -65,28 +65,36 @@ def test_ramp_scales_with_the_run(compose):
     assert (ramp["start"], ramp["dmax_end"], ramp["rmax_end"]) == (50, 250, 400)
 
 
+@pytest.mark.parametrize(("minibatch", "labels"), [(32, 25), (16, 12), (8, 6), (2, 1), (1, 1)])
+def test_batch_statistics_are_evaluated_in_the_papers_proportion(compose, minibatch, labels):
+    """It trains on 16 labels x 2 and evaluates on 25 labels x 2."""
+    config = compose(f"size.minibatch={minibatch}", "minibatch=iid")
+    assert (config["evaluation"]["labels_per_minibatch"], config["evaluation"]["images_per_label"]) == (labels, 2)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_two_tiny_steps(train_command, tmp_path, experiment):
     done = train_command(f"experiment={experiment}")
     assert "validation top-1" in done.stderr
     metrics = {line.split(",")[1] for line in (tmp_path / "run/curve.csv").read_text().splitlines()}
     assert {"val_top1", "val_top5", "train_top1", "val_top1_batch_statistics", "loss", "lr", "rmax", "dmax"} <= metrics
-    assert {"val_top1_as_trained", "activation_distance"} <= metrics
+    assert {"val_top1_as_trained", "val_top1_no_counterpart", "activation_distance"} <= metrics
     assert ("r_clipped" in metrics) == ("renorm" in experiment)
 
 
 def test_two_steps_of_the_papers_network(train_command, tmp_path):
     """Inception-v3 at 299 pixels with its auxiliary head, in the trainer's own step, on few images."""
     done = train_command(
-        "scale=imagenet", "data=glyphs", "data.size=299", "data.labels=5", "minibatch.size=4", "minibatch.group=2",
-        "evaluation.labels_per_minibatch=5", "evaluation.batch_size=10", "size.train_sample=5", "size.workers=1",
+        "scale=imagenet", "data=glyphs", "data.size=299", "data.labels=10", "minibatch.size=4", "minibatch.group=2",
+        "data.val_images=2", "evaluation.labels_per_minibatch=5", "evaluation.batch_size=10",
+        "size.train_sample=5", "size.workers=1",
     )  # fmt: skip
     assert "validation top-1" in done.stderr
     assert "r_clipped/Mixed_7c.branch_pool.bn" in (tmp_path / "run/curve.csv").read_text()
 
 
 def test_every_norm_of_inception_v3_is_ours_and_gamma_is_fixed(compose):
-    config = compose("scale=imagenet", "data=glyphs", "data.size=107", "data.labels=40")
+    config = compose("scale=imagenet", "data=glyphs", "data.size=107", "data.labels=50")
     model = build(config).training.model
     norms = layers_of(model).values()
     assert len(norms) == 96
@@ -140,7 +148,7 @@ def complaint(monkeypatch, capsys, tmp_path):
         (["optim.lrr=1"], "no option optim.lrr; did you mean optim.lr"),
         (["sede=1"], "no option sede; did you mean seed"),
         (["+size.stepps=1"], "nothing reads the option size.stepps; did you mean steps"),
-        (["minibatch.group=5"], "a minibatch of 8 does not divide into groups of 5"),
+        (["minibatch.group=5"], "a minibatch of 16 does not divide into groups of 5"),
         (["ramp.start=100", "ramp.rmax_end=50"], "100"),
         (["trainer.devices=9", "size.workers=2"], "9 ranks but only 2 workers"),
         (["folder=/proc/none"], "cannot write the run folder /proc/none"),

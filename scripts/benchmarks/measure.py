@@ -1,6 +1,5 @@
 """Interleaved timing: a round measures everything in turn, so that a busy machine changes rounds, not ratios."""
 
-import ctypes
 import os
 import platform
 import statistics
@@ -13,24 +12,11 @@ from pathlib import Path
 
 import torch
 
+from batch_renorm.training.allocator import keep_freed_memory
 from batch_renorm.training.folder import commit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BATCHNORM = "nn.BatchNorm2d"
-
-
-def keep_memory() -> bool:
-    """Have glibc keep what is freed; whether it does.
-
-    It gives large tensors back to the system, and whether the next one then costs its page faults (up to half of a
-    layer's time) is a matter of what was freed before: luck, which differs between variants and runs.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    no_mapping, no_trimming = (-4, 0), (-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
-    return all(mallopt(*option) for option in (no_mapping, no_trimming))
 
 
 def clock(run: Callable[[], object], args: Namespace, repeats: int = 1) -> float:
@@ -80,7 +66,7 @@ def machine(args: Namespace) -> dict:
         "commit": commit(),
         "device": device_name(args.device),
         "threads": args.threads,
-        "freed_memory_kept": keep_memory(),
+        "freed_memory_kept": keep_freed_memory(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "load": [round(x, 1) for x in os.getloadavg()],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "timm")},

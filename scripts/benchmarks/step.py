@@ -1,7 +1,7 @@
 """A full training step of Inception-v3 and of the glyphs network, beside the same network with nn.BatchNorm2d.
 
 Images on the device, forward, losses with the auxiliary head, backward, clipping, RMSProp, mu and sigma,
-the inference model: all that a run does at every step but drawing data and writing rows.
+the inference model: all that a run does at every step but drawing data and writing rows. `--parts` times each of them.
 """
 
 import copy
@@ -22,12 +22,13 @@ from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.norm import StepStatistics, convert_batchnorm, functional, set_limits
 from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.optimizer import Optimization
-from benchmarks.measure import BATCHNORM, cell, interleaved, ratios, spread, table
+from benchmarks.measure import BATCHNORM, cell, clock, interleaved, ratios, spread, table
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # bfloat16 without sparsity, as published
+LABELS = 24
 PAPERS_IMAGES = 130_000 * 1600
-EVALUATE_EVERY, EVALUATION_IMAGES = 1000, 160_000  # validation in three compositions, and 10,000 training images
+EVALUATE_EVERY, EVALUATION_IMAGES = 1000, 210_000  # validation in four compositions, and 10,000 training images
 KEPT = ", Triton kernels kept"
 OPTIMIZATION = Optimization(
     lr=1e-4, lr_decay=1.0, lr_decay_steps=1, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5,
@@ -44,6 +45,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"])
     parser.add_argument("--compile-mode", default="default", help="as torch.compile's mode")
     parser.add_argument("--image-size", type=int, help="default: 299, and 20 for glyphs")
+    parser.add_argument("--parts", action="store_true", help="also the milliseconds of each part of a step")
     parser.add_argument("--no-memory", action="store_true", help="do not measure the peak memory")
 
 
@@ -71,6 +73,8 @@ def measured(args: Namespace, layout: str, mode: str) -> dict:
         }
         if mode == "eager":
             result["evaluation"] = evaluation(args, layout, result["images_per_second"])
+    if args.parts:
+        result["milliseconds"] = {name: milliseconds(args, name, layout, mode) for name in steps}
     if not args.no_memory:
         result["peak_mib"] = {name: peak(args, name, layout, mode, run) for name, run in steps.items()}
     limit = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu(args)), None)
@@ -117,7 +121,7 @@ def network(args: Namespace, variant: str) -> nn.Module:
     """The same weights for every variant."""
     torch.manual_seed(0)
     if args.network == "glyphs":
-        model: nn.Module = GlyphInception(250, 1, nn.BatchNorm2d, head=256, head_layers=2)
+        model: nn.Module = GlyphInception(LABELS, 1, nn.BatchNorm2d, head=512, head_layers=3)  # as in its config
     else:
         import timm
 
@@ -129,37 +133,65 @@ def network(args: Namespace, variant: str) -> nn.Module:
 
 
 def step(args: Namespace, variant: str, layout: str, mode: str) -> Callable[[], object]:
+    phases = parts(args, variant, layout, mode)
+
+    def once() -> None:
+        for phase in phases.values():
+            phase()
+
+    return once
+
+
+def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Callable[[], None]]:
+    """What a step does, in order."""
     model = network(args, variant).to(memory_format=LAYOUTS[layout])
     glyphs = args.network == "glyphs"
     images = torch.randn(args.batch, 1 if glyphs else 3, size_of(args), size_of(args), device=args.device)
     images = images.contiguous(memory_format=LAYOUTS[layout])
-    labels = torch.randint(250, (args.batch,), device=args.device)
+    labels = torch.randint(LABELS, (args.batch,), device=args.device)
     optimizer = OPTIMIZATION.optimizer(model)
+    parameters = list(model.parameters())
     ours = variant != BATCHNORM
     statistics_ = StepStatistics(model) if ours else None
     average = InferenceModel(model, 0.9999) if ours else StockAverage(model)
-    forward = torch.compile(model, mode=args.compile_mode) if mode == "compiled" else model
+    call = torch.compile(model, mode=args.compile_mode) if mode == "compiled" else model
     dtype = torch.bfloat16 if args.dtype == "bfloat16" else None
+    loss = torch.zeros(())
 
-    def once() -> None:
+    def forward() -> None:
+        nonlocal loss
         functional.TRITON_WHEN_COMPILED = variant.endswith(KEPT)  # read where torch.compile traces
         if statistics_ is not None:
             set_limits(statistics_.layers.values(), 3.0, 5.0)
         with torch.autocast(args.device.partition(":")[0], dtype) if dtype else nullcontext():
-            output = forward(images)
+            output = call(images)
             logits, *auxiliary = output if isinstance(output, tuple) else (output,)
             loss = F.cross_entropy(logits, labels, label_smoothing=OPTIMIZATION.label_smoothing)
             for extra in auxiliary:
                 loss = loss + OPTIMIZATION.aux_weight * F.cross_entropy(extra, labels)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZATION.clip_norm, foreach=True)
+
+    def update() -> None:
+        nn.utils.clip_grad_norm_(parameters, OPTIMIZATION.clip_norm, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
-        if statistics_ is not None:
-            statistics_.update()
-        average.update_parameters(model)
 
-    return once
+    found: dict[str, Callable[[], None]] = {"forward": forward, "backward": lambda: loss.backward(), "update": update}
+    if statistics_ is not None:
+        found["mu and sigma"] = lambda: statistics_.update()
+    found["average"] = lambda: average.update_parameters(model)
+    return found
+
+
+def milliseconds(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, float]:
+    """Medians of the parts of a step. A GPU is waited for after each, so that together they exceed a step."""
+    taken: dict[str, list[float]] = {}
+    phases = parts(args, variant, layout, mode)
+    for counts in [False] + [True] * args.rounds:
+        for name, phase in phases.items():
+            seconds = clock(phase, args)
+            if counts:
+                taken.setdefault(name, []).append(1000 * seconds)
+    return {name: statistics.median(values) for name, values in taken.items()}
 
 
 class StockAverage(AveragedModel):
@@ -226,3 +258,8 @@ def show(args: Namespace, row: dict) -> None:
         )
     title = f"{args.network}, batch {args.batch}, {args.dtype}, {row['layout']}, {row['mode']}"
     table(title, header, rows)
+    if "milliseconds" in row:
+        by_variant = row["milliseconds"]
+        names = list(max(by_variant.values(), key=len))
+        cells = [[name, *(f"{ms.get(part, 0):.2f}" for part in names)] for name, ms in by_variant.items()]
+        table("milliseconds of its parts", ["", *names], cells)

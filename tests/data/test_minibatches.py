@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from batch_renorm.data.minibatches import Iid, LabelsTimesImages, paired_minibatches, regime
+from batch_renorm.data.minibatches import Iid, LabelsTimesImages, distinct_minibatches, paired_minibatches, regime
 
 LABELS = np.repeat(np.arange(40), 13)
 RNG = np.random.default_rng(0)
@@ -87,3 +87,16 @@ def test_evaluation_minibatches_are_25_labels_times_2():
     assert len(set(labels[rows[0]])) > 15  # pairs of a minibatch come from all over the labels
     with pytest.raises(ValueError, match="no minibatch of 25 labels x 2"):
         paired_minibatches(np.repeat(np.arange(10), 2), 25, 2)
+
+
+def test_evaluation_minibatches_without_counterparts_have_every_label_once():
+    labels = RNG.permutation(np.repeat(np.arange(60), RNG.integers(3, 9, 60)))
+    rows = distinct_minibatches(labels, 50)
+    assert rows.shape[1] == 50
+    assert all(len(set(labels[row])) == 50 for row in rows)
+    assert len(set(rows.reshape(-1))) == rows.size
+    np.testing.assert_array_equal(rows, distinct_minibatches(labels, 50))
+    whole = distinct_minibatches(np.tile(np.arange(1000), 50), 50)
+    assert whole.size == 50_000  # of ImageNet's validation images every one
+    with pytest.raises(ValueError, match="60 labels give no minibatch of 61 images with different labels"):
+        distinct_minibatches(labels, 61)

@@ -112,10 +112,10 @@ def test_smaller_claims_are_lines_of_the_report(tables, write, tmp_path):
 
 def test_batch_statistics_of_another_composition_are_pointed_at(tables, write, tmp_path, capsys):
     folder = write(tmp_path / "runs", "noniid_batchnorm", 0, {"val_top1": [(100, 50.0)]})
-    config = "evaluation: {labels_per_minibatch: 4, images_per_label: 2}\n"
+    config = "evaluation: {labels_per_minibatch: 4, images_per_label: 2}\nminibatch: {size: 16}\n"
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + config)
     tables([])
-    assert "4 labels x 2 images, where the paper has 25 x 2" in capsys.readouterr().out
+    assert "4 labels x 2 images, where the paper's proportion is 12 x 2" in capsys.readouterr().out
 
 
 def test_our_own_curve_is_a_row_where_runs_have_it(tables, write, tmp_path):

@@ -96,7 +96,7 @@ def test_an_evaluation_waits_for_its_result_alone(benchmarks, capsys):
     assert all("a value is asked for" in wait for wait in count.waits)
     assert all("tolist" in wait for wait in count.waits)
     assert kept.prepared <= 200  # each image once, whatever the measurements
-    say(capsys, "an evaluation of 400 images", count)
+    say(capsys, "an evaluation of 500 images", count)
 
 
 def test_backward_by_hand_is_autograds(benchmarks):

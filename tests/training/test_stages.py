@@ -75,9 +75,13 @@ def test_too_little_shared_memory_is_noticed_before_the_first_step(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "answer"),
     [
-        (["data.labels=10"], "give no minibatch of 25 labels x 2 images"),
+        (
+            ["data.labels=10"],
+            r"24 images with different labels, and the validation images have 10 labels: choose "
+            r"evaluation.labels_per_minibatch=5 or fewer",
+        ),
         (["data.train_images=1"], "label 0 has 1 training images, fewer than the 2 images per label"),
-        (["data.val_images=1"], "give no minibatch of 25 labels x 2 images"),
+        (["data.val_images=1"], "give no minibatch of 12 labels x 2 images"),
     ],
 )
 def test_too_few_labels_or_images_are_noticed_before_the_first_step(compose, overrides, answer):

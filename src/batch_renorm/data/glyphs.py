@@ -1,10 +1,13 @@
-"""The embedded data set: characters of the DejaVu fonts in random pose, contrast and noise.
+"""The embedded data set: an image shows several letters, and its label names one of them.
 
-A label is a character. An image is a pure function of (split, index): every random number in it is
-a hash of these two, computed with integer tensor operations, so that whole minibatches are drawn at
-once, on any device, and no image is ever stored.
+So does a photograph of ImageNet, which shows several things. The label's letter is usually the boldest. Often it is
+not, and then the image alone leaves its label open: no network gets all of these images right.
+
+An image is a pure function of (split, index). Every random number in it is a hash of these two, computed with integer
+tensor operations. Whole minibatches are therefore drawn at once, on any device, and no image is ever stored.
 """
 
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +19,13 @@ from torch import Tensor
 from batch_renorm.data.hashing import uniform
 
 TEMPLATE_SIZE = 32
-"""Characters are rendered once, into squares of this many pixels."""
+"""Letters are rendered once, into squares of this many pixels."""
+
+ALIKE = 0.8
+"""Two letters look alike if the correlation of their pixels, at the resolution of an image, is above this."""
+
+CORNERS = 4
+"""Letters stand in different corners of an image."""
 
 SPLITS = {"train": 0, "val": 1}
 
@@ -30,7 +39,7 @@ def font_files() -> list[Path]:
 
 
 def render(character: str, font: object) -> np.ndarray | None:
-    """One character as a (TEMPLATE_SIZE, TEMPLATE_SIZE) uint8 image, its ink centred; None if it has no ink."""
+    """One letter as a (TEMPLATE_SIZE, TEMPLATE_SIZE) uint8 image, its ink centred; None if it has no ink."""
     from PIL import Image, ImageDraw
 
     left, top, right, bottom = font.getbbox(character)  # type: ignore[attr-defined]
@@ -44,52 +53,63 @@ def render(character: str, font: object) -> np.ndarray | None:
 
 
 @lru_cache(maxsize=1)
-def templates(labels: int) -> Tensor:
-    """The first `labels` distinct characters of a fixed pseudo-random order, (labels, size, size) in [0, 1].
+def letters(labels: int) -> tuple[str, Tensor]:
+    """The first `labels` letters in Unicode's order, without accents and without those like an earlier one.
 
-    Characters that look the same (Latin A and Greek Alpha) count once: the first one drawn is kept.
+    Returns:
+        The letters, and their templates: (labels, TEMPLATE_SIZE, TEMPLATE_SIZE) float32 in [0, 1].
+
+    Raises:
+        ValueError: the fonts have fewer.
     """
     from PIL import ImageFont
     from PIL.features import check
 
     if not check("freetype2"):
-        raise RuntimeError("Pillow was built without FreeType, which draws the glyphs; install the Pillow wheel")
-    chosen: dict[bytes, np.ndarray] = {}
+        raise RuntimeError("Pillow was built without FreeType, which draws the letters; install the Pillow wheel")
+    chosen, templates, looks = "", [], np.empty((labels, (TEMPLATE_SIZE // 2) ** 2), dtype=np.float32)
     for file in font_files():
         font = ImageFont.truetype(str(file), 22, layout_engine=ImageFont.Layout.BASIC)
-        codes = np.array(sorted(_codes(file)))
-        for code in np.random.Generator(np.random.Philox(2017)).permutation(codes):
-            pixels = render(chr(code), font)
-            if pixels is not None:
-                chosen.setdefault((pixels > 127).tobytes(), pixels)
+        for character in _plain_letters(file):
+            pixels = render(character, font)
+            if pixels is None:
+                continue
+            coarse = pixels.reshape(TEMPLATE_SIZE // 2, 2, TEMPLATE_SIZE // 2, 2).mean((1, 3)).reshape(-1)
+            look = (coarse - coarse.mean()) / np.linalg.norm(coarse - coarse.mean())
+            if (looks[: len(chosen)] @ look > ALIKE).any():
+                continue
+            looks[len(chosen)] = look
+            chosen += character
+            templates.append(pixels)
             if len(chosen) == labels:
-                return torch.from_numpy(np.stack(list(chosen.values()))).float() / 255
-    raise ValueError(f"the DejaVu fonts have {len(chosen)} distinct characters; {labels} labels were asked for")
+                return chosen, torch.from_numpy(np.stack(templates)).float() / 255
+    raise ValueError(f"the DejaVu fonts have {len(chosen)} letters that look unlike; {labels} labels were asked for")
 
 
-def _codes(file: Path) -> set[int]:
-    """The code points of the letters that a font has."""
-    import unicodedata
-
+def _plain_letters(file: Path) -> list[str]:
+    """The letters of a font that are not another one with an accent."""
     from matplotlib.ft2font import FT2Font
 
-    return {code for code in FT2Font(str(file)).get_charmap() if unicodedata.category(chr(code)) in ("Lu", "Ll", "Lo")}
+    characters = map(chr, sorted(FT2Font(str(file)).get_charmap()))
+    return [c for c in characters if unicodedata.category(c) in ("Lu", "Ll", "Lo") and not unicodedata.decomposition(c)]
 
 
 class Glyphs:
     """Generated images, `labels` x `train_images` for training and `labels` x `val_images` for validation.
 
     Args:
-        labels: number of characters.
+        labels: number of letters.
         train_images, val_images: images per label in each split.
         size: height and width of an image in pixels.
-        rotation: largest angle, radians.
-        scale: smallest and largest size of the character relative to the image.
-        shear, shift: largest shear, and largest shift in half image sizes.
-        noise: standard deviation of the pixel noise; the character's contrast is 0.5 to 1.5.
-        hidden: fraction of images that show only a small part of the character.
-        window: smallest and largest side of the visible window, relative to the image.
-        hidden_window: the same for the hidden fraction.
+        others: letters of an image besides its label's, drawn from all labels alike; at most 3. With 0 an image
+            shows one thing, as CIFAR's do.
+        contrast: least and largest contrast of the label's letter.
+        other_contrast: the same of each other letter. The label is the boldest letter of most images.
+        rotation: largest angle of a letter, radians.
+        stretch: largest change of a letter's width and height, as a fraction.
+        jitter: largest distance of a letter from the middle of its corner, in half image sizes.
+        exposure: largest change of a whole image's light, in stops: powers of 2.
+        noise: standard deviation of the pixel noise, whatever the exposure.
     """
 
     channels = 1
@@ -100,20 +120,22 @@ class Glyphs:
         train_images: int,
         val_images: int,
         size: int,
+        others: int,
+        contrast: tuple[float, float],
+        other_contrast: tuple[float, float],
         rotation: float,
-        scale: tuple[float, float],
-        shear: float,
-        shift: float,
+        stretch: float,
+        jitter: float,
+        exposure: float,
         noise: float,
-        hidden: float,
-        window: tuple[float, float],
-        hidden_window: tuple[float, float],
     ) -> None:
-        self.classes, self.size = labels, size
+        if not 0 <= others < CORNERS:
+            raise ValueError(f"data.others must be 0 to {CORNERS - 1}, a letter a corner; got {others}")
+        self.classes, self.size, self.others = labels, size, others
         self.images_per_label = {"train": train_images, "val": val_images}
-        self.rotation, self.scale, self.shear, self.shift, self.noise = rotation, tuple(scale), shear, shift, noise
-        self.hidden, self.window, self.hidden_window = hidden, window, hidden_window
-        self.templates = templates(labels)
+        self.contrast, self.other_contrast = tuple(contrast), tuple(other_contrast)
+        self.rotation, self.stretch, self.jitter, self.exposure, self.noise = rotation, stretch, jitter, exposure, noise
+        self.letters, self.templates = letters(labels)
 
     def labels(self, split: str) -> np.ndarray:
         """The label of every image of a split, (images,) int64: all of the first label, then the second."""
@@ -124,42 +146,55 @@ class Glyphs:
         return torch.from_numpy(indices * len(SPLITS) + SPLITS[split])
 
     def images(self, fetched: list[Tensor], device: torch.device) -> Tensor:
-        """Draw images on the device, (n, 1, size, size) float32 of about zero mean.
-
-        The inverse of a rotation, anisotropic scaling, shear and shift says where in the template
-        each pixel comes from. The character is seen through a window, often a small one: one such
-        image does not tell its label, while another image of the same label does. Contrast is of
-        either sign, so ink is not always bright.
-        """
+        """Draw images on the device, (n, 1, size, size) float32."""
         keys = torch.cat(fetched).to(device)
         if self.templates.device != device:
             self.templates = self.templates.to(device)
-        n = len(keys)
-        pose = uniform(keys, 0, 13)
-        angle = (2 * pose[:, 0] - 1) * self.rotation
-        low, high = self.scale
-        x_scale, y_scale = 1 / (low + (high - low) * pose[:, 1]), 1 / (low + (high - low) * pose[:, 2])
-        shear = (2 * pose[:, 3] - 1) * self.shear
-        x_shift, y_shift = (2 * pose[:, 4] - 1) * self.shift, (2 * pose[:, 5] - 1) * self.shift
-        cos, sin = angle.cos(), angle.sin()
-        rows = [
-            torch.stack([x_scale * cos, x_scale * (shear * cos - sin), x_shift], 1),
-            torch.stack([y_scale * sin, y_scale * (shear * sin + cos), y_shift], 1),
-        ]
-        grid = F.affine_grid(torch.stack(rows, 1), [n, 1, self.size, self.size], align_corners=False)
+        shown = self.shown(keys)
+        n, k = shown.shape
+        pose = uniform(keys, 1, 6 * k).view(n, k, 6)
+        places = self._placed(pose, self._corners(keys, k)) @ self._pixels(device)  # (n * k, 2, size * size)
+        grid = places.mT.reshape(n * k, self.size, self.size, 2)
+        ink = F.grid_sample(self.templates[shown.view(-1), None], grid, align_corners=False).view(n, k, -1)
+        light = torch.exp2(self.exposure * (2 * uniform(keys, 3, 1) - 1))
+        image = (ink * self._contrasts(pose[..., 5])).sum(1) * light
+        noise = uniform(keys, 4, self.size * self.size) - 0.5
+        return image.add_(noise, alpha=12**0.5 * self.noise).view(n, 1, self.size, self.size)
+
+    def shown(self, keys: Tensor) -> Tensor:
+        """The letters that images show, (n, 1 + others) int64, the label's first."""
         per_label = torch.where(keys % len(SPLITS) == 0, self.images_per_label["train"], self.images_per_label["val"])
         label = keys // len(SPLITS) // per_label
-        ink = F.grid_sample(self.templates[label][:, None], grid, align_corners=False)
-        contrast = (0.5 + pose[:, 6]) * torch.where(pose[:, 7] < 0.5, -1.0, 1.0)
-        noise = uniform(keys, 1, self.size * self.size).view_as(ink) - 0.5
-        return ink * self._visible(pose[:, 8:]) * contrast.view(-1, 1, 1, 1) + noise * (12**0.5 * self.noise)
+        others = (uniform(keys, 0, self.others) * self.classes).long()
+        return torch.cat([label[:, None], others], 1)
 
-    def _visible(self, draws: Tensor) -> Tensor:
-        """A rectangular window of random size and place, (n, 1, size, size) of zeros and ones."""
-        small = draws[:, :1] < self.hidden
-        low, high = (torch.where(small, self.hidden_window[i], self.window[i]) for i in (0, 1))
-        side = low + (high - low) * draws[:, 1:3]
-        start = (1 - side) * draws[:, 3:5]
-        place = (torch.arange(self.size, device=draws.device) + 0.5) / self.size
-        inside = (place >= start[..., None]) & (place < (start + side)[..., None])
-        return (inside[:, 0, :, None] & inside[:, 1, None, :]).float()[:, None]
+    def _corners(self, keys: Tensor, count: int) -> Tensor:
+        """A different corner for each letter of an image, (n, count, 2) of -0.5 and 0.5."""
+        corner = uniform(keys, 2, CORNERS).argsort(1)[:, :count]
+        return torch.stack([corner % 2, corner // 2], 2) - 0.5
+
+    def _pixels(self, device: torch.device) -> Tensor:
+        """The middles of an image's pixels, from -1 to 1, and ones: (3, size * size)."""
+        middles = (torch.arange(self.size, device=device) * 2 + 1) / self.size - 1
+        y, x = torch.meshgrid(middles, middles, indexing="ij")
+        return torch.stack([x.reshape(-1), y.reshape(-1), torch.ones_like(x).view(-1)])
+
+    def _placed(self, pose: Tensor, corners: Tensor) -> Tensor:
+        """Where in its template each pixel of a letter comes from, (n * count, 2, 3): turned, stretched, moved."""
+        turn, x, y, width, height = (2 * pose[..., :5] - 1).flatten(0, 1).unbind(1)
+        cos, sin = (turn * self.rotation).cos(), (turn * self.rotation).sin()
+        x, y = (
+            self.jitter * place + corner for place, corner in zip((x, y), corners.flatten(0, 1).unbind(1), strict=True)
+        )
+        wide, high = 1 + self.stretch * width, 1 + self.stretch * height
+        rows = [
+            torch.stack([cos, -sin, sin * y - cos * x], 1) / wide[:, None],
+            torch.stack([sin, cos, -sin * x - cos * y], 1) / high[:, None],
+        ]
+        return torch.stack(rows, 1)
+
+    def _contrasts(self, draws: Tensor) -> Tensor:
+        """How bold each letter is, (n, count, 1)."""
+        ranges = draws.new_tensor([self.contrast, *[self.other_contrast] * self.others])
+        low, high = ranges.unbind(1)
+        return (low + (high - low) * draws)[..., None]

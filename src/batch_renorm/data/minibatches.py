@@ -116,13 +116,8 @@ def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per
         (minibatches, labels_per_minibatch * images_per_label) int64 positions in `labels`.
     """
     draw = generator(0, EVALUATION)
-    shuffled = draw.permutation(len(labels))
-    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    counts = np.bincount(labels)
-    ends = np.cumsum(counts)
     sets = [
-        by_label[end - count : end - count % images_per_label].reshape(-1, images_per_label)
-        for count, end in zip(counts, ends, strict=True)
+        images[len(images) % images_per_label :].reshape(-1, images_per_label) for images in _by_label(labels, draw)
     ]
     pairs = draw.permutation(np.concatenate(sets))
     whole = len(pairs) // labels_per_minibatch
@@ -132,3 +127,33 @@ def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per
         )
     minibatches = pairs[: whole * labels_per_minibatch].reshape(whole, labels_per_minibatch, images_per_label)
     return minibatches.transpose(0, 2, 1).reshape(whole, -1)
+
+
+def distinct_minibatches(labels: np.ndarray, size: int) -> np.ndarray:
+    """Fixed minibatches in which no image has a counterpart: every label stands in one at most once.
+
+    The k-th images of all labels are dealt out together, k after k, so that every image stands in at most
+    one minibatch. What is left of them after division by `size` is not used.
+
+    Returns:
+        (minibatches, size) int64 positions in `labels`.
+
+    Raises:
+        ValueError: fewer than `size` labels.
+    """
+    draw = generator(0, EVALUATION, 2)
+    images = _by_label(labels, draw)
+    if len(images) < size:
+        raise ValueError(f"{len(images)} labels give no minibatch of {size} images with different labels")
+    minibatches = []
+    for k in range(max(map(len, images))):
+        kth = draw.permutation([own[k] for own in images if len(own) > k])
+        minibatches += [kth[start : start + size] for start in range(0, len(kth) - size + 1, size)]
+    return np.stack(minibatches)
+
+
+def _by_label(labels: np.ndarray, draw: np.random.Generator) -> list[np.ndarray]:
+    """The positions of each label's images, in an order that `draw` chooses."""
+    shuffled = draw.permutation(len(labels))
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return [own for own in np.split(by_label, np.cumsum(np.bincount(labels))[:-1]) if len(own)]

@@ -11,7 +11,16 @@ from math import inf
 
 import numpy as np
 
-from batch_renorm.reporting.paper import AS_TRAINED, EXPERIMENTS, VAL, Published, Series
+from batch_renorm.reporting.paper import (
+    AS_TRAINED,
+    BATCH_STATISTICS,
+    EXPERIMENTS,
+    NO_COUNTERPART,
+    TRAIN,
+    VAL,
+    Published,
+    Series,
+)
 from batch_renorm.reporting.runs import Run
 
 DISTANCE = "activation_distance"
@@ -70,21 +79,31 @@ def checks(published: Published) -> list[Check]:
             if name.endswith("_renorm"):
                 text = f"{letter} clipped at the end: {EXPERIMENTS[name].title}"
                 found.append(Check(text, _clipped(name, letter), -inf, high, "%", theirs, (name,)))
-    fall = drop(published.curves.get(("noniid_batchnorm", VAL)))
-    found.append(
-        Check(
-            "non-i.i.d. batchnorm falls from its best to the end",
-            lambda own: drop(own["noniid_batchnorm"].curve.get(VAL)),
-            2.0, inf, "points", f"{fall:.1f}" if fall is not None else "", ("noniid_batchnorm",),
-        )
-    )  # fmt: skip
-    found.append(
-        Check(
+    for metric, of in ((VAL, ""), (TRAIN, ", on training images")):
+        fall = drop(published.curves.get(("noniid_batchnorm", metric)))
+        found.append(
+            Check(
+                f"non-i.i.d. batchnorm falls from its best to the end{of}",
+                _fall("noniid_batchnorm", metric),
+                2.0, inf, "points", f"{fall:.1f}" if fall is not None else "", ("noniid_batchnorm",),
+            )
+        )  # fmt: skip
+    suspected = "suspected, not measured"
+    for text, left, right, theirs in (
+        (
             "non-i.i.d. batchnorm: evaluated as trained above the normal evaluation",
-            _difference(("noniid_batchnorm", AS_TRAINED), ("noniid_batchnorm", VAL)),
-            0.0, inf, "points", "not measured", ("noniid_batchnorm",),
-        )
-    )  # fmt: skip
+            ("noniid_batchnorm", AS_TRAINED), ("noniid_batchnorm", VAL), "not measured",
+        ),
+        (
+            "non-i.i.d. batchnorm: batch statistics of pairs above those without counterparts",
+            ("noniid_batchnorm", BATCH_STATISTICS), ("noniid_batchnorm", NO_COUNTERPART), suspected,
+        ),
+        (
+            "i.i.d. batchnorm: batch statistics without counterparts above those of pairs",
+            ("iid_batchnorm", NO_COUNTERPART), ("iid_batchnorm", BATCH_STATISTICS), "not measured",
+        ),
+    ):  # fmt: skip
+        found.append(Check(text, _difference(left, right), 0.0, inf, "points", theirs, (left[0],)))
     for group, regime in (("micro4", "groups of 4"), ("noniid", "non-i.i.d.")):
         left, right = f"{group}_batchnorm", f"{group}_renorm"
         text = f"{regime}: activation distance, batchnorm above Batch Renorm"
@@ -104,6 +123,10 @@ def checks(published: Published) -> list[Check]:
 
 def _clipped(name: str, letter: str) -> Callable[[dict[str, Run]], float | None]:
     return lambda own: late_percent(own[name], f"{letter}_clipped")
+
+
+def _fall(experiment: str, metric: str) -> Callable[[dict[str, Run]], float | None]:
+    return lambda own: drop(own[experiment].curve.get(metric))
 
 
 def _difference(left: Series, right: Series) -> Callable[[dict[str, Run]], float | None]:

@@ -23,6 +23,7 @@ from batch_renorm.reporting.paper import (
     BATCH_STATISTICS,
     CLAIMS,
     EXPERIMENTS,
+    NO_COUNTERPART,
     OWN_SERIES,
     SERIES,
     VAL,
@@ -79,6 +80,17 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Company:
+    """One experiment, evaluated alone and in minibatches of two compositions; final values of the finished seeds."""
+
+    label: str
+    averages: Sample | None  # with mu and sigma
+    pairs: Sample | None  # with muB and sigmaB of labels x 2 images
+    alone: Sample | None  # with muB and sigmaB where each label stands once
+    worth: Sample | None  # pairs - alone, by seed
+
+
+@dataclass(frozen=True)
 class ClaimResult:
     claim: Claim
     published: float | None  # the difference of the printed numbers
@@ -100,6 +112,7 @@ class Comparison:
     rows: tuple[Row, ...]
     claims: tuple[ClaimResult, ...]
     checks: tuple[CheckResult, ...]
+    company: tuple[Company, ...]
     thresholds: tuple[float, ...]  # percent; empty without a finished baseline
     published_thresholds: tuple[float, ...]
     shares: tuple[float, ...]  # of the baseline's best, one for each threshold; empty where accuracies were given
@@ -129,12 +142,22 @@ def compare(
         tuple(_row(runs, published, s, label, ours, theirs, scale == "imagenet") for s, label in series.items()),
         tuple(check(claim, runs, published) for claim in CLAIMS),
         tuple(_checked(c, runs) for c in checks(published)),
+        tuple(_company(runs, name) for name in EXPERIMENTS),
         ours,
         theirs,
         () if accuracies else SHARES,
         tuple(missing_commands(runs, scale)),
         (*notes, *unequal_lengths(runs), *other_compositions(runs)),
     )
+
+
+def _company(runs: Sequence[Run], experiment: str) -> Company:
+    averages, pairs, alone = (
+        _sample(values_by_seed(runs, (experiment, metric), "final").values())
+        for metric in (VAL, BATCH_STATISTICS, NO_COUNTERPART)
+    )
+    worth = paired(runs, (experiment, BATCH_STATISTICS), (experiment, NO_COUNTERPART), "final")
+    return Company(EXPERIMENTS[experiment].title, averages, pairs, alone, worth)
 
 
 def series_of(runs: Sequence[Run]) -> dict[Series, str]:

@@ -17,6 +17,7 @@ from batch_renorm.reporting.paper import (
     BATCH_STATISTICS,
     EXPERIMENTS,
     FIGURES,
+    NO_COUNTERPART,
     TRAIN,
     VAL,
     Figure,
@@ -33,7 +34,8 @@ DIAGNOSES = {  # sections of other metrics: title -> metrics
 EVALUATIONS = {
     VAL: "validation",
     TRAIN: "training images",
-    BATCH_STATISTICS: "with batch statistics, 25 labels x 2",
+    BATCH_STATISTICS: "with batch statistics of pairs",
+    NO_COUNTERPART: "with batch statistics, each label once",
     AS_TRAINED: "as trained",
 }
 

@@ -47,10 +47,11 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_all(runs: Sequence[Run], published: Published, scale: str, folder: Path) -> list[Path]:
-    """Writes fig1, fig2, fig3 and summary, and activations where a run has them, as PNG and SVG."""
+    """Writes fig1, fig2, fig3 and summary, and activations and mechanism where a run has them, as PNG and SVG."""
     from matplotlib import rc_context
 
     from batch_renorm.reporting.activations import draw_activations
+    from batch_renorm.reporting.mechanism import draw_mechanism
     from batch_renorm.reporting.summary import draw_summary
 
     runs = [run for run in runs if run.scale == scale]
@@ -61,6 +62,8 @@ def draw_all(runs: Sequence[Run], published: Published, scale: str, folder: Path
         drawings["summary"] = draw_summary(runs, published, scale)
         if activations := draw_activations(runs):
             drawings["activations"] = activations
+        if mechanism := draw_mechanism(runs):
+            drawings["mechanism"] = mechanism
         for name, drawing in drawings.items():
             for kind in ("png", "svg"):
                 path = folder / f"{name}.{kind}"

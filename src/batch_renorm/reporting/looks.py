@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batch_renorm.reporting.paper import AS_TRAINED, BATCH_STATISTICS, TRAIN, Series
+from batch_renorm.reporting.paper import AS_TRAINED, BATCH_STATISTICS, NO_COUNTERPART, TRAIN, Series
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ OTHER = ("#6b6b6b", "#a5a5a5")  # experiments that are not the paper's
 EVALUATIONS = {  # of noniid_batchnorm, besides the paper's usual one
     TRAIN: ("#f29a55", "#ffc08f"),
     BATCH_STATISTICS: ("#8a3600", "#d9671a"),
+    NO_COUNTERPART: ("#e8b48a", "#8f5a2c"),
     AS_TRAINED: ("#5e2a05", "#b5561a"),
 }
 MARKS = {
@@ -39,6 +40,7 @@ MARKS = {
     "noniid_halves_batchnorm": "D",
     TRAIN: "^",
     BATCH_STATISTICS: "s",
+    NO_COUNTERPART: "v",
     AS_TRAINED: "P",
 }
 

@@ -8,9 +8,14 @@ from batch_renorm.reporting.compare import Comparison
 from batch_renorm.reporting.paper import FIGURES
 from batch_renorm.reporting.tables import Table, tables
 
+FURTHER = {  # drawn where runs have what they show: figure -> heading
+    "mechanism": "What a minibatch tells about one of its images",
+    "activations": "Activations in training and at inference",
+}
 
-def markdown(c: Comparison, command: str, paper: str = "paper/", activations: bool = False) -> str:
-    """`paper` is the way from the page to the published numbers, `activations` whether that figure was drawn."""
+
+def markdown(c: Comparison, command: str, paper: str = "paper/", drawn: Iterable[str] = ()) -> str:
+    """`paper` is the way from the page to the published numbers, `drawn` the names of the figures that there are."""
     figures = f"figures/{c.scale}"
     accuracy, *others = tables(c)
     text = [
@@ -26,13 +31,9 @@ def markdown(c: Comparison, command: str, paper: str = "paper/", activations: bo
     for table in others:
         text += section(table)
     text += ["## Curves", "", *(f"![{figure.title}]({figures}/{name}.png)" for name, figure in FIGURES.items())]
-    if activations:
-        text += [
-            "",
-            "## Activations in training and at inference",
-            "",
-            f"![Activation distance]({figures}/activations.png)",
-        ]
+    for name, title in FURTHER.items():
+        if name in drawn:
+            text += ["", f"## {title}", "", f"![{title}]({figures}/{name}.png)"]
     if c.notes:
         text += ["", "## Beware", "", *(f"- {note}" for note in c.notes)]
     if c.missing:

@@ -52,15 +52,16 @@ def unequal_lengths(runs: Sequence[Run]) -> list[str]:
 
 
 def other_compositions(runs: Sequence[Run]) -> list[str]:
-    """The paper evaluates with batch statistics on minibatches of 25 labels x 2."""
-    found = {
-        (e["labels_per_minibatch"], e["images_per_label"])
-        for run in runs
-        if isinstance(e := run.config.get("evaluation"), dict)
-        and {"labels_per_minibatch", "images_per_label"} <= set(e)
-    }
+    """The paper evaluates batch statistics on minibatches of 25 labels x 2, and trains on minibatches of 32."""
+    found = set()
+    for run in runs:
+        evaluation, minibatch = run.config.get("evaluation"), run.config.get("minibatch")
+        if isinstance(evaluation, dict) and {"labels_per_minibatch", "images_per_label"} <= set(evaluation):
+            size = minibatch.get("size", 32) if isinstance(minibatch, dict) else 32
+            found.add((evaluation["labels_per_minibatch"], evaluation["images_per_label"], max(1, 25 * size // 32)))
     return [
-        f"evaluated with batch statistics of {labels} labels x {images} images, where the paper has 25 x 2"
-        for labels, images in sorted(found)
-        if (labels, images) != (25, 2)
+        f"evaluated with batch statistics of {labels} labels x {images} images, "
+        f"where the paper's proportion is {paper} x 2"
+        for labels, images, paper in sorted(found)
+        if (labels, images) != (paper, 2)
     ]

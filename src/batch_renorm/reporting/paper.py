@@ -18,6 +18,7 @@ VAL = "val_top1"
 TRAIN = "train_top1"
 BATCH_STATISTICS = "val_top1_batch_statistics"
 AS_TRAINED = "val_top1_as_trained"  # ours alone: normalised and composed as in training
+NO_COUNTERPART = "val_top1_no_counterpart"  # ours alone: batch statistics of minibatches with each label once
 BASELINE: Series = ("iid_batchnorm", VAL)
 
 
@@ -60,6 +61,7 @@ for _experiment in EXPERIMENTS.values():
 
 # Curves that the paper does not have; shown where runs have them.
 OWN_SERIES: dict[Series, str] = {
+    ("noniid_batchnorm", NO_COUNTERPART): "- with batch statistics, each label once",
     ("noniid_batchnorm", AS_TRAINED): "- evaluated as trained",
 }
 

@@ -20,7 +20,12 @@ import yaml
 
 from batch_renorm.reporting.paper import Curve
 
-FILES = ("config.yaml", "curve.csv", "run.json")  # small; checkpoints and W&B's files stay where they are
+FILES = (
+    "config.yaml",
+    "curve.csv",
+    "run.json",
+    "mechanism.csv",
+)  # small; checkpoints and W&B's files stay where they are
 
 
 @dataclass(frozen=True)

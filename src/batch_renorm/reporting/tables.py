@@ -176,6 +176,29 @@ def check_table(c: Comparison) -> Table:
     return Table("Smaller claims", text, head, tuple(rows))
 
 
+def group_table(c: Comparison) -> Table:
+    """What the rest of a minibatch tells a network about an image: accuracies of every experiment, by company."""
+    rows = [
+        (
+            row.label,
+            accuracy(row.averages),
+            accuracy(row.pairs),
+            accuracy(row.alone),
+            difference(row.worth),
+        )
+        for row in c.company
+    ]
+    text = (
+        "*final* accuracies of the same weights. *averages*: normalised with mu and sigma, the usual evaluation. "
+        "*pairs*: with muB and sigmaB of minibatches that hold two images of each label. *each label once*: likewise, "
+        "of minibatches in which no image has a counterpart. *a counterpart is worth*: pairs minus each label once, "
+        "seed by seed, with its mean's 95% t-interval. The paper suspects that batchnorm on pairs "
+        '"learns to predict labels for images that come in a set".'
+    )
+    head = ("", "averages", "pairs", "each label once", "a counterpart is worth")
+    return Table("What the group tells", text, head, tuple(rows))
+
+
 def reach_table(c: Comparison) -> Table:
     text = "ours / paper: steps until the curve first reaches "
     if c.shares:
@@ -189,7 +212,7 @@ def reach_table(c: Comparison) -> Table:
 
 
 def tables(c: Comparison) -> list[Table]:
-    return [accuracy_table(c), ordering_table(c), check_table(c), reach_table(c)]
+    return [accuracy_table(c), ordering_table(c), check_table(c), group_table(c), reach_table(c)]
 
 
 def _thresholds(c: Comparison) -> list[str]:

@@ -10,7 +10,17 @@ import numpy as np
 
 from batch_renorm.reporting.compare import Comparison, mean_curve
 from batch_renorm.reporting.looks import is_renorm
-from batch_renorm.reporting.paper import AS_TRAINED, BATCH_STATISTICS, FIGURES, TRAIN, Curve, Figure, Published, Series
+from batch_renorm.reporting.paper import (
+    AS_TRAINED,
+    BATCH_STATISTICS,
+    FIGURES,
+    NO_COUNTERPART,
+    TRAIN,
+    Curve,
+    Figure,
+    Published,
+    Series,
+)
 from batch_renorm.reporting.runs import Run
 from batch_renorm.reporting.tables import NONE, accuracy, difference, final, measured, points, share, steps
 
@@ -21,6 +31,7 @@ ORANGES, BLUE = (208, 172, 222, 137), 39  # of the 256 colours that nearly every
 SHORT = {  # beside the experiment's own row
     TRAIN: "  on training images",
     BATCH_STATISTICS: "  with batch statistics",
+    NO_COUNTERPART: "  each label once",
     AS_TRAINED: "  as trained",
 }
 VERDICTS = {

@@ -32,8 +32,14 @@ def half(size: int) -> int:
     return size // 2
 
 
+def proportional(part: int, whole: int, size: int) -> int:
+    """The config's ${proportional:25,32,n}: 25 / 32 of n, rounded down, at least 1."""
+    return max(1, part * size // whole)
+
+
 OmegaConf.register_new_resolver("knee", knee, replace=True)
 OmegaConf.register_new_resolver("half", half, replace=True)
+OmegaConf.register_new_resolver("proportional", proportional, replace=True)
 
 
 @contextmanager

@@ -4,8 +4,10 @@ Metrics are percentages, named as in results/paper/curves.csv:
 
 - val_top1, val_top5: all validation images, each once.
 - train_top1: a fixed sample of training images, prepared like validation images.
-- val_top1_batch_statistics: validation images in minibatches of 25 labels x 2, every layer
-  normalising with muB and sigmaB of the minibatch instead of mu and sigma (section 4.3).
+- val_top1_batch_statistics: validation images in minibatches of 25 labels x 2 (in proportion to the minibatch of
+  training), every layer normalising with muB and sigmaB of the minibatch instead of mu and sigma (section 4.3).
+- val_top1_no_counterpart: the same, in minibatches of as many images which all have different labels. The paper
+  suspects that the model "learns to predict labels for images that come in a set": this is the accuracy without a set.
 - val_top1_as_trained: validation images in minibatches that are composed and normalised as in the
   experiment's training. With batchnorm that is muB and sigmaB of its groups; with Batch Renorm r and d, too.
 """
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from batch_renorm.data.kept import KeptImages
 from batch_renorm.data.loaders import Source, in_batches, share
-from batch_renorm.data.minibatches import EVALUATION, generator, paired_minibatches
+from batch_renorm.data.minibatches import EVALUATION, distinct_minibatches, generator, paired_minibatches
 from batch_renorm.norm import batch_statistics, training_normalization
 
 
@@ -65,15 +67,24 @@ class Evaluation:
         """What is measured, by name.
 
         Raises:
-            ValueError: too few images for one minibatch of some composition.
+            ValueError: too few labels, or too few images for one minibatch of some composition.
         """
         val, train = source.labels("val"), source.labels("train")
         sample = generator(0, EVALUATION, 1).permutation(len(train))[: self.train_images]
+        size, present = self.labels_per_minibatch * self.images_per_label, len(np.unique(val))
+        if size > present:
+            raise ValueError(
+                f"evaluation with batch statistics needs minibatches of {size} images with different labels, and the "
+                f"validation images have {present} labels: choose evaluation.labels_per_minibatch="
+                f"{max(1, present // self.images_per_label)} or fewer"
+            )
         pairs = paired_minibatches(val, self.labels_per_minibatch, self.images_per_label)
+        distinct = distinct_minibatches(val, size)
         return {
             "val": Measurement("val", in_batches(np.arange(len(val)), self.batch_size)),
             "train": Measurement("train", in_batches(np.sort(sample), self.batch_size)),
-            "pairs": Measurement("val", self._whole(pairs), partial(batch_statistics, group_size=pairs.shape[1])),
+            "pairs": Measurement("val", self._whole(pairs), partial(batch_statistics, group_size=size)),
+            "no_counterpart": Measurement("val", self._whole(distinct), partial(batch_statistics, group_size=size)),
             "as_trained": Measurement("val", self._whole(self.as_trained(source)), training_normalization),
         }
 
@@ -145,5 +156,6 @@ def evaluate(
         "val_top5": top5["val"],
         "train_top1": top1["train"],
         "val_top1_batch_statistics": top1["pairs"],
+        "val_top1_no_counterpart": top1["no_counterpart"],
         "val_top1_as_trained": top1["as_trained"],
     }

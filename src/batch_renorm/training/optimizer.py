@@ -35,7 +35,7 @@ class Optimization:
         ]
         return RMSpropTF(
             [group for group in groups if group["params"]],
-            lr=self.lr, alpha=self.decay, momentum=self.momentum, eps=self.eps, foreach=True,
+            lr=self.lr, alpha=self.decay, momentum=self.momentum, eps=self.eps,
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm.data.loaders import Division
 from batch_renorm.training import checkpoints, curve
+from batch_renorm.training.allocator import keep_freed_memory
 from batch_renorm.training.build import Config, Machine, build, construct
 from batch_renorm.training.errors import DiskFullError, Stopped
 from batch_renorm.training.fitting import fit
@@ -54,6 +55,8 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     place = find_place(machine.accelerator, machine.devices, machine.num_nodes)
     take_place(place)
     stop.talkative = place.rank == 0
+    if not uses_gpu(machine.accelerator):
+        keep_freed_memory()
     if machine.threads:
         torch.set_num_threads(machine.threads)
     science = {name: value for name, value in settings.items() if name != "fresh"}

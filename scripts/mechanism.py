@@ -1,0 +1,50 @@
+"""Measure what batchnorm's groups tell a trained network, and what it makes of that: figures/<scale>/mechanism.png.
+
+    python scripts/mechanism.py runs/glyphs/*/seed0      writes mechanism.csv into each run folder
+    python scripts/report.py                             draws them
+
+For runs of the embedded data set, whose images show two letters; the newest readable checkpoint of each is measured.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import torch
+
+from batch_renorm.data.glyphs import Glyphs
+from batch_renorm.training import checkpoints
+from batch_renorm.training.build import load
+from batch_renorm.training.cli import explained
+from batch_renorm.training.mechanism import Row, measure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help="run folders")
+    parser.add_argument("--images", type=int, default=2000, help="validation images to look at (default: 2000)")
+    options = parser.parse_args()
+    for folder in options.runs:
+        run = load(folder)
+        if not isinstance(run.source, Glyphs):
+            raise ValueError(f"{folder} has no images of letters: the mechanism is measured on the embedded data set")
+        path, _ = checkpoints.newest_readable(folder)
+        if path is None:
+            raise ValueError(f"{folder} has no readable checkpoint: train it first")
+        run.training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+        model = run.training.inference_model(checkpoints.step_of(path))
+        rows = measure(model, run.source, run.config["minibatch"]["group"], images=options.images)
+        with (folder / "mechanism.csv").open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Row._fields)
+            writer.writerows(
+                (r.measure, r.at, f"{r.value:.6g}", "" if r.theory is None else f"{r.theory:.6g}") for r in rows
+            )
+        print(folder / "mechanism.csv")
+        for row in rows:
+            print(f"  {row.measure} {row.at}: {row.value:.4g}")
+
+
+if __name__ == "__main__":
+    with explained():
+        main()

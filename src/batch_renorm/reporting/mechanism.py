@@ -1,0 +1,95 @@
+"""What a minibatch tells a network about one of its images, drawn: the runs' mechanism.csv in two panels.
+
+Left: the same images, with different images beside them. Right: how the output of a norm layer depends on how many
+images of the group show the same letter. scripts/mechanism.py measures both.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from batch_renorm.reporting.figures import WIDTH, draw_line
+from batch_renorm.reporting.looks import FAINT, look
+from batch_renorm.reporting.paper import EXPERIMENTS, VAL
+from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.tables import MINUS
+
+FILE = "mechanism.csv"
+COMPANIES = {  # as in mechanism.csv -> the axis
+    "label again": "the letter\nof its label",
+    "neither": "neither of\nits letters",
+    "other again": "its other\nletter",
+}
+SHOWN = ("iid_batchnorm", "noniid_batchnorm", "noniid_halves_batchnorm", "noniid_renorm")
+Measured = dict[str, dict[str, float]]  # measure -> at -> value
+
+
+def read(run: Run) -> Measured | None:
+    """None where it was not measured."""
+    path = run.folder / FILE
+    if not path.is_file():
+        return None
+    found: Measured = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["measure"], {})[row["at"]] = float(row["value"])
+            if row["theory"]:
+                found.setdefault("theory", {})[row["at"]] = float(row["theory"])
+    return found
+
+
+def draw_mechanism(runs: Sequence[Run]) -> Any | None:
+    """None while no run has measured it. Of several seeds the mean is drawn."""
+    measured = {name: _mean([m for run in runs if run.experiment == name and (m := read(run))]) for name in SHOWN}
+    measured = {name: m for name, m in measured.items() if m}
+    if not measured:
+        return None
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(WIDTH, 5.3))
+    canvas.suptitle(
+        "What batchnorm on pairs learns: to look for an image's letters in the rest of its minibatch",
+        x=0.075, y=0.975, ha="left", va="top", fontsize=14, weight="bold",
+    )  # fmt: skip
+    answers, outputs = canvas.add_axes((0.075, 0.3, 0.42, 0.53)), canvas.add_axes((0.58, 0.3, 0.395, 0.53))
+    answers.set_title("The same images: answered right, %", pad=8)
+    places = np.arange(len(COMPANIES))
+    for name, m in measured.items():
+        values = np.array([m["company"][key] for key in COMPANIES])
+        draw_line(answers, look((name, VAL)), (places, values), lw=2.2, zorder=3)
+        answers.plot(places, values, "o", color=look((name, VAL)).light, ms=6, zorder=4)
+        ks = np.array(sorted(map(int, m["output"])))
+        draw_line(outputs, look((name, VAL)), (ks, np.array([m["output"][str(k)] for k in ks])), lw=2.2, zorder=3)
+    answers.set(xticks=places, xticklabels=COMPANIES.values(), xlim=(-0.25, 2.25), ylim=(0, 100))
+    answers.set_xlabel("one more image of the minibatch shows ...")
+    outputs.set_title("Output of a norm layer for a letter", pad=8)
+    theory = next(iter(measured.values()))["theory"]
+    ks = sorted(map(int, theory))
+    outputs.plot(ks, [theory[str(k)] for k in ks], color=FAINT, lw=1.4, ls=(0, (4, 3)), zorder=2)
+    outputs.set(xticks=ks, ylim=(0, None), xlabel="images k of the group that show the letter")
+    _legend(canvas, list(measured))
+    return canvas
+
+
+def _mean(found: list[Measured]) -> Measured:
+    if not found:
+        return {}
+    return {
+        measure: {at: float(np.mean([m[measure][at] for m in found])) for at in values}
+        for measure, values in found[0].items()
+    }
+
+
+def _legend(canvas: Any, names: list[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    for i, name in enumerate([*names, None]):
+        x, y = 0.075 + 0.335 * (i % 3), 0.105 - 0.06 * (i // 3)
+        style = {"color": look((name, VAL)).light, "lw": 3} if name else {"color": FAINT, "lw": 1.4, "ls": (0, (4, 3))}
+        canvas.add_artist(Line2D([x, x + 0.03], [y, y], **style))
+        text = EXPERIMENTS[name].title if name else "sqrt(m / k - 1), a group of 16".replace("-", MINUS)
+        canvas.text(x + 0.04, y, text, va="center_baseline", fontsize=12)

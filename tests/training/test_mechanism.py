@@ -1,0 +1,125 @@
+"""What a group tells an image: the formula, and that the measurement composes the groups that it says."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from batch_renorm.data.glyphs import Glyphs
+from batch_renorm.norm import BatchRenorm2d
+from batch_renorm.training.mechanism import Shown, company, measure, specific_channels
+
+GROUP = 16
+
+
+@pytest.fixture(scope="module")
+def source(glyph_options):
+    return Glyphs(**(glyph_options | {"labels": 24, "val_images": 20}))
+
+
+@pytest.mark.parametrize("bold", [0.7, 30.0])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_an_activation_shown_by_k_of_m_images_becomes_sqrt_m_over_k_minus_1(bold, k):
+    """Whatever the activation was, in batchnorm; with r and d it is (A - mu) / sigma, whatever k."""
+    x = torch.zeros(GROUP, 1, 1, 1)
+    x[:k] = bold
+    batchnorm = BatchRenorm2d(1, eps=1e-12, rmax=1.0, dmax=0.0).train()
+    assert batchnorm(x)[0].item() == pytest.approx((GROUP / k - 1) ** 0.5, rel=1e-4)
+    renorm = BatchRenorm2d(1, eps=1e-12, rmax=1e6, dmax=1e6).train()
+    assert renorm(x)[0].item() == pytest.approx(bold, rel=1e-4)  # mu = 0, sigma = 1
+
+
+class Reader(nn.Module):
+    """Answers with the letter of an image that more images of its group show; of equals, the second one.
+
+    It has looked up every validation image, so that it knows what each one shows.
+    """
+
+    def __init__(self, val):
+        super().__init__()
+        self.norm = BatchRenorm2d(1, group_size=GROUP)  # what training's normalisation is set in
+        images = val.images(np.arange(len(val.letters)))
+        self.known = {
+            image.numpy().tobytes(): tuple(letters) for image, letters in zip(images, val.letters, strict=True)
+        }
+        self.groups = []
+
+    def forward(self, x):
+        answers = torch.zeros(len(x), 24)
+        for start in range(0, len(x), GROUP):
+            shown = [self.known[image.numpy().tobytes()] for image in x[start : start + GROUP]]
+            self.groups.append(shown)
+            counts = np.bincount(np.ravel(shown), minlength=24)
+            for row, (label, other) in enumerate(shown):
+                answers[start + row, label if counts[label] > counts[other] else other] = 1
+        return answers
+
+
+def test_the_three_companies_differ_in_one_image_and_in_which_letter_it_shows_again(source):
+    val = Shown(source)
+    reader = Reader(val).eval()
+    chosen = np.flatnonzero(val.letters[:, 0] != val.letters[:, 1])[::16]
+    rows = {row.at: row.value for row in company(reader, val, chosen, GROUP, np.random.default_rng(0))}
+    assert rows == {"label again": 100.0, "neither": 0.0, "other again": 0.0}
+    assert len(reader.groups) == 3 * len(chosen)
+    for label_again, neither, other_again in zip(*[iter(reader.groups)] * 3, strict=True):
+        (label, other), *strangers = neither
+        assert not {label, other} & set(np.ravel(strangers))
+        assert sum(label in image for image in label_again) == 2
+        assert sum(other in image for image in label_again) == 1
+        assert sum(other in image for image in other_again) == 2
+        assert sum(label in image for image in other_again) == 1
+        assert label_again[:-1] == neither[:-1] == other_again[:-1]
+
+
+class Letters(nn.Module):
+    """A norm over channels of which number 3 + letter is 1 where the image shows that letter."""
+
+    def __init__(self, val):
+        super().__init__()
+        self.reader, self.norm = Reader(val), BatchRenorm2d(30, eps=1e-12, group_size=GROUP, rmax=1.0, dmax=0.0)
+
+    def forward(self, x):
+        channels = torch.zeros(len(x), 30, 1, 1)
+        for row, image in enumerate(x):
+            for letter in self.reader.known[image.numpy().tobytes()]:
+                channels[row, 3 + letter] = 1
+        return self.norm(channels).flatten(1)[:, 3:27]
+
+
+def test_the_output_for_a_letter_follows_the_formula(source):
+    val = Shown(source)
+    model = Letters(val).eval()
+    layer, channels = specific_channels(model, val)
+    assert layer == "norm"
+    np.testing.assert_array_equal(channels, np.arange(24) + 3)
+    rows = {row.at: row for row in measure(model, source, GROUP, most=3, images=4) if row.measure == "output"}
+    for k in (1, 2, 3):
+        assert rows[str(k)].value == pytest.approx((GROUP / k - 1) ** 0.5, abs=1e-3)
+        assert rows[str(k)].theory == pytest.approx((GROUP / k - 1) ** 0.5)
+
+
+def test_images_of_one_letter_leave_nothing_to_ask(glyph_options):
+    with pytest.raises(ValueError, match="measured on images of two letters; these have 1"):
+        measure(nn.Identity(), Glyphs(**(glyph_options | {"others": 0})), GROUP)
+
+
+def test_the_script_measures_a_run_and_the_report_draws_it(train_command, run_script, tmp_path):
+    place = tmp_path / "runs" / "glyphs" / "noniid_batchnorm" / "seed0"
+    train_command(
+        "experiment=noniid_batchnorm", "data.labels=24", "data.val_images=10", folder=place.relative_to(tmp_path)
+    )
+    code, out, err = run_script("scripts/mechanism.py", place, "--images=4")
+    assert code == 0, err
+    with (place / "mechanism.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["at"] for row in rows] == ["label again", "neither", "other again", "1", "2", "3", "4"]
+    assert str(place / "mechanism.csv") in out
+    code, out, err = run_script(
+        "scripts/report.py", "--runs", tmp_path / "runs", "--out", tmp_path / "report", "--no-page"
+    )
+    assert code == 0, err
+    assert (tmp_path / "report/figures/glyphs/mechanism.png").stat().st_size > 10_000
+    assert "figures/glyphs/mechanism.png" in (tmp_path / "report/glyphs.md").read_text()
