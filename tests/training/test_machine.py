@@ -127,9 +127,9 @@ def test_the_table_says_what_will_happen(made, capsys, tmp_path):
     show(opening(run, place, stated, tmp_path, 250, 400.0))
     text = capsys.readouterr().err
     for words in (
-        "resuming at step 250 of 1,000", "400: 50 workers x 8 images", "8, on this machine (started by torchrun)",
+        "resuming at step 250 of 1,000", "800: 50 workers x 16 images", "8, on this machine (started by torchrun)",
         "7 on ranks 0-1, 6 on the others: busy 89%", "10 or 5 ranks", "11 a rank (12 cores of this rank)",
-        "2, of at most 4 workers (the most that fits H200)", "in 0 h 12 min",
+        "2, of at most 4 workers (the most that fits H200)", "in 0 h 25 min",
     ):  # fmt: skip
         assert words in text, text
 
@@ -145,7 +145,8 @@ def test_an_evaluations_batch_halves_until_it_fits(made, monkeypatch):
 
     def fits(attempt, device):
         seen = []
-        monkeypatch.setattr(memory, "sample", lambda run, images, device: seen.append(images) or real(run, 8, device))
+        few = run.config["minibatch"]["size"]
+        monkeypatch.setattr(memory, "sample", lambda run, images, device: seen.append(images) or real(run, few, device))
         attempt(CPU)
         tried.extend(seen)
         return seen[0] <= room["images"]
@@ -157,7 +158,7 @@ def test_an_evaluations_batch_halves_until_it_fits(made, monkeypatch):
     for images, expected in ((96, 100), (30, 25)):
         room["images"] = images
         assert memory.evaluation_batch(run, ALONE, gpu) == expected
-    assert tried == [96, 96, 48, 24]
+    assert tried == [96, 96, 48, 16]
     room["images"] = 0
     with pytest.raises(ValueError, match=r"evaluation.batch_size=100 does not fit the device's memory, nor does 1:"):
         memory.evaluation_batch(run, ALONE, gpu)
@@ -205,16 +206,16 @@ def test_a_mac_trains_on_its_cpu_and_not_half_on_its_gpu(compose, tmp_path, monk
 
 
 def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
-    """The search alone, on a GPU played by this CPU: 400 images are too many, and 200 leave too little free."""
+    """The search alone, on a GPU played by this CPU: 50 workers are too many, and 25 leave too little free."""
     run, tried, losses = made("size.workers=50"), [], Training.losses
-    made_then, alive = [], []
+    made_then, alive, minibatch = [], [], run.config["minibatch"]["size"]
 
     def small(self, model, images, labels):
         made_then.extend(map(weakref.ref, (model, images, labels)))
-        tried.append(len(images) // 8)
-        if len(images) > 200:
+        tried.append(len(images) // minibatch)
+        if len(images) > 25 * minibatch:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return losses(self, model, images[:8], labels[:8])
+        return losses(self, model, images[:minibatch], labels[:minibatch])
 
     monkeypatch.setattr(Training, "losses", small)
     for name in ("reset_peak_memory_stats", "synchronize"):
