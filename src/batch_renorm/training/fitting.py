@@ -17,7 +17,7 @@ from batch_renorm.training import arithmetic, checkpoints, curve
 from batch_renorm.training.build import Run
 from batch_renorm.training.callbacks import Evaluate, Record
 from batch_renorm.training.folder import Folder
-from batch_renorm.training.launch import ALONE, Place, uses_gpu
+from batch_renorm.training.launch import ALONE, Place, share, uses_gpu
 from batch_renorm.training.loading import loading, room_for_images
 from batch_renorm.training.memory import evaluation_batch, workers_per_pass
 from batch_renorm.training.progress import Progress
@@ -49,7 +49,8 @@ class Data(LightningDataModule):
 
 def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE) -> int:
     """Train from a checkpoint, or from the start, to the run's last step or until it is to stop; returns that step."""
-    machine, steps, before = run.machine, run.size.steps, folder.record()
+    machine, steps = run.machine, run.size.steps
+    before = share(folder.record(), place)  # rank 0's: a shared disk may show another rank an older one
     device = torch.device("cuda", place.local_rank) if uses_gpu(machine.accelerator) else torch.device("cpu")
     choice = arithmetic.arithmetic(machine, device, before.get("arithmetic"))
     stated: dict[str, Any] = {"arithmetic": arithmetic.use(choice, run, device)}
