@@ -55,13 +55,15 @@ def test_every_norm_of_inception(monkeypatch):
 
 
 def test_step(tmp_path):
-    small = ["--network", "glyphs", "--batch", "4", "--groups", "0", "2", "--rounds", "3"]
+    small = ["--network", "glyphs", "--batch", "4", "--groups", "0", "2", "--rounds", "3", "--parts"]
     result, text = benchmark(tmp_path, "step", *small)
     (row,) = result["rows"]
     assert_ratios(row, ["whole batch", "groups of 2"])
     assert all(1 < speed["median"] < 1e6 for speed in row["images_per_second"].values())
     assert all(50 < mib < 10_000 for mib in row["peak_mib"].values())
     assert "images/s" in text
+    assert list(row["milliseconds"]["whole batch"]) == ["forward", "backward", "update", "mu and sigma", "average"]
+    assert all(0 < ms < 60_000 for parts in row["milliseconds"].values() for ms in parts.values())
 
 
 def test_aims(tmp_path):

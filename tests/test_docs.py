@@ -7,7 +7,10 @@ import pytest
 
 from tests.conftest import ROOT
 
-PAGES = ["README.md", "docs/imagenet.md", "slurm/README.md", "results/README.md", "results/benchmarks/README.md"]
+PAGES = [
+    "README.md", "docs/imagenet.md", "docs/scales.md", "slurm/README.md", "results/README.md",
+    "results/benchmarks/README.md",
+]  # fmt: skip
 
 
 def commands(text):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -47,7 +48,7 @@ def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(train_command,
     code, out, err = script("scripts/export.py", f"run={folder}", f"out={file}")
     assert code == 0, err
     if ours:
-        plain = GlyphInception(40, 1, partial(nn.BatchNorm2d, eps=1e-3), head=256, head_layers=2)
+        plain = GlyphInception(40, 1, partial(nn.BatchNorm2d, eps=1e-3), head=512, head_layers=3)
         plain.load_state_dict(load_file(file))
     else:
         assert f"timm.create_model({network!r}, num_classes=40" in out
@@ -70,11 +71,13 @@ def test_evaluate_names_what_is_wrong(tmp_path):
 
 
 def test_contact_sheet(tmp_path):
-    code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "sheet.png"), "--labels", "3", "--images", "5")
+    code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "sheet.png"), "--rows", "3", "--columns", "5")
     assert code == 0, err
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (5 * 20 * 2, 3 * 20 * 2)
+        assert sheet.size == (5 * (60 + 4) + 4, 3 * (60 + 14 + 4) + 4)  # images of 60, captions of 14, gaps of 4
         assert len(sheet.getcolors()) > 50
+        below = np.asarray(sheet.crop((4, 64, sheet.width - 4, 78)))
+        assert all((below[:, i * 64 : i * 64 + 60] < 128).any() for i in range(5))  # a letter under every image
 
 
 def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):

@@ -1,8 +1,9 @@
-"""The figure that answers at a glance: every experiment's best accuracy as a distance from the baseline."""
+"""The figure that answers at a glance: every experiment's best accuracy as a distance from the baseline, and falls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from batch_renorm.reporting.compare import values_by_seed
@@ -11,25 +12,36 @@ from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
 from batch_renorm.reporting.runs import Run
 
+FALL = 1.5  # points from the best to the end that are worth a ring
+
 
 def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
     """The seven experiments' best accuracies (what the paper prints), a dot for each seed, bars from the baseline.
 
-    Both panels are as many points wide and their baselines stand at the same place, so that bars compare.
+    Where a curve ends clearly below its best, a ring is where it ends. Both panels are as many points wide and their
+    baselines stand at the same place, so that bars compare.
     """
     from matplotlib.figure import Figure as Canvas
 
     theirs = {name: [n.top1] for name in EXPERIMENTS if (n := published.number((name, VAL)))}
     ours = {name: list(values_by_seed(runs, (name, VAL), "best").values()) for name in EXPERIMENTS}
+    ends = [
+        {name: float(published.curves[name, VAL][1][-1]) for name in EXPERIMENTS if (name, VAL) in published.curves},
+        {name: fmean(v.values()) for name in EXPERIMENTS if (v := values_by_seed(runs, (name, VAL), "final"))},
+    ]
     rows, depth = _rows()
     canvas = Canvas(figsize=(WIDTH, 4.7))
     panels = {"The paper: Inception-v3, ImageNet": theirs, f"Ours: {scale}, a dot a seed": ours}
     offsets = [v - _level(values) for values in panels.values() for seeds in values.values() for v in seeds]
+    offsets += [
+        v - _level(values) for values, end in zip(panels.values(), ends, strict=True) if any(values.values())
+        for v in end.values()
+    ]  # fmt: skip
     least, most = min(0, *offsets), max(0, *offsets)
     for i, (title, values) in enumerate(panels.items()):
         axes = canvas.add_axes((0.265 + i * 0.375, 0.13, 0.345, 0.775))
         axes.set_title(title, pad=8)
-        axes.set(ylim=(depth - 0.6, 0.6), yticks=[], xlabel="best top-1 accuracy, %")
+        axes.set(ylim=(depth - 0.6, 0.6), yticks=[], xlabel="best top-1 accuracy, %; ring: at the end")
         axes.spines["left"].set_visible(False)
         if not any(values.values()):
             axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=FAINT)
@@ -44,10 +56,20 @@ def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
                 style: dict[str, Any] = {} if name else {"weight": "bold", "fontsize": 12}
                 axes.text(*where, text, transform=axes.get_yaxis_transform(), va="center_baseline", **style)
             if name:
-                _draw_dots(axes, at, values[name], look((name, VAL)).light, level, 0.035 * room)
+                hue, gap = look((name, VAL)).light, 0.035 * room
+                _draw_dots(axes, at, values[name], hue, level, gap)
+                if values[name] and name in ends[i] and fmean(values[name]) - ends[i][name] > FALL:
+                    _draw_end(axes, at, fmean(values[name]), ends[i][name], hue, gap)
         if values[BASELINE[0]]:
             axes.axvline(level, color=look(BASELINE).light, lw=1.2, ls=(0, (4, 3)), zorder=1)
     return canvas
+
+
+def _draw_end(axes: Any, at: float, best: float, end: float, hue: str, gap: float) -> None:
+    """The way from a curve's best to its end."""
+    axes.plot([end, best], [at, at], color=hue, lw=1.4, ls=(0, (2, 2)), zorder=2)
+    axes.plot(end, at, "o", color=hue, mfc="white", mew=1.8, ms=7.5, zorder=4)
+    axes.text(end - gap, at, f"{end:.1f}", va="center_baseline", ha="right")
 
 
 def _rows() -> tuple[list[tuple[float, str | None, str]], float]:
