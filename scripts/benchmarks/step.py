@@ -142,7 +142,7 @@ def step(args: Namespace, variant: str, layout: str, mode: str) -> Callable[[], 
     return once
 
 
-def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Callable[[], None]]:
+def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Callable[[], object]]:
     """What a step does, in order."""
     model = network(args, variant).to(memory_format=LAYOUTS[layout])
     glyphs = args.network == "glyphs"
@@ -175,9 +175,9 @@ def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Ca
         optimizer.step()
         optimizer.zero_grad()
 
-    found: dict[str, Callable[[], None]] = {"forward": forward, "backward": lambda: loss.backward(), "update": update}
+    found: dict[str, Callable[[], object]] = {"forward": forward, "backward": lambda: loss.backward(), "update": update}
     if statistics_ is not None:
-        found["mu and sigma"] = lambda: statistics_.update()
+        found["mu and sigma"] = statistics_.update
     found["average"] = lambda: average.update_parameters(model)
     return found
 
@@ -260,6 +260,6 @@ def show(args: Namespace, row: dict) -> None:
     table(title, header, rows)
     if "milliseconds" in row:
         by_variant = row["milliseconds"]
-        names = list(max(by_variant.values(), key=len))
+        names = list(dict.fromkeys(part for ms in by_variant.values() for part in ms))
         cells = [[name, *(f"{ms.get(part, 0):.2f}" for part in names)] for name, ms in by_variant.items()]
         table("milliseconds of its parts", ["", *names], cells)

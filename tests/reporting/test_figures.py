@@ -102,9 +102,17 @@ def test_the_summary_has_a_dot_for_each_seed(fill, published):
     runs = find_runs([root])[0]
     drawing = summary.draw_summary(runs, published, "glyphs")
     theirs, ours = (
-        {y: x for line in axes.lines if line.get_marker() == "o" for x, y in [(line.get_xdata(), line.get_ydata()[0])]}
+        {
+            y: x
+            for line in axes.lines
+            if line.get_marker() == "o" and line.get_markerfacecolor() != "white"
+            for x, y in [(line.get_xdata(), line.get_ydata()[0])]
+        }
         for axes in drawing.axes
     )
+    rings = [[line for line in axes.lines if line.get_markerfacecolor() == "white"] for axes in drawing.axes]
+    assert [len(side) for side in rings] == [1, 1]  # of batchnorm on pairs, which falls
+    assert rings[0][0].get_xdata()[0] == pytest.approx(55, abs=1)
     assert sorted(len(x) for x in theirs.values()) == [1] * 7
     assert sorted(len(x) for x in ours.values()) == [3] * 3
     best = sorted(run.best("val_top1") for run in runs if run.experiment == "noniid_batchnorm")

@@ -81,7 +81,7 @@ def test_what_is_finished_or_queued_is_left_and_the_rest_submitted(reproduce, tm
         (place / f"seed{seed}").mkdir(parents=True)
         (place / f"seed{seed}/run.json").write_text(json.dumps(entries))
     given = ["--experiments=iid_batchnorm,iid_renorm", "--seeds=0,1,2", "--at-once=2", "--time=1:00:00"]
-    done = reproduce(*given, "optim.lr=1", queue=r"7 RUNNING 50_7\n8 PENDING 50_8\n")
+    done = reproduce(*given, "optim.lr=1", "size.steps=3600", queue=r"7 RUNNING 50_7\n8 PENDING 50_8\n")
     rows = [line.split("python train.py ") for line in done.stdout.splitlines() if "python train.py" in line]
     # 3600 steps of 64 images in 288 s on 2 ranks: 400 images/s a rank; 3600 * 64 / 400 s = 0.16 h
     assert [(" ".join(left.split()), right.split()[:2]) for left, right in rows] == [
@@ -98,7 +98,7 @@ def test_what_is_finished_or_queued_is_left_and_the_rest_submitted(reproduce, tm
     assert {"--array=1,14,15%2", "--time=1:00:00", "--parsable"} <= set(words)
     lines = (tmp_path / words[-1].removeprefix("@")).read_text().splitlines()
     assert len(lines) == 16
-    assert lines[14] == "experiment=iid_batchnorm seed=2 optim.lr=1"
+    assert lines[14] == "experiment=iid_batchnorm seed=2 optim.lr=1 size.steps=3600"
     assert [number for number, line in enumerate(lines) if line] == [1, 14, 15]
 
 

@@ -117,7 +117,7 @@ def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_
 
 
 def test_the_table_says_what_will_happen(made, capsys, tmp_path):
-    run = made("size.workers=50", "size.steps=1000")
+    run = made("size.workers=50", "size.steps=1000", "size.minibatch=8")
     place = Place(0, 0, 8, 1, 0, "torchrun")
     stated = {
         "memory": {"workers_per_pass": 4, "because": "the most that fits H200"},

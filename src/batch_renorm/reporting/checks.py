@@ -89,7 +89,7 @@ def checks(published: Published) -> list[Check]:
             )
         )  # fmt: skip
     suspected = "suspected, not measured"
-    for text, left, right, theirs in (
+    for title, higher, lower, known in (
         (
             "non-i.i.d. batchnorm: evaluated as trained above the normal evaluation",
             ("noniid_batchnorm", AS_TRAINED), ("noniid_batchnorm", VAL), "not measured",
@@ -103,7 +103,7 @@ def checks(published: Published) -> list[Check]:
             ("iid_batchnorm", NO_COUNTERPART), ("iid_batchnorm", BATCH_STATISTICS), "not measured",
         ),
     ):  # fmt: skip
-        found.append(Check(text, _difference(left, right), 0.0, inf, "points", theirs, (left[0],)))
+        found.append(Check(title, _difference(higher, lower), 0.0, inf, "points", known, (higher[0],)))
     for group, regime in (("micro4", "groups of 4"), ("noniid", "non-i.i.d.")):
         left, right = f"{group}_batchnorm", f"{group}_renorm"
         text = f"{regime}: activation distance, batchnorm above Batch Renorm"

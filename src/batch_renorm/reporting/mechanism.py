@@ -50,12 +50,12 @@ def draw_mechanism(runs: Sequence[Run]) -> Any | None:
         return None
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(WIDTH, 5.3))
+    canvas = Canvas(figsize=(WIDTH, 5.6))
     canvas.suptitle(
-        "What batchnorm on pairs learns: to look for an image's letters in the rest of its minibatch",
+        "What batchnorm on pairs learns: to look for a letter in the other images",
         x=0.075, y=0.975, ha="left", va="top", fontsize=14, weight="bold",
     )  # fmt: skip
-    answers, outputs = canvas.add_axes((0.075, 0.3, 0.42, 0.53)), canvas.add_axes((0.58, 0.3, 0.395, 0.53))
+    answers, outputs = canvas.add_axes((0.075, 0.34, 0.42, 0.5)), canvas.add_axes((0.58, 0.34, 0.395, 0.5))
     answers.set_title("The same images: answered right, %", pad=8)
     places = np.arange(len(COMPANIES))
     for name, m in measured.items():
@@ -68,9 +68,9 @@ def draw_mechanism(runs: Sequence[Run]) -> Any | None:
     answers.set_xlabel("one more image of the minibatch shows ...")
     outputs.set_title("Output of a norm layer for a letter", pad=8)
     theory = next(iter(measured.values()))["theory"]
-    ks = sorted(map(int, theory))
-    outputs.plot(ks, [theory[str(k)] for k in ks], color=FAINT, lw=1.4, ls=(0, (4, 3)), zorder=2)
-    outputs.set(xticks=ks, ylim=(0, None), xlabel="images k of the group that show the letter")
+    counts = sorted(map(int, theory))
+    outputs.plot(counts, [theory[str(k)] for k in counts], color=FAINT, lw=1.4, ls=(0, (4, 3)), zorder=2)
+    outputs.set(xticks=counts, ylim=(0, None), xlabel="images k of the group that show the letter")
     _legend(canvas, list(measured))
     return canvas
 
@@ -88,8 +88,9 @@ def _legend(canvas: Any, names: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     for i, name in enumerate([*names, None]):
-        x, y = 0.075 + 0.335 * (i % 3), 0.105 - 0.06 * (i // 3)
-        style = {"color": look((name, VAL)).light, "lw": 3} if name else {"color": FAINT, "lw": 1.4, "ls": (0, (4, 3))}
+        x, y = 0.075 + 0.505 * (i % 2), 0.135 - 0.05 * (i // 2)
+        hue = look((name, VAL)).light if name else FAINT
+        style: dict[str, Any] = {"color": hue, "lw": 3} if name else {"color": hue, "lw": 1.4, "ls": (0, (4, 3))}
         canvas.add_artist(Line2D([x, x + 0.03], [y, y], **style))
         text = EXPERIMENTS[name].title if name else "sqrt(m / k - 1), a group of 16".replace("-", MINUS)
         canvas.text(x + 0.04, y, text, va="center_baseline", fontsize=12)

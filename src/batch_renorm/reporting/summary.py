@@ -41,7 +41,7 @@ def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
     for i, (title, values) in enumerate(panels.items()):
         axes = canvas.add_axes((0.265 + i * 0.375, 0.13, 0.345, 0.775))
         axes.set_title(title, pad=8)
-        axes.set(ylim=(depth - 0.6, 0.6), yticks=[], xlabel="best top-1 accuracy, %; ring: at the end")
+        axes.set(ylim=(depth - 0.6, 0.6), yticks=[], xlabel="best top-1, %; ring: at the end")
         axes.spines["left"].set_visible(False)
         if not any(values.values()):
             axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=FAINT)
