@@ -66,7 +66,7 @@ class Counting(TorchDispatchMode):
         super().__init__()
         self.count = Count()
 
-    def __enter__(self) -> Count:  # type: ignore[override]
+    def __enter__(self) -> Count:
         super().__enter__()
         return self.count
 
@@ -88,7 +88,9 @@ class Counting(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             source, target = (inputs[0], outputs[0]) if name == "_to_copy" else (inputs[1], inputs[0])
             self.look_at_copy(source, target, kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
-        if not func.is_view and any(t.device == CUDA for t in outputs):
+        if name.startswith("_foreach") and not outputs:  # in place: the first list is written
+            outputs = [t for t in args[0] if isinstance(t, Tensor)]
+        if not func.is_view and name not in ALLOCATIONS and any(t.device == CUDA for t in outputs):
             moved = sum(t.numel() * t.element_size() for t in inputs + outputs if t.device == CUDA)
             flops = flop_registry.get(func.overloadpacket)
             self.add(name, moved, flops(*args, **kwargs, out_val=result) if flops else 0)
@@ -107,6 +109,8 @@ class Counting(TorchDispatchMode):
         self.count.calls.append(Call(name, place(), moved, flops))
 
 
+ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+"""They reach the memory's allocator and not the device."""
 PINNED: set[int] = set()
 """Storages that are page-locked."""
 
@@ -149,6 +153,18 @@ class Kernel:
                 counting.add(f"triton {self.name}", sum(t.numel() * t.element_size() for t in tensors), 0)
 
         return launch
+
+
+class WithoutDevice(FakeTensorMode):
+    """Never asks for the device itself, whatever torch.cuda answers."""
+
+    avoid_device_init = True
+
+
+def convolution_format(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
+    """As cuDNN's convolutions choose; without a driver torch takes others, which know planes alone."""
+    last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight))
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class Event:
@@ -197,8 +213,9 @@ def fake_cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> I
         stack.enter_context(mock.patch.object(functional, "TRITON_DEVICES", ("cuda",)))
         stack.enter_context(mock.patch.object(Tensor, "record_stream", return_value=None))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", pinned))
+        stack.enter_context(mock.patch.object(torch._C, "_conv_determine_backend_memory_format", convolution_format))
         stack.callback(PINNED.clear)
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(WithoutDevice(allow_non_fake_inputs=True))
         yield
 
 
@@ -226,7 +243,7 @@ def backward(loss: Tensor) -> None:
             if given:
                 leaf.grad = given[0] if leaf.grad is None else leaf.grad + given[0]
             continue
-        found = [None] * len(node.next_functions)
+        found: list[Tensor | None] = [None] * len(node.next_functions)
         if given:
             outputs = [given.get(i) for i in range(max(given) + 1)]
             found = list(call(node, outputs))
@@ -234,6 +251,8 @@ def backward(loss: Tensor) -> None:
             if following is None:
                 continue
             if gradient is not None:
+                wanted = following.variable if hasattr(following, "variable") else following._input_metadata[number]
+                gradient = gradient.sum_to_size(wanted.shape).to(wanted.dtype)  # of what was broadcast
                 sums = gradients[following]
                 sums[number] = gradient if number not in sums else sums[number] + gradient
             waiting[following] -= 1
@@ -243,9 +262,9 @@ def backward(loss: Tensor) -> None:
 
 def call(node: Any, outputs: list[Tensor | None]) -> list[Tensor | None]:
     """A gradient for each edge of a node."""
-    if isinstance(node, BackwardCFunction):
-        outputs += [None] * (len(node._input_metadata) - len(outputs))  # type: ignore[attr-defined]
+    if issubclass(type(node), BackwardCFunction):
+        outputs += [None] * (len(node._input_metadata) - len(outputs))
         left = [t for t in node.apply(*outputs) if t is not None]  # it answers for inputs without an edge, too
-        return [left.pop(0) if edge is not None else None for edge, _ in node.next_functions]  # type: ignore[attr-defined]
+        return [left.pop(0) if edge is not None else None for edge, _ in node.next_functions]
     found = node(*outputs)
     return list(found) if isinstance(found, tuple) else [found]

@@ -59,7 +59,11 @@ class FakeTraining:
     def start(self) -> None:
         self.module.to(CUDA)
         optimizer = OPTIMIZATION.optimizer(self.module.model)
-        self.module.optimizers = lambda *_: optimizer  # type: ignore[method-assign]
+        for group in optimizer.param_groups:
+            group.update(
+                {"foreach": True} if group.get("foreach", True) is None else {}
+            )  # as for true parameters there
+        self.module.optimizers = lambda *_: optimizer  # type: ignore
         self.module.manual_backward = backward  # type: ignore[method-assign]
 
     def _log(self, row: dict[str, float], step: int) -> None:

@@ -43,7 +43,7 @@ KINDS = {  # of operations; what is not here is "other small ones"
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--memory", type=float, default=0.75, help="part of the memory's peak rate that is attained")
-    parser.add_argument("--units", type=float, default=0.4, help="part of the matrix units' peak that is attained")
+    parser.add_argument("--units", type=float, default=0.25, help="part of the matrix units' peak that is attained")
     parser.add_argument("--image-size", type=int, default=299)
     parser.add_argument("--cores", type=int, default=96, help="CPU cores of the node")
     parser.add_argument("--core-images", type=float, default=471, help="images/s that a core prepares, see `data`")
@@ -112,7 +112,7 @@ def by_kind(calls: Iterable[Call], args: Namespace, flops: float) -> dict[str, d
         kind = next((kind for kind, names in KINDS.items() if call.name.startswith(names)), "other small ones")
         row = sums.setdefault(kind, Counter())
         seconds = max(call.bytes / (H100["bytes_per_second"] * args.memory), call.flops / (flops * args.units))
-        row.update({"calls": 1, "bytes": call.bytes, "flops": call.flops, "seconds": seconds})  # type: ignore[dict-item]
+        row.update({"calls": 1, "bytes": call.bytes, "flops": call.flops, "seconds": seconds})
     return {kind: dict(row) for kind, row in sorted(sums.items(), key=lambda item: -item[1]["seconds"])}
 
 

@@ -42,8 +42,8 @@ def test_a_step_of_inception_waits_for_nothing_and_moves_what_it_must(benchmarks
         for kernel in ("statistics", "settle", "apply", "backward_sums", "backward_settle", "backward_apply"):
             assert len([call for call in count.calls if call.name == f"triton {kernel}"]) == passes * NORMS
         assert len(count.of("triton add_up").calls) == len(count.of("triton finish").calls) == passes
-    assert len(first.calls) < 3000
-    assert first.bytes < 175e9
+    assert len(first.calls) < 1500
+    assert first.bytes < 96e9
     colours = first.of("triton add_up").bytes + first.of("triton finish").bytes
     assert colours < 0.4e9
     norms = first.of("triton").bytes - colours
@@ -105,7 +105,10 @@ def test_backward_by_hand_is_autograds(benchmarks):
     from batch_renorm.norm import BatchRenorm2d
 
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), BatchRenorm2d(8, group_size=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 1)
+        torch.nn.Conv2d(3, 8, 3),
+        BatchRenorm2d(8, group_size=2, rmax=1, dmax=0),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, 1),
     )
     x = torch.randn(4, 3, 8, 8)
 

@@ -117,7 +117,7 @@ def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_
 
 
 def test_the_table_says_what_will_happen(made, capsys, tmp_path):
-    run = made("size.workers=50", "size.steps=1000", "size.minibatch=8")
+    run = made("size.workers=50", "size.steps=1000")
     place = Place(0, 0, 8, 1, 0, "torchrun")
     stated = {
         "memory": {"workers_per_pass": 4, "because": "the most that fits H200"},
@@ -221,7 +221,8 @@ def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
     for name in ("reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(r for r in made_then if r() is not None))
-    monkeypatch.setattr(memory.torch, "empty_like", lambda p, like=torch.empty_like: noted(made_then, like(p)))
+    plain = torch.empty_like
+    monkeypatch.setattr(memory.torch, "empty_like", lambda *a, **k: noted(made_then, plain(*a, **k)))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=100))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 5 * tried[-1])
     before = copy.deepcopy(run.training.state_dict())

@@ -70,7 +70,7 @@ class KeptImages:
             for (split, _), missing in zip(visits, new, strict=True)
             for start in range(0, len(missing), AT_ONCE)
         ]
-        loaded = iter(self._load(requests) if requests else ())
+        loaded: Iterator[Any] = iter(self._load(requests) if requests else ())
         for (split, indices), missing in zip(visits, new, strict=True):
             fresh: dict[int, Tensor] = {}
             for start in range(0, len(missing), AT_ONCE):
@@ -144,7 +144,7 @@ class _Fetching(Dataset[Any]):
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __getitem__(self, visit: Visit) -> Any:  # type: ignore[override]
+    def __getitem__(self, visit: Visit) -> Any:
         return self.source.fetch(*visit, None)
 
 

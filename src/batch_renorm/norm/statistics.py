@@ -194,10 +194,11 @@ class StepStatistics:
         rows = tuple((layer.momentum, layer.eps, layer.averages) for layer in layers)
         key = (rows, total.device, total.dtype)
         if self._settings is None or self._settings[0] != key:
-            sizes = torch.tensor([layer.num_features for layer in layers])
+            features = [layer.num_features for layer in layers]
             alpha, eps = (total.new_tensor([row[i] for row in rows]) for i in (0, 1))
             variance = torch.tensor([row[2] == "variance" for row in rows], device=total.device)
-            index = torch.arange(len(sizes)).repeat_interleave(sizes).to(total.device)
+            index = torch.arange(len(features)).repeat_interleave(torch.tensor(features), output_size=sum(features))
+            index = index.to(total.device)
             self._settings = key, [index, alpha[index], eps[index], variance[index]]
         return self._settings[1]
 
