@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -214,6 +215,8 @@ def fake_cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> I
         stack.enter_context(mock.patch.object(Tensor, "record_stream", return_value=None))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", pinned))
         stack.enter_context(mock.patch.object(torch._C, "_conv_determine_backend_memory_format", convolution_format))
+        if hasattr(fake_tensor, "init_gpu_context"):  # which would start the device
+            stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", return_value=None))
         stack.callback(PINNED.clear)
         stack.enter_context(WithoutDevice(allow_non_fake_inputs=True))
         yield
