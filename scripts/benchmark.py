@@ -2,8 +2,8 @@
 
 norm: the layer, beside nn.BatchNorm2d. step: a training step, beside that of the same network with
 nn.BatchNorm2d. aims: both, and what they were to be at most. data: images read, decoded and cropped,
-beside torchvision's recipe. Ratios are of the same round, so that a busy machine changes the rounds and
-not the ratios.
+beside torchvision's recipe. limits: what would bound a step on 8 H100, on paper. Ratios are of the same
+round, so that a busy machine changes the rounds and not the ratios.
 """
 
 import argparse
@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 
 import torch
-from benchmarks import aims, data, norm, step
+from benchmarks import aims, data, limits, norm, step
 from benchmarks.measure import ROOT, machine
 
-PARTS = {"norm": norm, "step": step, "aims": aims, "data": data}
+PARTS = {"norm": norm, "step": step, "aims": aims, "data": data, "limits": limits}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def main() -> None:
     about = machine(args)
     print(f"{about['device']}, {args.threads} threads, torch {torch.__version__}, load {about['load'][0]}")
     result = {"part": args.part, **about, **PARTS[args.part].run(args)}
-    slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", str(result.get("subject", about["device"])).lower()).strip("-")
     file = args.json or ROOT / "results/benchmarks" / f"{args.part}-{slug}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")

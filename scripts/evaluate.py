@@ -30,6 +30,7 @@ import torch
 import yaml
 
 from batch_renorm.data.images import Images
+from batch_renorm.data.kept import KeptImages
 from batch_renorm.data.loaders import in_batches
 from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import stock
@@ -122,7 +123,8 @@ def evaluate_timm(options: dict[str, Any]) -> dict[str, float]:
         raise ValueError(f"{name} knows {classes:,} classes, {data['root']} has {pictures.classes:,}")
     source = PretrainedImages(pictures, model)
     batches = in_batches(np.arange(len(source.labels("val"))), options["batch_size"])
-    images, top1, top5 = count_correct(model, source, "val", batches, device, options["processes"]).tolist()
+    loaded = KeptImages(source, options["processes"]).visit([("val", indices) for indices in batches])
+    images, top1, top5 = count_correct(model, source, loaded, device).tolist()
     print(f"{name}, {images:,} images")
     return {"val_top1": 100 * top1 / images, "val_top5": 100 * top5 / images}
 

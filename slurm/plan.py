@@ -1,6 +1,6 @@
 """What is left of the seven experiments: a line for each run, for slurm/reproduce.sh. Nothing is submitted here.
 
-    python slurm/plan.py --seeds=0,1,2 --images-per-second=800 scale=imagenet data.root=/shared/imagenet
+    python slurm/plan.py --seeds=0,1,2 --images-per-second=800 --ranks=8 scale=imagenet data.root=/shared/imagenet
 
 Prints tab-separated index, state, step/steps, GPU-hours left, folder, and the shell-quoted arguments of train.py,
 between a line "# name of the array" and one that says where the hours come from. The index is seed * 7 + experiment:
@@ -20,6 +20,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from batch_renorm.data.workers import balance, busy, workers_of_rank
 from batch_renorm.training.cli import CONFIGS, as_hydra_reads, explained
 from batch_renorm.training.folder import differences, with_places
 
@@ -34,6 +35,7 @@ class Planned:
     folder: Path
     steps: int
     images: int
+    workers: int
     arguments: list[str]
     record: dict[str, Any]
 
@@ -81,15 +83,18 @@ def plan(experiments: Sequence[str], seeds: Sequence[int], overrides: Sequence[s
                     folder=folder,
                     steps=config["size"]["steps"],
                     images=config["size"]["workers"] * config["minibatch"]["size"],
+                    workers=config["size"]["workers"],
                     arguments=arguments,
                     record=json.loads(read(folder / "run.json") or "{}"),
                 )
 
 
-def source(runs: Sequence[Planned], given: float | None) -> tuple[float | None, str]:
-    """Images a second of one GPU, and where the number comes from; None if there is none."""
+def source(runs: Sequence[Planned], given: float | None, ranks: int | None) -> tuple[float | None, str]:
+    """Images a second of one GPU among `ranks`, and where the number comes from; None if there is none."""
     if given is not None:
-        return given, f"GPU-hours at {given:,.0f} images/s a GPU, as given; evaluations come on top"
+        part = busy(runs[0].workers, ranks) if ranks else 1.0
+        idle = f", of which {ranks} ranks compute {part:.0%}" if part < 1 else ""
+        return given * part, f"GPU-hours at {given:,.0f} images/s a GPU, as given{idle}; evaluations come on top"
     run = max(runs, key=lambda run: (run.rate > 0, run.step))
     if not run.rate:
         return None, "GPU-hours unknown until a run has been measured; or give --images-per-second=N, of one GPU"
@@ -121,6 +126,7 @@ def main() -> None:
     parser.add_argument("--experiments", default=",".join(EXPERIMENTS), help="some of them (default: all)")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--images-per-second", type=float, help="that one GPU trains; else a run's own measurement")
+    parser.add_argument("--ranks", type=int, help="of a run; says how even they are")
     parser.add_argument("overrides", nargs="*", help="options of train.py, for every run")
     options = parser.parse_args()
     experiments = options.experiments.split(",")
@@ -140,7 +146,13 @@ def main() -> None:
     runs = list(plan(experiments, seeds, options.overrides))
     if len({run.folder for run in runs}) < len(runs):
         raise ValueError("several runs have the same folder: write it with ${experiment} and ${seed}")
-    rate, origin = source(runs, options.images_per_second)
+    if options.ranks is not None:
+        for workers in sorted({run.workers for run in runs}):
+            workers_of_rank(workers, 0, options.ranks)  # raises if there are too many ranks
+    rate, origin = source(runs, options.images_per_second, options.ranks)
+    if options.ranks is not None and runs:
+        text = balance(runs[0].workers, options.ranks)
+        origin += f". {runs[0].workers} workers on {options.ranks} rank{'s' * (options.ranks > 1)}: {text}"
     print(f"# {name(options.overrides)}")
     for run in runs:
         print(run.line(rate))

@@ -19,13 +19,16 @@ set -uo pipefail
 export LC_ALL=C # a point in numbers
 refuse() { echo "error: $*" >&2; exit 2; }
 
-dry='' at_once='' planning=() sbatch=() overrides=()
+dry='' nodes=1 tasks='' gpus='' at_once='' planning=() sbatch=() overrides=()
 for argument in "$@"; do
     case $argument in
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
         --dry-run) dry=1 ;;
         --at-once=*) at_once=%${argument#*=} ;;
         --seeds=* | --experiments=* | --images-per-second=*) planning+=("$argument") ;;
+        --nodes=* | --ntasks-per-node=* | --gpus-per-node=*)
+            sbatch+=("$argument") number=${argument##*[=:]} # --gpus-per-node=h100:8
+            case $argument in --nodes=*) nodes=$number ;; --nt*) tasks=$number ;; *) gpus=$number ;; esac ;;
         --array=* | --job-name=*) refuse "$argument: the array and its name are what this script makes" ;;
         --*) sbatch+=("$argument") ;;
         -*) refuse "$argument: write options of sbatch as --name=value" ;;
@@ -40,6 +43,8 @@ elif [ -x .venv/bin/python ]; then
 else
     python=(python)
 fi
+ranks=${tasks:-${gpus:-1}} # of a node, as train.sbatch counts them
+[[ $nodes$ranks =~ ^[0-9]+$ ]] && planning+=("--ranks=$((nodes * ranks))") # --nodes=2-4: not known yet
 plan=$("${python[@]}" slurm/plan.py "${planning[@]}" -- "${overrides[@]}") || exit
 
 # The array's name says where its runs are: elements of an earlier call are found by it.

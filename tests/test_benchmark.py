@@ -88,3 +88,21 @@ def test_data(tmp_path):
     assert {"ours, from folders", "ours, from a store"} <= set(result["times_the_recipe"])
     assert all(0.05 < times < 100 for times in result["times_the_recipe"].values())
     assert "images/s on one core" in text
+
+
+def test_limits_on_paper(tmp_path):
+    result, text = benchmark(tmp_path, "limits", "--cores", "16")
+    assert "on paper" in result["subject"]
+    assert "no GPU" in result["computed"]
+    step = result["step"]
+    assert step["norms"]["calls"] == 6 * 96
+    # 34.3 GFLOP an image, as torch's own counter has it for a step with nn.BatchNorm2d
+    assert step["convolutions"]["flops"] == pytest.approx(34.3e9 * 224, rel=0.03)
+    assert step["norms"]["bytes"] == pytest.approx(8 * 2 * 8.97e6 * 224, rel=0.02)
+    network = sum(kind["seconds"] for kind in step.values())
+    assert result["limits"]["the network, on the fullest rank"] == pytest.approx(network)
+    assert result["longest"] == "preparing the images, on all cores"  # 16 cores are too few
+    assert result["images_per_second"] == pytest.approx(16 * 471)
+    assert result["busy"] == pytest.approx(6.25 / 7)
+    assert 0 < result["evaluation"]["share"] < 1
+    assert "nothing is measured" in text

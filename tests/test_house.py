@@ -23,7 +23,7 @@ LIBRARIES = {  # where each may be known
     "hydra": {"training"},
     "omegaconf": {"training"},
     "timm": {"models", "training", "norm"},  # in norm: only where a timm layer is made again
-    "triton": {"norm"},
+    "triton": {"norm", "data"},
     "torch": {"norm", "data", "models", "training"},
     "wandb_workspaces": {"reporting"},
     "plotly": {"reporting"},

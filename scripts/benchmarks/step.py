@@ -28,6 +28,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # bfloat16 without sparsity, as published
 LABELS = 24
 PAPERS_IMAGES = 130_000 * 1600
+EVALUATE_EVERY, EVALUATION_IMAGES = 1000, 210_000  # validation in four compositions, and 10,000 training images
 KEPT = ", Triton kernels kept"
 OPTIMIZATION = Optimization(
     lr=1e-4, lr_decay=1.0, lr_decay_steps=1, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5,
@@ -70,6 +71,8 @@ def measured(args: Namespace, layout: str, mode: str) -> dict:
         result["hours_of_an_experiment"] = {
             name: PAPERS_IMAGES / rate["median"] / 3600 for name, rate in result["images_per_second"].items()
         }
+        if mode == "eager":
+            result["evaluation"] = evaluation(args, layout, result["images_per_second"])
     if args.parts:
         result["milliseconds"] = {name: milliseconds(args, name, layout, mode) for name in steps}
     if not args.no_memory:
@@ -81,6 +84,27 @@ def measured(args: Namespace, layout: str, mode: str) -> dict:
             name: flops / statistics.median(values) / (limit * 1e12) for name, values in seconds.items()
         }
     return result
+
+
+def evaluation(args: Namespace, layout: str, rates: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Images a second of an evaluation's network, in float32, and the part of a run's time that it takes.
+
+    What the network alone says: images come from memory after the first evaluation, see `data/kept.py`.
+    """
+    ours = next(name for name in rates if name != BATCHNORM)
+    model = network(args, ours).to(memory_format=LAYOUTS[layout]).eval()
+    images = torch.randn(args.batch, 3, size_of(args), size_of(args), device=args.device)
+    images = images.contiguous(memory_format=LAYOUTS[layout])
+    with torch.no_grad():
+        seconds = interleaved({ours: lambda: model(images)}, args)[ours]
+    rate = args.batch / statistics.median(seconds)
+    evaluating = EVALUATION_IMAGES / rate
+    training = EVALUATE_EVERY * 1600 / rates[ours]["median"]
+    return {"images_per_second": rate, "share": evaluating / (evaluating + training)}
+
+
+def size_of(args: Namespace) -> int:
+    return args.image_size or (20 if args.network == "glyphs" else 299)
 
 
 def gpu(args: Namespace) -> str:
@@ -122,8 +146,7 @@ def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Ca
     """What a step does, in order."""
     model = network(args, variant).to(memory_format=LAYOUTS[layout])
     glyphs = args.network == "glyphs"
-    size = args.image_size or (20 if glyphs else 299)
-    images = torch.randn(args.batch, 1 if glyphs else 3, size, size, device=args.device)
+    images = torch.randn(args.batch, 1 if glyphs else 3, size_of(args), size_of(args), device=args.device)
     images = images.contiguous(memory_format=LAYOUTS[layout])
     labels = torch.randint(LABELS, (args.batch,), device=args.device)
     optimizer = OPTIMIZATION.optimizer(model)
@@ -227,6 +250,12 @@ def show(args: Namespace, row: dict) -> None:
         cells += [f"{row['peak_mib'][name]:.0f}"] if "peak_mib" in row else []
         cells += [f"{row['of_matrix_units'][name]:.1%}"] if "of_matrix_units" in row else []
         rows.append(cells)
+    if "evaluation" in row:
+        found = row["evaluation"]
+        print(
+            f"\nan evaluation's network: {found['images_per_second']:.3g} images/s in float32; one every "
+            f"{EVALUATE_EVERY:,} steps would take {found['share']:.1%} of a run (aim: 5%)"
+        )
     title = f"{args.network}, batch {args.batch}, {args.dtype}, {row['layout']}, {row['mode']}"
     table(title, header, rows)
     if "milliseconds" in row:

@@ -181,6 +181,30 @@ def test_set_limits_sets_every_layer():
     assert all(layer.limits is layers[0].limits for layer in layers)
 
 
+def test_limits_are_filled_in_place_and_only_those_of_the_layers_that_are_set():
+    """A CUDA graph reads them where they were when it was recorded."""
+    model = network()
+    set_limits(model, 1.0, 0.0)
+    layers = [m for m in model if isinstance(m, BatchRenorm2d | BatchRenorm1d)]
+    shared = layers[0].limits
+    set_limits(model, 2.0, 1.0)
+    assert all(layer.limits is shared for layer in layers)
+    other = copy.deepcopy(model)
+    part = copy.deepcopy(layers[0])
+    set_limits(other, 3.0, 5.0)
+    set_limits(part, 1.5, 0.5)
+    assert [layer.rmax for layer in layers] == [2.0, 2.0, 2.0]
+    set_limits(layers[:1], 4.0, 5.0)
+    assert [layer.rmax for layer in layers] == [4.0, 2.0, 2.0]
+    set_limits(model, 1.25, 0.0)
+    assert {(layer.rmax, layer.dmax) for layer in layers} == {(1.25, 0.0)}
+    assert part.rmax == 1.5
+    with torch.inference_mode():
+        set_limits(model, 3.0, 5.0)
+    set_limits(model, 2.0, 5.0)
+    assert layers[2].rmax == 2.0
+
+
 @pytest.mark.parametrize("limits", [(0.5, 0.0), (1.0, -0.1), (float("nan"), 0.0)])
 def test_set_limits_refuses_bad_limits(limits):
     model = network()

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from batch_renorm.norm import BatchRenorm1d, BatchRenorm2d, StepStatistics, set_limits
+from batch_renorm.norm import statistics as step_statistics
 
 
 def network(dtype=torch.float64):
@@ -87,6 +88,25 @@ def test_one_pass_equals_the_immediate_update():
             model(x)
         statistics.update()
     assert_equal(statistics_of(models[1]), statistics_of(models[0]))
+
+
+def test_many_forwards_without_an_update_keep_no_more_than_some(monkeypatch):
+    """And their sums, and what was clipped, are those of one forward."""
+    found = []
+    for most in (64, 2):
+        monkeypatch.setattr(step_statistics, "UNSUMMED", most)
+        model = network()
+        set_limits(model, 1.5, 0.3)
+        statistics = StepStatistics(model)
+        statistics.measure_clipping = True
+        for part in images(28).split(4):
+            model(part)
+            assert all(len(sums.seen) <= most for sums in statistics._sums)
+        statistics.update()
+        found.append((statistics_of(model), statistics.clipped_fractions()))
+    assert_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert 0 < found[0][1][""][0] < 1
 
 
 def test_update_clears_the_sums():

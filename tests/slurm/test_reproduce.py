@@ -55,6 +55,23 @@ def test_dry_run_prints_every_command_and_its_gpu_hours(reproduce, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_dry_run_says_how_even_the_ranks_are(reproduce):
+    """8 ranks take 7 of 6.25 workers in the mean: 77.8 hours become 87.1."""
+    uneven = ["--nodes=1", "--gpus-per-node=h100:8"]
+    for options, hours, words in (
+        (uneven, "87.1", "busy 89% of a step, while 7 are computed; 10 or 5 ranks would be busy all of it"),
+        (["--nodes=2", "--ntasks-per-node=5"], "77.8", "50 workers on 10 ranks: busy all of a step"),
+        (["--nodes=2-4"], "77.8", "evaluations come on top"),
+    ):
+        done = reproduce(
+            "--dry-run", "--images-per-second=800", "--seeds=0", *options, "scale=imagenet", "data.root=/a"
+        )
+        assert done.stdout.splitlines()[1].split()[1] == hours
+        assert words in done.stdout
+    refused = reproduce("--dry-run", "--nodes=7", "--gpus-per-node=8", "scale=imagenet", "data.root=/a", check=False)
+    assert "56 ranks but only 50 workers a step" in refused.stderr
+
+
 def test_what_is_finished_or_queued_is_left_and_the_rest_submitted(reproduce, tmp_path):
     """Elements are seed * 7 + experiment; the hours are what the finished run has measured."""
     place = tmp_path / "runs/glyphs/iid_batchnorm"

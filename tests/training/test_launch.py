@@ -1,19 +1,23 @@
 """However its processes were started, a run is one run: one folder, one table, the same numbers."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+import torch.distributed as dist
 
 from batch_renorm.training import launch
 from batch_renorm.training.launch import ALONE, Place, find_place, torchrun_names
 from tests.conftest import ROOT, TINY
 from tests.training.checkpoint_files import assert_close, curve, final_state
-from tests.training.forked import fit_in_forks, free_port, train_in_forks
+from tests.training.forked import fit_in_forks, free_port, in_forks, train_in_forks
 from tests.training.test_resume import assert_bit_equal
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -131,6 +135,43 @@ def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path, capfd):
     assert train_in_forks(compose(*TINY, folder, "optim.clip_norm=1"), 2) == [2, 2]
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "it differs in optim.clip_norm." in line
+
+
+def test_a_rank_that_waits_for_others_hears_that_it_is_to_stop(tmp_path):
+    """It trains nothing yet: no step has an end at which it could stop."""
+    port = free_port()
+    env = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "train.py", *TINY, f"folder={tmp_path}/run"]
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    while True:  # until it listens for the others
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "SIGTERM: ends, waiting for the other ranks; nothing was trained yet" in err
+
+
+def test_ranks_leave_the_group_together_and_only_after_a_run_that_went_well():
+    def do(place):
+        with launch.together(place, {}, gpu=False):
+            pass
+        assert dist.is_initialized()  # a sweep's next run has the same ranks
+        with contextlib.suppress(KeyError), launch.together(place, {}, gpu=False):
+            raise KeyError
+        launch.disconnect()
+        assert dist.is_initialized()
+        with launch.together(place, {}, gpu=False):
+            assert launch.gather(place.rank, place) == [0, 1]
+        launch.disconnect()
+        assert not dist.is_initialized()
+
+    assert in_forks(do, 2) == [0, 0]
 
 
 def test_a_failed_rank_ends_the_run_where_no_collective_notices(monkeypatch):

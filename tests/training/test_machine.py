@@ -1,7 +1,10 @@
 """How a device computes, and how much at once: chosen once, stated, and without a trace in what is trained."""
 
+import contextlib
 import copy
+import importlib
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +17,7 @@ from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.launch import ALONE, Place
 from batch_renorm.training.module import Training
-from batch_renorm.training.opening import opening, show
+from batch_renorm.training.opening import in_words, opening, show
 from tests.conftest import TINY
 from tests.training.checkpoint_files import assert_close, final_state
 
@@ -114,39 +117,119 @@ def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_
 
 
 def test_the_table_says_what_will_happen(made, capsys, tmp_path):
-    run = made("size.workers=50", "size.steps=1000", "size.minibatch=8")
+    run = made("size.workers=50", "size.steps=1000")
     place = Place(0, 0, 8, 1, 0, "torchrun")
     stated = {
         "memory": {"workers_per_pass": 4, "because": "the most that fits H200"},
         "arithmetic": use(arithmetic(run.machine, CPU, None), run, CPU),
+        "loading": {"processes": 11, "because": "12 cores of this rank"},
     }
     show(opening(run, place, stated, tmp_path, 250, 400.0))
     text = capsys.readouterr().err
     for words in (
-        "resuming at step 250 of 1,000", "400: 50 workers x 8 images", "8, on this machine (started by torchrun)",
-        "7 on ranks 0-1, 6 on the others", "2, of at most 4 workers (the most that fits H200)", "in 0 h 12 min",
+        "resuming at step 250 of 1,000", "800: 50 workers x 16 images", "8, on this machine (started by torchrun)",
+        "7 on ranks 0-1, 6 on the others: busy 89%", "10 or 5 ranks", "11 a rank (12 cores of this rank)",
+        "2, of at most 4 workers (the most that fits H200)", "in 0 h 25 min",
     ):  # fmt: skip
         assert words in text, text
 
 
+def noted(references, tensor):
+    references.append(weakref.ref(tensor))
+    return tensor
+
+
+def test_an_evaluations_batch_halves_until_it_fits(made, monkeypatch):
+    """And stays a whole number of minibatches, as far as there is one."""
+    run, tried, room = made("size.workers=50", "size.evaluation_batch=100"), [], {}
+
+    def fits(attempt, device):
+        seen = []
+        few = run.config["minibatch"]["size"]
+        monkeypatch.setattr(memory, "sample", lambda run, images, device: seen.append(images) or real(run, few, device))
+        attempt(CPU)
+        tried.extend(seen)
+        return seen[0] <= room["images"]
+
+    real = memory.sample
+    monkeypatch.setattr(memory, "fits", fits)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    gpu = SimpleNamespace(type="cuda")
+    for images, expected in ((96, 100), (30, 25)):
+        room["images"] = images
+        assert memory.evaluation_batch(run, ALONE, gpu) == expected
+    assert tried == [96, 96, 48, 16]
+    room["images"] = 0
+    with pytest.raises(ValueError, match=r"evaluation.batch_size=100 does not fit the device's memory, nor does 1:"):
+        memory.evaluation_batch(run, ALONE, gpu)
+    assert memory.evaluation_batch(run, ALONE, CPU) == 100
+
+
+def test_a_gpu_without_bfloat16_says_so_and_computes_in_float32(made, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla V100")
+    assert arithmetic(made().machine, gpu, None).precision == 32
+    run = made()
+    began = {"precision": "bf16", "channels_last": True, "compile": False}
+    choice = arithmetic(run.machine, gpu, began)
+    assert choice.precision == 32
+    assert in_words(use(choice, run, gpu)) == "float32, this GPU has no bfloat16, channels last"
+    with pytest.raises(ValueError, match=r"trainer.precision=bf16, but Tesla V100 has no bfloat16: say 32, or auto"):
+        arithmetic(made("trainer.precision=bf16").machine, gpu, None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert arithmetic(made().machine, gpu, None).precision == "bf16"
+
+
+def test_cuda_graphs_of_several_passes_are_refused(compose, tmp_path):
+    config = compose(*TINY, "trainer.compile=reduce-overhead", "trainer.workers_per_pass=1")
+    config = {k: v for k, v in config.items() if k != "fresh"}
+    folder = Folder(tmp_path)
+    prepare(folder, config, fresh=False)
+    words = "trainer.compile=reduce-overhead records CUDA graphs, which take one pass a step, and this run makes 2"
+    with pytest.raises(ValueError, match=words):
+        fit(build(config), folder, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="then it trains on that")
+def test_a_mac_trains_on_its_cpu_and_not_half_on_its_gpu(compose, tmp_path, monkeypatch):
+    """Lightning's `auto` takes a Mac's GPU; images, mu and sigma, and the memory's search would not."""
+    for module in ("lightning_fabric", "pytorch_lightning"):
+        accelerator = importlib.import_module(f"{module}.accelerators.mps").MPSAccelerator
+        monkeypatch.setattr(accelerator, "is_available", staticmethod(lambda: True))
+        monkeypatch.setattr(accelerator, "auto_device_count", staticmethod(lambda: 1))
+    config = {k: v for k, v in compose(*TINY, "trainer.accelerator=auto").items() if k != "fresh"}
+    folder = Folder(tmp_path)
+    prepare(folder, config, fresh=False)
+    assert fit(build(config), folder, None) == 2
+    assert folder.record()["device"].startswith("cpu")
+
+
 def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
-    """The search alone, on a GPU played by this CPU: 400 images are too many, and 200 leave too little free."""
-    run, tried, losses = made("size.workers=50", "size.minibatch=8"), [], Training.losses
+    """The search alone, on a GPU played by this CPU: 50 workers are too many, and 25 leave too little free."""
+    run, tried, losses = made("size.workers=50"), [], Training.losses
+    made_then, alive, minibatch = [], [], run.config["minibatch"]["size"]
 
     def small(self, model, images, labels):
-        tried.append(len(images) // 8)
-        if len(images) > 200:
+        made_then.extend(map(weakref.ref, (model, images, labels)))
+        tried.append(len(images) // minibatch)
+        if len(images) > 25 * minibatch:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return losses(self, model, images[:8], labels[:8])
+        return losses(self, model, images[:minibatch], labels[:minibatch])
 
     monkeypatch.setattr(Training, "losses", small)
-    for name in ("reset_peak_memory_stats", "synchronize", "empty_cache"):
+    for name in ("reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(r for r in made_then if r() is not None))
+    plain = torch.empty_like
+    monkeypatch.setattr(memory.torch, "empty_like", lambda *a, **k: noted(made_then, plain(*a, **k)))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=100))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 5 * tried[-1])
     before = copy.deepcopy(run.training.state_dict())
     assert memory.on_cuda(run, CPU, 50) == 17
     assert tried == [50, 25, 17]
+    assert len(made_then) > 3 * 3
+    assert alive == []  # a candidate that does not fit leaves nothing to the next
     for name, value in run.training.state_dict().items():
         assert torch.equal(value, before[name]), name
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 99)

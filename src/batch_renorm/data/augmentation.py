@@ -137,5 +137,7 @@ def rgb_to_hsv(rgb: Tensor) -> Tensor:
 def hsv_to_rgb(hsv: Tensor) -> Tensor:
     """The inverse of `rgb_to_hsv`: f(n) = v - v s max(0, min(k, 4 - k, 1)), k = (n + 6 h) mod 6."""
     h, s, v = hsv.unbind(1)
-    k = (torch.tensor([5.0, 3.0, 1.0], device=hsv.device).view(1, 3, 1, 1) + 6 * h[:, None]) % 6
+    # made on the device: a list's values would be copied there, which waits for it
+    n = torch.arange(5, 0, -2, dtype=hsv.dtype, device=hsv.device)
+    k = (n.view(1, 3, 1, 1) + 6 * h[:, None]) % 6
     return v[:, None] - (v * s)[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)

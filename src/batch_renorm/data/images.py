@@ -7,6 +7,7 @@ Every random number is a function of (seed, step, worker, slot). Values are scal
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,9 @@ from batch_renorm.data.minibatches import AUGMENTATION, generator
 from batch_renorm.data.sources import HOW_TO_GET, find
 
 COLOURS_AT_ONCE = 64
-"""Images whose colours are distorted at once; more only need more memory, some 10 MB each at 299 pixels."""
+"""Images whose colours plain operations distort at once; more only need more memory, some 10 MB each at 299 pixels."""
+TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
+"""Devices where two kernels make the images ready, all at once."""
 
 
 @dataclass
@@ -44,6 +47,15 @@ class Fetched:
     def pin_memory(self) -> "Fetched":
         colours = self.colours.pin_memory() if self.colours is not None else None
         return Fetched(self.pixels.pin_memory(), colours, self.seconds, self.replaced)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Fetched":
+        colours = self.colours.to(device, non_blocking=non_blocking) if self.colours is not None else None
+        return Fetched(self.pixels.to(device, non_blocking=non_blocking), colours, self.seconds, self.replaced)
+
+    def record_stream(self, stream: Any) -> None:
+        for tensor in (self.pixels, self.colours):
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(stream)
 
 
 class Images:
@@ -186,19 +198,29 @@ class Images:
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
         """Colours distorted where the images are for training, then scaled to [-1, 1]."""
-        total = sum(len(part.pixels) for part in fetched)
-        result = torch.empty(total, 3, self.size, self.size, device=device, memory_format=torch.channels_last)
-        start = 0
+        parts = []
         for part in fetched:
-            pixels = part.pixels.to(device, non_blocking=True)
-            colours = part.colours.to(device, non_blocking=True) if part.colours is not None else None
-            for first in range(0, len(pixels), COLOURS_AT_ONCE):
-                images = pixels[first : first + COLOURS_AT_ONCE].float() / 255
-                if colours is not None:
-                    images = distort(images, colours[first : first + COLOURS_AT_ONCE])
-                result[start : start + len(images)] = images * 2 - 1
-                start += len(images)
-        return result
+            there = part.to(device, non_blocking=True)
+            assert isinstance(there.pixels, Tensor)
+            if device.type in TRITON_DEVICES:
+                from batch_renorm.data import colour_kernels  # here because importing triton takes time
+
+                parts.append(colour_kernels.ready(there.pixels, there.colours))
+            else:
+                parts.append(ready(there.pixels, there.colours))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
+    """What `colour_kernels.ready` does, in plain operations on some images at a time."""
+    result = torch.empty(pixels.shape, device=pixels.device, memory_format=torch.channels_last)
+    for first in range(0, len(pixels), COLOURS_AT_ONCE):
+        some = slice(first, first + COLOURS_AT_ONCE)
+        images = pixels[some].float() / 255
+        if colours is not None:
+            images = distort(images, colours[some])
+        result[some] = images * 2 - 1
+    return result
 
 
 def random_numbers(draw: Draw, position: int, width: int, height: int) -> tuple[Box, bool, Tensor]:

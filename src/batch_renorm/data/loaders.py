@@ -5,7 +5,7 @@ on the CPU; the training process calls its `images`, which finishes the work on 
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,10 +71,43 @@ class Pass:
     last: bool
     fetched: list[Any]
     labels: Tensor
+    sent: Any = None
+    """On a GPU: the event of its copy to the device, in a stream of its own."""
 
     def pin_memory(self) -> "Pass":
         fetched = [part.pin_memory() if hasattr(part, "pin_memory") else part for part in self.fetched]
         return Pass(self.step, self.last, fetched, self.labels.pin_memory())
+
+    def arrive(self, device: torch.device) -> None:
+        """Have the device's current stream wait for the copy; the host waits for nothing."""
+        if self.sent is None:
+            return
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(self.sent)
+        for tensor in (*self.fetched, self.labels):
+            tensor.record_stream(stream)
+        self.sent = None
+
+
+class SentAhead:
+    """The passes of a loader, each sent to a GPU as soon as it comes, while the pass before it computes.
+
+    The trainer asks for a pass before it starts the one before: then it is copied, from pinned memory and in a
+    stream of its own, beside what the GPU is computing.
+    """
+
+    def __init__(self, loader: Iterable[Pass], device: torch.device) -> None:
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[Pass]:
+        stream = torch.cuda.Stream(self.device)
+        for batch in self.loader:
+            with torch.cuda.stream(stream):
+                fetched = [part.to(self.device, non_blocking=True) for part in batch.fetched]
+                labels = batch.labels.to(self.device, non_blocking=True)
+                sent = torch.cuda.Event()
+                sent.record(stream)
+            yield Pass(batch.step, batch.last, fetched, labels, sent)
 
 
 @dataclass(frozen=True)
@@ -156,21 +189,6 @@ def training_loader(
         persistent_workers=processes > 0,
         worker_init_fn=outlive_signals,
     )
-
-
-class EvaluationImages(Dataset[tuple[Any, Tensor]]):
-    """Batches of given images without augmentation; each batch is one row or slice of `batches`."""
-
-    def __init__(self, source: Source, split: str, batches: list[np.ndarray]) -> None:
-        self.source, self.split, self.batches = source, split, batches
-        self.labels = torch.from_numpy(source.labels(split))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, item: int) -> tuple[Any, Tensor]:
-        indices = self.batches[item]
-        return self.source.fetch(self.split, indices, None), self.labels[indices]
 
 
 def in_batches(indices: np.ndarray, size: int) -> list[np.ndarray]:

@@ -71,13 +71,11 @@ class TorchvisionSet:
 
     def images(self, fetched: list[Tensor], device: torch.device) -> Tensor:
         """(n, channels, size, size) float32 in [-1, 1]."""
-        rows = torch.cat(fetched).to(device)
+        rows = torch.cat(fetched).to(device, non_blocking=True)
         train, val = self._all("train", device), self._all("val", device)
         kind, index, down, right, mirrored = rows.unbind(1)
-        if bool((kind == 0).all()):
-            images = train[index]
-        else:
-            images = torch.where((kind == 0).view(-1, 1, 1, 1), train[index % len(train)], val[index % len(val)])
+        # of both, and not of the one that is meant: asking which would wait for a GPU
+        images = torch.where((kind == 0).view(-1, 1, 1, 1), train[index % len(train)], val[index % len(val)])
         images = F.pad(images.float() / 127.5 - 1, [self.shift] * 4, value=-1.0)
         place = torch.arange(self.size, device=device)
         y, x = down[:, None] + place, right[:, None] + place

@@ -35,6 +35,29 @@ def workers_of_rank(workers: int, rank: int, ranks: int) -> range:
     return split_evenly(range(workers), ranks)[rank]
 
 
+def busy(workers: int, ranks: int) -> float:
+    """The part of a step that the ranks compute in the mean, where those with the most workers compute all of it."""
+    return workers / ranks / -(-workers // ranks)
+
+
+def balance(workers: int, ranks: int) -> str:
+    """How busy so many ranks are, and which numbers near it would be better.
+
+    >>> balance(50, 8)
+    'busy 89% of a step, while 7 are computed; 10 or 5 ranks would be busy all of it'
+    >>> balance(50, 10)
+    'busy all of a step'
+    """
+    if workers % ranks == 0:
+        return "busy all of a step"
+    even = [number for number in range(1, workers + 1) if workers % number == 0]
+    more, fewer = min(n for n in even if n > ranks), max(n for n in even if n < ranks)
+    return (
+        f"busy {busy(workers, ranks):.0%} of a step, while {-(-workers // ranks)} are computed; "
+        f"{more} or {fewer} ranks would be busy all of it"
+    )
+
+
 def passes_per_step(workers: int, ranks: int, workers_per_pass: int | None) -> int:
     """Passes that every rank makes in a step, so that no pass holds more than `workers_per_pass`.
 

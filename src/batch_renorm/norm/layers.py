@@ -370,9 +370,14 @@ def layers_of(model: nn.Module) -> dict[str, BatchRenorm]:
 
 def limits_tensor(rmax: float, dmax: float, device: torch.device) -> Tensor:
     limits = torch.empty(2, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
-    limits[0].fill_(rmax)
-    limits[1].fill_(dmax)
+    fill_limits(limits, rmax, dmax)
     return limits
+
+
+def fill_limits(limits: Tensor, rmax: float, dmax: float) -> None:
+    with torch.inference_mode(limits.is_inference()), torch.no_grad():
+        limits[0].fill_(rmax)
+        limits[1].fill_(dmax)
 
 
 def warn_not_finite(layer: str, moments: Tensor) -> None:

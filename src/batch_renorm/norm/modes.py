@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from batch_renorm.norm.functional import check_limits
-from batch_renorm.norm.layers import BatchRenorm, layers_of, limits_tensor
+from batch_renorm.norm.layers import BatchRenorm, fill_limits, layers_of, limits_tensor
 
 
 def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: float) -> int:
     """Sets the bounds of r and d in every BatchRenorm layer of a model, or in given layers; once a step.
 
-    The layers of a device share one small tensor, filled on the device: nothing waits for it.
+    The layers of a device share one small tensor, filled on the device: nothing waits for it. From the second
+    call for the same layers on it is the same tensor, so that a CUDA graph that reads it stays good.
     Looking for the layers of a model takes longer than setting them.
 
     Returns:
@@ -27,13 +28,19 @@ def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: floa
         >>> set_limits(model, *ramp(step))
     """
     check_limits(rmax, dmax)
-    shared: dict[torch.device, Tensor] = {}
     layers = list(layers_of(model).values() if isinstance(model, nn.Module) else model)
+    by_device: dict[torch.device, list[BatchRenorm]] = {}
     for layer in layers:
-        device = layer.limits.device
-        if device not in shared:
-            shared[device] = limits_tensor(rmax, dmax, device)
-        layer.__dict__["limits"] = shared[device]  # nn.Module's own way costs as much as four operations
+        by_device.setdefault(layer.limits.device, []).append(layer)
+    for device, some in by_device.items():
+        shared = some[0].limits
+        if getattr(shared, "layers", 0) == len(some) and all(layer.limits is shared for layer in some):
+            fill_limits(shared, rmax, dmax)
+            continue
+        shared = limits_tensor(rmax, dmax, device)
+        shared.layers = len(some)  # type: ignore[attr-defined]  # it may be filled for all of them, not for a part
+        for layer in some:
+            layer.__dict__["limits"] = shared  # nn.Module's own way costs as much as four operations
     return len(layers)
 
 

@@ -19,33 +19,59 @@ from torch import Tensor, nn
 from batch_renorm.norm.averages import moved_var, where_finite
 from batch_renorm.norm.layers import BatchRenorm, layers_of, warn_not_finite
 
+UNSUMMED = 64
+"""Forwards of a layer that are kept before they are summed: more only where nobody calls `update`."""
+
 
 class GroupSums:
-    """One layer's sums over the groups of the step so far, on its device."""
+    """One layer's sums over the groups of the step so far, on its device.
+
+    Eager forwards are kept as they come and summed by :meth:`StepStatistics.update`, those of all layers in a
+    few operations: a layer's own four would each take longer to launch than to compute. A compiled
+    forward adds to the sums within its graph, where they are one fused operation.
+    """
 
     def __init__(self, layer: BatchRenorm) -> None:
         new = layer.mu.new_zeros
         self.moments = new(2, layer.num_features)  # sum of muB; of sigmaB or the variance
         self.groups = new(1)
         self.clipped = new(2)  # group-channels whose r, whose d lies outside the bounds
-        self.measure_clipping = False
+        self.seen: list[tuple[Tensor, Tensor]] = []  # muB and sigmaB of forwards that are not summed yet
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
-        moments = torch.stack([mu_b, layer.spread(sigma_b)])
-        one = mu_b.dim() == 1
-        self.moments.add_(moments if one else moments.sum(1))
-        self.groups.add_(1 if one else mu_b.shape[0])
-        if self.measure_clipping:
-            rmax, dmax = layer.limits.unbind()
-            r, d = sigma_b / layer.sigma, (mu_b - layer.mu) / layer.sigma
-            r_out = ((r > rmax) | (r < 1 / rmax)).sum()
-            self.clipped.add_(torch.stack([r_out, (d.abs() > dmax).sum()]))
+        if torch.compiler.is_compiling():
+            self.sum(layer, mu_b, sigma_b)
+            self.count_clipped(layer, mu_b, sigma_b)  # always: asking whether would compile a second graph
+            return
+        if len(self.seen) == UNSUMMED:
+            for earlier in self.seen:
+                self.sum(layer, *earlier)
+                self.count_clipped(layer, *earlier)
+            self.seen.clear()
+        self.seen.append((mu_b, sigma_b))
+
+    def sum(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
+        moments = torch.stack([rows(mu_b), layer.spread(rows(sigma_b))])
+        self.moments.add_(moments.sum(1))
+        self.groups.add_(moments.shape[1])
+
+    def count_clipped(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
+        rmax, dmax = layer.limits.unbind()
+        r, d = sigma_b / layer.sigma, (mu_b - layer.mu) / layer.sigma
+        r_out = ((r > rmax) | (r < 1 / rmax)).sum()
+        self.clipped.add_(torch.stack([r_out, (d.abs() > dmax).sum()]))
 
     def tensors(self) -> list[Tensor]:
         return [self.moments, self.groups, self.clipped]
 
     def to(self, device: torch.device) -> None:
         self.moments, self.groups, self.clipped = (t.to(device) for t in self.tensors())
+        self.seen = [(mu_b.to(device), sigma_b.to(device)) for mu_b, sigma_b in self.seen]
+
+
+def rows(t: Tensor) -> Tensor:
+    """(G, C), also of one group that came as (C)."""
+    return t if t.dim() == 2 else t.unsqueeze(0)
 
 
 class StepStatistics:
@@ -78,18 +104,10 @@ class StepStatistics:
         self._sums = [GroupSums(layer) for layer in self.layers.values()]
         for layer, sums in zip(self.layers.values(), self._sums, strict=True):
             layer.deferred = sums
+        self.measure_clipping = False
+        """Whether `update` also counts the r and d that the bounds clip."""
         self._clipped: tuple[Tensor, Tensor] | None = None
         self._settings: tuple | None = None
-
-    @property
-    def measure_clipping(self) -> bool:
-        """Whether training forwards also count the r and d that the bounds clip."""
-        return self._sums[0].measure_clipping
-
-    @measure_clipping.setter
-    def measure_clipping(self, value: bool) -> None:
-        for sums in self._sums:
-            sums.measure_clipping = value
 
     @torch.no_grad()
     def update(self, extra: Tensor | None = None, reduce: Callable[[Tensor], object] | None = None) -> Tensor | None:
@@ -105,6 +123,7 @@ class StepStatistics:
         """
         if extra is not None and extra.dim() != 1:
             raise ValueError(f"extra must be 1-d, got shape {tuple(extra.shape)}")
+        self._sum_seen()
         moments = torch.cat([s.moments for s in self._sums], dim=1)
         counts = [s.groups for s in self._sums] + [s.clipped for s in self._sums]
         parts = [moments.reshape(-1), *counts]
@@ -126,6 +145,29 @@ class StepStatistics:
             [t for s in self._sums for t in s.tensors()]
         )
         return None if extra is None else rest.to(extra.dtype)
+
+    def _sum_seen(self) -> None:
+        """Add the eager forwards to the layers' sums: layers that saw as many groups together."""
+        pairs = list(zip(self.layers.values(), self._sums, strict=True))
+        alike: dict[tuple, list[tuple[BatchRenorm, GroupSums]]] = {}
+        for layer, sums in pairs:
+            if sums.seen:
+                groups = tuple(len(mu_b) if mu_b.dim() == 2 else 1 for mu_b, _ in sums.seen)
+                alike.setdefault((groups, layer.averages, layer.eps), []).append((layer, sums))
+        for (groups, *_), some in alike.items():
+            first, moments = some[0][0], [sums.moments for _, sums in some]
+            for forward in range(len(groups)):
+                mu_b, sigma_b = (torch.cat([rows(sums.seen[forward][i]) for _, sums in some], 1) for i in (0, 1))
+                total = torch.stack([mu_b.sum(0), first.spread(sigma_b).sum(0)])
+                parts = total.split([layer.num_features for layer, _ in some], 1)
+                torch._foreach_add_(moments, parts)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
+                [sums.groups for _, sums in some], [float(sum(groups))] * len(some)
+            )
+        for layer, sums in pairs:
+            for mu_b, sigma_b in sums.seen if self.measure_clipping else ():
+                sums.count_clipped(layer, mu_b, sigma_b)
+            sums.seen.clear()
 
     def _move(self, total: Tensor, groups: Tensor) -> None:
         layers = list(self.layers.values())
@@ -156,11 +198,12 @@ class StepStatistics:
         rows = tuple((layer.momentum, layer.eps, layer.averages) for layer in layers)
         key = (rows, total.device, total.dtype)
         if self._settings is None or self._settings[0] != key:
-            sizes = torch.tensor([layer.num_features for layer in layers])
+            features = [layer.num_features for layer in layers]
             alpha = total.new_tensor([math.nan if row[0] is None else row[0] for row in rows])
             eps = total.new_tensor([row[1] for row in rows])
             variance = torch.tensor([row[2] == "variance" for row in rows], device=total.device)
-            index = torch.arange(len(sizes)).repeat_interleave(sizes).to(total.device)
+            index = torch.arange(len(features)).repeat_interleave(torch.tensor(features), output_size=sum(features))
+            index = index.to(total.device)
             self._settings = key, [index, alpha[index], eps[index], variance[index]]
         return self._settings[1]
 
@@ -171,7 +214,7 @@ class StepStatistics:
         outside. A layer without a group has NaN.
 
         Raises:
-            RuntimeError: ``measure_clipping`` was not set in that step.
+            RuntimeError: ``measure_clipping`` was not set when it was called.
         """
         if self._clipped is None:
             raise RuntimeError("nothing was counted: set measure_clipping = True before the step")

@@ -29,13 +29,19 @@ def arithmetic(machine: Machine, device: torch.device, began_with: dict[str, Any
     """What a run computes with; `began_with` is what its run.json says.
 
     On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under
-    autocast to it; mu, sigma, the loss, the weights and evaluation stay float32. Convolutions are laid out
-    channels-last everywhere. Nothing is compiled unless asked for: nobody has measured it on a GPU here, and
+    autocast to it; mu, sigma, the loss, the weights and evaluation stay float32. A GPU without it (V100, T4) would
+    compute it in software: there a run is float32, also one that began with bfloat16 elsewhere. Convolutions are laid
+    out channels-last everywhere. Nothing is compiled unless asked for: nobody has measured it on a GPU here, and
     on a CPU its compilation outlasts a run of the embedded scale.
     """
-    began_with = began_with or {}
+    began_with = dict(began_with or {})
+    if not has_bf16(device):
+        name = torch.cuda.get_device_name(device)
+        if machine.precision == "bf16":
+            raise ValueError(f"trainer.precision=bf16, but {name} has no bfloat16: say 32, or auto")
+        began_with.pop("precision", None)
     automatic = {
-        "precision": "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else 32,
+        "precision": "bf16" if device.type == "cuda" and has_bf16(device) else 32,
         "channels_last": True,
         "compile": False,
     }
@@ -44,6 +50,22 @@ def arithmetic(machine: Machine, device: torch.device, began_with: dict[str, Any
         for name, best in automatic.items()
     }
     return Arithmetic(**choice, tf32=machine.tf32, deterministic=machine.deterministic)
+
+
+def has_bf16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def check_passes(arithmetic: Arithmetic, passes: int) -> None:
+    """Raises ValueError where CUDA graphs would have to add up the gradients of several passes.
+
+    Their gradients stand in memory that the next recorded pass writes to (pytorch/pytorch#169545).
+    """
+    if arithmetic.compile in ("reduce-overhead", "max-autotune") and passes > 1:
+        raise ValueError(
+            f"trainer.compile={arithmetic.compile} records CUDA graphs, which take one pass a step, and this run makes "
+            f"{passes}: more ranks, trainer.workers_per_pass=null, or trainer.compile=true"
+        )
 
 
 def use(arithmetic: Arithmetic, run: Run, device: torch.device) -> dict[str, Any]:
@@ -60,4 +82,4 @@ def use(arithmetic: Arithmetic, run: Run, device: torch.device) -> dict[str, Any
     training.model.to(memory_format=training.memory_format)
     if arithmetic.compile:  # in place: names in checkpoints, and the inference model, stay as they are
         training.model.compile(dynamic=False, mode=None if arithmetic.compile is True else arithmetic.compile)
-    return asdict(arithmetic)
+    return asdict(arithmetic) | ({} if has_bf16(device) else {"lacks": "bfloat16"})

@@ -98,7 +98,7 @@ class Machine:
     devices: int | Literal["auto", "all"]
     num_nodes: int | Literal["auto"]
     workers_per_pass: int | Literal["auto"] | None
-    loader_processes: int
+    loader_processes: int | Literal["auto"]
     threads: int | None
     log_every: int
     precision: Literal["auto", 32, "bf16"] = "auto"  # from here on: not in the configs of the first runs

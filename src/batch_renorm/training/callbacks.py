@@ -8,11 +8,12 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from batch_renorm.data.kept import KeptImages
 from batch_renorm.data.loaders import Pass
 from batch_renorm.training.build import Run
 from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.errors import DiskFullError
-from batch_renorm.training.evaluation import evaluate
+from batch_renorm.training.evaluation import Evaluation, evaluate
 from batch_renorm.training.folder import Folder, provenance
 from batch_renorm.training.launch import Place
 from batch_renorm.training.opening import opening, show
@@ -21,8 +22,8 @@ from batch_renorm.training.opening import opening, show
 class Evaluate(Callback):
     """Evaluates the inference model when due; comes before the checkpoint of the same step."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, evaluation: Evaluation, kept: KeptImages) -> None:
+        self.run, self.evaluation, self.kept = run, evaluation, kept
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pass, batch_idx: int
@@ -32,7 +33,7 @@ class Evaluate(Callback):
             return
         model, device = run.training.inference_model(step), run.training.device
         rank, ranks = trainer.global_rank, trainer.world_size
-        metrics = evaluate(model, run.source, run.evaluation, device, run.machine.loader_processes, rank, ranks)
+        metrics = evaluate(model, run.source, self.evaluation, device, rank=rank, ranks=ranks, kept=self.kept)
         minibatches = run.evaluation.as_trained(run.source)
         metrics |= activation_distances(model, run.source, minibatches, device, rank, ranks)
         run.training.record(metrics, step)

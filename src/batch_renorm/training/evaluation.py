@@ -12,19 +12,20 @@ Metrics are percentages, named as in results/paper/curves.csv:
   experiment's training. With batchnorm that is muB and sigmaB of its groups; with Batch Renorm r and d, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from batch_renorm.data.loaders import EvaluationImages, Source, in_batches, outlive_signals, share
+from batch_renorm.data.kept import KeptImages
+from batch_renorm.data.loaders import Source, in_batches, share
 from batch_renorm.data.minibatches import EVALUATION, distinct_minibatches, generator, paired_minibatches
 from batch_renorm.norm import batch_statistics, training_normalization
 
@@ -99,22 +100,22 @@ class Evaluation:
 
 @torch.no_grad()
 def count_correct(
-    model: nn.Module, source: Source, split: str, batches: list[np.ndarray], device: torch.device, processes: int
+    model: nn.Module, source: Source, loaded: Iterable[tuple[Any, Tensor]], device: torch.device
 ) -> Tensor:
-    """(images, right at first guess, right within five), int64 on the device."""
-    loader = DataLoader(
-        EvaluationImages(source, split, batches), batch_size=None, num_workers=processes, worker_init_fn=outlive_signals
-    )
-    counts = torch.zeros(3, dtype=torch.int64, device=device)
-    for fetched, labels in loader:
-        labels = labels.to(device)
-        images = source.images([fetched], device).contiguous(memory_format=torch.channels_last)
-        output = model(images)
+    """(images, right at first guess, right within five), int64 on the device; nothing waits for it.
+
+    Args:
+        loaded: what was fetched and the labels of every batch, see `data/kept.py`.
+    """
+    right, images = torch.zeros(2, dtype=torch.int64, device=device), 0
+    for fetched, labels in loaded:
+        images += len(labels)
+        labels = labels.to(device, non_blocking=True)
+        output = model(source.images([fetched], device).contiguous(memory_format=torch.channels_last))
         logits = output[0] if isinstance(output, tuple) else output  # timm keeps the auxiliary head in evaluation
-        guesses = logits.topk(min(5, source.classes), dim=1).indices
-        right = guesses == labels[:, None]
-        counts += torch.stack([right.new_tensor(len(labels), dtype=torch.int64), right[:, 0].sum(), right.sum()])
-    return counts
+        hits = logits.topk(min(5, source.classes), dim=1).indices == labels[:, None]
+        right += torch.stack([hits[:, 0].sum(), hits.sum()])
+    return torch.cat([torch.full((1,), images, device=device), right])
 
 
 def evaluate(
@@ -125,16 +126,25 @@ def evaluate(
     processes: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    kept: KeptImages | None = None,
 ) -> dict[str, float]:
     """All metrics of one model, in percent. Ranks share the images and agree on the result.
 
-    The model is left in evaluation mode.
+    The model is left in evaluation mode. `kept` has the images of earlier evaluations; without it, they are loaded by
+    so many processes.
     """
     model.eval()
+    kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")
+    measurements = {
+        name: (split, share(batches, rank, ranks), normalization)
+        for name, (split, batches, normalization) in evaluation.measurements(source).items()
+    }
+    loaded = kept.visit([(split, indices) for split, batches, _ in measurements.values() for indices in batches])
     counts = {}
-    for name, (split, batches, normalization) in evaluation.measurements(source).items():
+    for name, (_, batches, normalization) in measurements.items():
         with normalization(model):
-            counts[name] = count_correct(model, source, split, share(batches, rank, ranks), device, processes)
+            counts[name] = count_correct(model, source, islice(loaded, len(batches)), device)
+    next(loaded, None)  # to its end
     total = torch.stack(list(counts.values()))
     if ranks > 1:
         dist.all_reduce(total)

@@ -1,6 +1,8 @@
 """Training between two steps of a run: Lightning's trainer, and what it is given."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
@@ -9,13 +11,15 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from batch_renorm.data.loaders import Pass, training_loader
+from batch_renorm.data.kept import AT_ONCE, KeptImages
+from batch_renorm.data.loaders import Pass, SentAhead, training_loader
 from batch_renorm.training import arithmetic, checkpoints, curve
 from batch_renorm.training.build import Run
 from batch_renorm.training.callbacks import Evaluate, Record
 from batch_renorm.training.folder import Folder
-from batch_renorm.training.launch import ALONE, Place, uses_gpu
-from batch_renorm.training.memory import workers_per_pass
+from batch_renorm.training.launch import ALONE, Place, share, uses_gpu
+from batch_renorm.training.loading import loading, room_for_images
+from batch_renorm.training.memory import evaluation_batch, workers_per_pass
 from batch_renorm.training.progress import Progress
 from batch_renorm.training.signals import take_signals_from
 from batch_renorm.training.stages import check_shared_memory
@@ -25,38 +29,43 @@ from batch_renorm.training.wandb_log import WandbLogger
 class Data(LightningDataModule):
     """The rank's passes, from the trainer's step on: resuming is starting at another step."""
 
-    def __init__(self, run: Run, workers_per_pass: int) -> None:
+    def __init__(self, run: Run, workers_per_pass: int, processes: int) -> None:
         super().__init__()
-        self.run, self.workers_per_pass = run, workers_per_pass
+        self.run, self.workers_per_pass, self.processes = run, workers_per_pass, processes
 
-    def train_dataloader(self) -> DataLoader[Pass]:
+    def train_dataloader(self) -> DataLoader[Pass] | SentAhead:
         trainer, run = self.trainer, self.run
         assert trainer is not None
         passes = run.passes(trainer.global_rank, trainer.world_size, self.workers_per_pass)
-        gpu = trainer.strategy.root_device.type == "cuda"
-        return training_loader(
-            passes, trainer.global_step, run.size.steps, run.machine.loader_processes, pin_memory=gpu
-        )
+        device = trainer.strategy.root_device
+        gpu = device.type == "cuda"
+        loader = training_loader(passes, trainer.global_step, run.size.steps, self.processes, pin_memory=gpu)
+        return SentAhead(loader, device) if gpu else loader
 
     def transfer_batch_to_device(self, batch: Pass, device: torch.device, dataloader_idx: int) -> Pass:
-        """The training step takes a pass to the device, where the time that it takes is counted."""
+        """A pass is on its way already; the training step waits for it, where the time that it takes is counted."""
         return batch
 
 
 def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE) -> int:
     """Train from a checkpoint, or from the start, to the run's last step or until it is to stop; returns that step."""
-    machine, steps, before = run.machine, run.size.steps, folder.record()
+    machine, steps = run.machine, run.size.steps
+    before = share(folder.record(), place)  # rank 0's: a shared disk may show another rank an older one
     device = torch.device("cuda", place.local_rank) if uses_gpu(machine.accelerator) else torch.device("cpu")
     choice = arithmetic.arithmetic(machine, device, before.get("arithmetic"))
-    stated = {"arithmetic": arithmetic.use(choice, run, device)}
+    stated: dict[str, Any] = {"arithmetic": arithmetic.use(choice, run, device)}
     stated["memory"] = workers_per_pass(run, place, device, before)
-    pass_images = stated["memory"]["workers_per_pass"] * run.config["minibatch"]["size"]
-    check_shared_memory(
-        getattr(run.source, "image_bytes", 8), pass_images + run.evaluation.batch_size, machine.loader_processes,
-        place.devices,
-    )  # fmt: skip
+    passes = run.passes(place.rank, place.ranks, stated["memory"]["workers_per_pass"]).division.passes
+    arithmetic.check_passes(choice, passes)
+    stated["memory"] |= {"evaluation_batch": evaluation_batch(run, place, device)}
+    evaluation = replace(run.evaluation, batch_size=stated["memory"]["evaluation_batch"])
+    images = stated["memory"]["workers_per_pass"] * run.config["minibatch"]["size"] + AT_ONCE
+    stated["loading"] = loading(run, place, device, images)
+    processes = stated["loading"]["processes"]
+    check_shared_memory(getattr(run.source, "image_bytes", 8), images, processes, place.devices)
+    kept = KeptImages(run.source, processes, room_for_images(place), pinned=device.type == "cuda")
     trainer = Trainer(
-        accelerator=machine.accelerator,
+        accelerator=device.type,  # by "auto" Lightning would take a Mac's GPU, while all else is on its CPU
         devices=place.devices,
         num_nodes=place.nodes,
         # mu and sigma are the same on every rank by construction: nothing to broadcast
@@ -64,7 +73,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
         max_steps=steps,
         logger=loggers(run, folder, checkpoint, place),
         callbacks=[
-            Evaluate(run),
+            Evaluate(run, evaluation, kept),
             checkpoints.Checkpoints(folder, run),
             Record(run, folder, place, stated),
             Progress(steps),
@@ -78,7 +87,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
         num_sanity_val_steps=0,
     )
     take_signals_from(trainer)
-    data = Data(run, stated["memory"]["workers_per_pass"])
+    data = Data(run, stated["memory"]["workers_per_pass"], processes)
     trainer.fit(run.training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer.global_step
 

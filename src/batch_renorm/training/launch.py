@@ -5,6 +5,7 @@ that torchrun uses, which is all that torch and Lightning then see. Plain `pytho
 starts the other ranks of its machine itself, with the composed config, so that a sweep can have ranks too.
 """
 
+import atexit
 import json
 import os
 import socket
@@ -22,6 +23,8 @@ import torch.distributed as dist
 from lightning_fabric.utilities import rank_zero as fabric_rank_zero
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero
+
+from batch_renorm.training.signals import hear_while_waiting
 
 T = TypeVar("T")
 CHILD = "import signal as s; [s.signal(n, s.SIG_IGN) for n in (s.SIGINT, s.SIGTERM, s.SIGUSR1)]; \
@@ -128,6 +131,7 @@ def together(place: Place, settings: dict[str, Any], gpu: bool) -> Iterator[None
             os.environ.update(torchrun_names(place, os.environ))
         connect(place, gpu)
         yield  # and stay connected: a sweep's next run has the same ranks
+        went_well.set()
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -141,9 +145,10 @@ def together(place: Place, settings: dict[str, Any], gpu: bool) -> Iterator[None
         connect(place, gpu)
         yield
         done.set()
+        went_well.set()
+        disconnect()  # as the other ranks do now
         for process in children:
             process.wait()
-        dist.destroy_process_group()
     finally:
         done.set()
         for process in children:
@@ -154,10 +159,29 @@ def together(place: Place, settings: dict[str, Any], gpu: bool) -> Iterator[None
 
 
 def connect(place: Place, gpu: bool) -> None:
-    if gpu:
-        torch.cuda.set_device(place.local_rank)
+    device = torch.device("cuda", place.local_rank) if gpu else None
+    if device is not None:
+        torch.cuda.set_device(device)
+    went_well.clear()
     if not dist.is_initialized():  # Lightning leaves a group that it finds as it is
-        dist.init_process_group("nccl" if gpu else "gloo", rank=place.rank, world_size=place.ranks)
+        with hear_while_waiting():
+            dist.init_process_group(
+                "nccl" if gpu else "gloo", rank=place.rank, world_size=place.ranks, device_id=device
+            )  # fmt: skip
+        atexit.unregister(disconnect)
+        atexit.register(disconnect)
+
+
+def disconnect() -> None:
+    """Leave the group with all other ranks; not after an error, where they may be gone or wait for something else."""
+    if dist.is_initialized() and went_well.is_set():
+        with hear_while_waiting():
+            dist.barrier()
+        dist.destroy_process_group()
+
+
+went_well = threading.Event()
+"""Set where the last run of this process came to its end, as it did on every rank."""
 
 
 def share(value: T, place: Place) -> T:
@@ -165,8 +189,19 @@ def share(value: T, place: Place) -> T:
     if place.ranks == 1:
         return value
     box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
+    with hear_while_waiting():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather(value: T, place: Place) -> list[T]:
+    """The values of all ranks, in their order."""
+    box: list[Any] = [value]
+    if place.ranks > 1:
+        box *= place.ranks
+        with hear_while_waiting():
+            dist.all_gather_object(box, value)
+    return box
 
 
 def names_of(place: Place, rank: int, local_rank: int) -> dict[str, str]:

@@ -5,17 +5,20 @@ same hardware takes the number from run.json.
 """
 
 import copy
+import gc
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from batch_renorm.data.workers import split_evenly
+from batch_renorm.norm import training_normalization
 from batch_renorm.training.build import Run
-from batch_renorm.training.launch import Place
+from batch_renorm.training.launch import Place, gather
 
 SPARE = 0.9  # of a GPU's memory: what is left is for fragments, and for what DDP and the loaders keep
 CPU_SHARE = 0.5  # of the memory that is free: other programs come and go
@@ -38,17 +41,14 @@ def workers_per_pass(run: Run, place: Place, device: torch.device, record: dict[
     if known.get("because") == because:
         return known
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        fits = on_cuda(run, device, share) if device.type == "cuda" else on_cpu(run, place, share)
-    if place.ranks > 1:
-        least = torch.tensor(fits, device=device)
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-        fits = int(least)
-    if not fits:
+        found = on_cuda(run, device, share) if device.type == "cuda" else on_cpu(run, place, share)
+    found = min(gather(found, place))
+    if not found:
         raise ValueError(
             f"one worker's minibatch ({run.config['minibatch']['size']} images) does not fit the memory of {name}: "
             "use a device with more"
         )
-    return {"workers_per_pass": fits, "because": because}
+    return {"workers_per_pass": found, "because": because}
 
 
 def candidates(share: int) -> list[int]:
@@ -58,27 +58,67 @@ def candidates(share: int) -> list[int]:
 
 def on_cuda(run: Run, device: torch.device, share: int) -> int:
     """The largest candidate whose forward and backward leave some memory free; 0 if none does."""
-    for workers in candidates(share):
-        torch.cuda.reset_peak_memory_stats(device)
-        model = images = None
-        try:
-            model = copy.deepcopy(run.training.model).to(device).train()
-            images = sample(run, workers, device)
-            # the optimiser's two and DDP's one copy of the weights, which the copy here does not have
-            later = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
-            labels = torch.zeros(len(images), dtype=torch.int64, device=device)
-            run.training.losses(model, images, labels).sum().backward()
-            torch.cuda.synchronize(device)
-            del later
-        except torch.OutOfMemoryError:
-            continue
-        else:
-            if torch.cuda.max_memory_reserved(device) <= SPARE * torch.cuda.get_device_properties(device).total_memory:
-                return workers
-        finally:
-            del model, images
-            torch.cuda.empty_cache()
-    return 0
+    return next((workers for workers in candidates(share) if fits(partial(a_pass, run, workers), device)), 0)
+
+
+def fits(attempt: Callable[[torch.device], None], device: torch.device) -> bool:
+    """Whether something runs and leaves some of a GPU's memory free; what it allocated is gone afterwards."""
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        attempt(device)
+        torch.cuda.synchronize(device)
+        most = torch.cuda.max_memory_reserved(device)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        # an exception's frames held the tensors of the attempt; what stands in a circle goes now, not some time later
+        gc.collect()
+        torch.cuda.empty_cache()
+    return most <= SPARE * torch.cuda.get_device_properties(device).total_memory
+
+
+def a_pass(run: Run, workers: int, device: torch.device) -> None:
+    """Forward and backward of so many workers, on a copy of the model."""
+    model = copy.deepcopy(run.training.model).to(device).train()
+    images = sample(run, workers * run.config["minibatch"]["size"], device)
+    # the optimiser's two and DDP's one copy of the weights, which the copy here does not have
+    later = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
+    labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+    run.training.losses(model, images, labels).sum().backward()
+    del later
+
+
+@torch.no_grad()
+def a_batch(run: Run, images: int, device: torch.device) -> None:
+    """What an evaluation does with a batch, beside the training's model, gradients and optimiser."""
+    minibatch = run.config["minibatch"]["size"]
+    model = copy.deepcopy(run.training.model).to(device).eval()
+    later = [torch.empty_like(p) for p in model.parameters() for _ in range(5)]
+    with training_normalization(model):  # as its minibatches are: more than with mu and sigma
+        model(sample(run, max(1, images // minibatch) * minibatch, device))
+    del later
+
+
+def evaluation_batch(run: Run, place: Place, device: torch.device) -> int:
+    """Images of a batch of an evaluation, in float32, the same on every rank: as configured, or what memory holds.
+
+    It changes no metric: images are normalised each for itself, or in minibatches that are never cut.
+
+    Raises:
+        ValueError: not even a 64th of what is configured fits.
+    """
+    size = run.evaluation.batch_size
+    if device.type != "cuda":
+        return size
+    sizes = [size // 2**halvings for halvings in range(7) if size // 2**halvings]
+    with torch.random.fork_rng([device]):
+        found = next((images for images in sizes if fits(partial(a_batch, run, images), device)), 0)
+    found = min(gather(found, place))
+    if not found:
+        raise ValueError(
+            f"evaluation.batch_size={size} does not fit the device's memory, nor does {sizes[-1]}: lower it"
+        )
+    return found
 
 
 def on_cpu(run: Run, place: Place, share: int) -> int:
@@ -97,17 +137,17 @@ def on_cpu(run: Run, place: Place, share: int) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    images = sample(run, 1, torch.device("cpu"))
+    images = sample(run, run.config["minibatch"]["size"], torch.device("cpu"))
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         losses = run.training.losses(model, images, torch.zeros(len(images), dtype=torch.int64))
     del losses
-    fits = int(CPU_SHARE * free / place.devices / (2 * sum(kept.values())))
-    return next((workers for workers in candidates(share) if workers <= fits), 1)  # which may still do, slowly
+    most = int(CPU_SHARE * free / place.devices / (2 * sum(kept.values())))
+    return next((workers for workers in candidates(share) if workers <= most), 1)  # which may still do, slowly
 
 
-def sample(run: Run, workers: int, device: torch.device) -> Tensor:
-    """As many images as `workers` bring, of no particular content."""
-    shape = (workers * run.config["minibatch"]["size"], run.source.channels, run.source.size, run.source.size)
+def sample(run: Run, images: int, device: torch.device) -> Tensor:
+    """Images of no particular content."""
+    shape = (images, run.source.channels, run.source.size, run.source.size)
     return torch.rand(shape, device=device).contiguous(memory_format=run.training.memory_format)
 
 

@@ -119,9 +119,10 @@ class Training(LightningModule):
 
     def _backward(self, batch: Pass) -> None:
         self.stages.start("transfer", self.device)
+        batch.arrive(self.device)
         images = self.source.images(batch.fetched, self.device).contiguous(memory_format=self.memory_format)
         self.stages.stop("transfer", self.device)
-        losses = self.losses(self.model, images, batch.labels.to(self.device))
+        losses = self.losses(self.model, images, batch.labels.to(self.device, non_blocking=True))
         # DDP takes the mean over ranks, whatever their shares; times ranks, that is the sum.
         loss = losses.sum() * (self.trainer.world_size / self.examples)
         ddp = self.trainer.world_size > 1

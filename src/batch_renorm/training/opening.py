@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from batch_renorm.data.workers import split_evenly
+from batch_renorm.data.workers import balance, split_evenly
 from batch_renorm.training.build import Run
 from batch_renorm.training.launch import Place
 
@@ -30,6 +30,7 @@ def opening(
         ("workers a rank", workers(run, place)),
         ("passes a step", passes(run, place, stated["memory"])),
         ("arithmetic", in_words(stated["arithmetic"])),
+        ("loader processes", loading(stated["loading"])),
         ("images/s so far", f"{images_per_second:,.0f}" if images_per_second else "not measured yet"),
         ("expected finish", finish((steps - step) * run.training.examples, images_per_second)),
         ("folder", str(folder)),
@@ -52,7 +53,7 @@ def workers(run: Run, place: Place) -> str:
     if more == place.ranks:
         return str(shares[0])
     first = "rank 0" if more == 1 else f"ranks 0-{more - 1}"
-    return f"{shares[0]} on {first}, {shares[-1]} on the others"
+    return f"{shares[0]} on {first}, {shares[-1]} on the others: {balance(run.size.workers, place.ranks)}"
 
 
 def passes(run: Run, place: Place, memory: dict[str, Any]) -> str:
@@ -60,8 +61,13 @@ def passes(run: Run, place: Place, memory: dict[str, Any]) -> str:
     return f"{number}, of at most {most} worker{'s' * (most > 1)} ({memory['because']})"
 
 
+def loading(how: dict[str, Any]) -> str:
+    return f"{how['processes']} a rank ({how['because']})"
+
+
 def in_words(arithmetic: dict[str, Any]) -> str:
     words = ["bfloat16 with float32 sums" if arithmetic["precision"] == "bf16" else "float32"]
+    words += [f"this GPU has no {arithmetic['lacks']}"] if "lacks" in arithmetic else []
     words += ["channels last"] if arithmetic["channels_last"] else ["channels first"]
     how = arithmetic["compile"]
     words += [f"compiled for {how}" if isinstance(how, str) else "compiled"] if how else []

@@ -20,7 +20,7 @@ from batch_renorm.training.allocator import keep_freed_memory
 from batch_renorm.training.build import Config, Machine, build, construct
 from batch_renorm.training.errors import DiskFullError, Stopped
 from batch_renorm.training.fitting import fit
-from batch_renorm.training.folder import Folder, claimed, prepare, read_config, with_places
+from batch_renorm.training.folder import Folder, claimed, prepare, with_places
 from batch_renorm.training.launch import Place, find_place, share, take_place, together, uses_gpu
 from batch_renorm.training.signals import Stop
 from batch_renorm.training.stages import account
@@ -150,8 +150,9 @@ def summary(folder: Folder) -> str:
     if not points:
         raise ValueError(f"{folder.path} is a finished run, but {folder.curve} has no val_top1; fresh=true repeats it")
     step, best = max(points, key=lambda point: point[1])
-    minutes = folder.record().get("wall_seconds", 0) / 60
-    stages = account(final, read_config(folder.config)["trainer"]["loader_processes"])
+    record = folder.record()
+    minutes = record.get("wall_seconds", 0) / 60
+    stages = account(final, record.get("loading", {}).get("processes", 0))
     others = "".join(
         f"; {name} {final[metric]:.1f}%"
         for metric, name in (

@@ -16,6 +16,8 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 
+from batch_renorm.training.errors import Stopped
+
 HEARD = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -83,6 +85,39 @@ class Stop:
             counts = votes.tolist()
         if counts[0]:
             self.decided = signal.SIGINT if counts[1] else min(self.heard, default=signal.SIGTERM)
+
+
+@contextmanager
+def hear_while_waiting() -> Iterator[None]:
+    """Within it, where a rank waits for others before it trains, being asked to stop ends it: there is nothing to keep.
+
+    The wait is one call into C++, during which Python runs no handler: `Stop` would hear when the others have come, if
+    they do. But a signal's number is written to a pipe at once, and a thread can read it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_end_when_heard, args=(reader,), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")
+        listener.join()
+        os.close(reader)
+        os.close(writer)
+
+
+def _end_when_heard(reader: int) -> None:
+    while number := os.read(reader, 1)[0]:
+        if number in HEARD:
+            name = signal.Signals(number)
+            os.write(2, f"\n{name.name}: ends, waiting for the other ranks; nothing was trained yet\n".encode())
+            os._exit(Stopped(name, 0, 0).status)
 
 
 def take_signals_from(trainer: Trainer) -> None:
