@@ -10,8 +10,6 @@ import argparse
 import csv
 from pathlib import Path
 
-import torch
-
 from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.training import checkpoints
 from batch_renorm.training.build import load
@@ -31,7 +29,7 @@ def main() -> None:
         path, _ = checkpoints.newest_readable(folder)
         if path is None:
             raise ValueError(f"{folder} has no readable checkpoint: train it first")
-        run.training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+        checkpoints.load_weights(run.training, path)
         model = run.training.inference_model(checkpoints.step_of(path))
         rows = measure(model, run.source, run.config["minibatch"]["group"], images=options.images)
         with (folder / "mechanism.csv").open("w", newline="") as file:

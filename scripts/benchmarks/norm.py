@@ -30,6 +30,7 @@ class PlainBatchRenorm2d(BatchRenorm2d):
             r = torch.clamp(sigma_b / self.sigma, 1 / rmax, rmax)
             d = torch.clamp((mu_b - self.mu) / self.sigma, -dmax, dmax)
         x = (x - mu_b.view(shape)) / sigma_b.view(shape) * r.view(shape) + d.view(shape)
+        assert self.momentum is not None
         with torch.no_grad():
             self.mu += self.momentum * (mu_b - self.mu)
             self.sigma += self.momentum * (sigma_b - self.sigma)

@@ -49,8 +49,9 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
     """
 
     def convert(module: nn.Module, name: str) -> nn.Module | None:
-        plain = isinstance(module, _BatchNorm) and not isinstance(module, BatchRenorm)
-        return _renorm(module, name, options) if plain else None
+        if isinstance(module, _BatchNorm) and not isinstance(module, BatchRenorm):
+            return _renorm(module, name, options)
+        return None
 
     return _replace(model, convert)
 

@@ -209,7 +209,7 @@ def _native_gradients(g: Tensor, x: Tensor, weight, mean, inv, eps: float, need_
         return aten.native_batch_norm_backward(g, x, weight, None, None, mean, inv, True, eps, mask)
     parts = zip(_groups(g, plan), _groups(x, plan), weight, mean, inv, strict=True)
     gx = torch.empty_like(x) if need_x else None
-    outs = _groups(gx, plan) if need_x else []
+    outs = () if gx is None else _groups(gx, plan)
     g_weight, g_bias = torch.empty_like(mean), torch.empty_like(mean)
     for k, (gk, xk, w, m, i) in enumerate(parts):
         gxk, g_weight[k], g_bias[k] = aten.native_batch_norm_backward(gk, xk, w, None, None, m, i, True, eps, mask)

@@ -171,7 +171,7 @@ class BatchRenorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):  # torch.fx's tracer: one node of its graph, the layer or what it is in evaluation
-            place = x.tracer.path_of_module(self) + ("" if self.training else ".batchnorm")  # type: ignore[attr-defined]
+            place = x.tracer.path_of_module(self) + ("" if self.training else ".batchnorm")
             return x.tracer.create_proxy("call_module", place.strip("."), (x,), {})
         if self.training:
             return self._train(x, relu=False)
@@ -344,7 +344,8 @@ class BatchRenorm2d(BatchRenorm, nn.BatchNorm2d):
         >>> y = norm(torch.randn(32, 64, 35, 35))
     """
 
-    dims, expected, folds_into = (4,), "(N, C, H, W)", nn.BatchNorm2d
+    dims, expected = (4,), "(N, C, H, W)"
+    folds_into: type[nn.Module] = nn.BatchNorm2d
 
 
 class BatchRenorm3d(BatchRenorm, nn.BatchNorm3d):

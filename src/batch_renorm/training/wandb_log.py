@@ -39,7 +39,7 @@ class WandbLogger(Logger):
     def __init__(self, run: Run, wandb: Wandb, folder: Path, id: str, step: int) -> None:
         super().__init__()
         self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
-        self.mode = mode_of(wandb.mode, os.environ)
+        self.mode: Any = mode_of(wandb.mode, os.environ)
         self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
         self.given_up = False
         self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
