@@ -124,14 +124,14 @@ def _clipped(x):
 @triton.jit
 def _turned(red, green, blue, turn, factor):
     """Hue turned and saturation scaled through HSV, as `augmentation.adjust_hue_saturation`."""
-    red, green, blue = _clipped(red), _clipped(green), _clipped(blue)
     value = tl.maximum(tl.maximum(red, green), blue)
     chroma = value - tl.minimum(tl.minimum(red, green), blue)
     span = tl.maximum(chroma, 1e-12)
     sector = tl.where(value == green, (blue - red) / span + 2, (red - green) / span + 4)
     hue = tl.where(value == red, (green - blue) / span, sector) / 6 + turn
     hue -= tl.floor(hue)
-    depth = value * _clipped(chroma / tl.maximum(value, 1e-12) * factor)
+    saturation = tl.where(value > 0, chroma / tl.maximum(value, 1e-12), 0.0)
+    depth = value * _clipped(saturation * factor)
     return (
         value - depth * _share(5 + 6 * hue),
         value - depth * _share(3 + 6 * hue),

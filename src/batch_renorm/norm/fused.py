@@ -163,7 +163,7 @@ class FusedBatchRenorm(torch.autograd.Function):
         if g is None:
             return (None,) * 10
         x, gamma, *found = ctx.saved_tensors
-        if derivatives_follow():
+        if derivatives_follow(g):
             needed = ctx.needs_input_grad[0], *ctx.needs_input_grad[3:5]
             if ctx.relu:
                 g = g * (outputs(x, found) > 0)

@@ -19,7 +19,7 @@ HALF = (torch.float16, torch.bfloat16)
 NATIVE_FROM = 25_000
 # Values of a channel that go into one float32 accumulator, which is what the native kernel has for channels-last
 # tensors on a CPU. Over 700,000 values that is off by 3e-4 of the variance; chunks of this size, merged, by 4e-6.
-CHUNK = 1 << 14
+CHUNK = 1 << 12
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
@@ -103,7 +103,7 @@ class BatchRenormFunction(torch.autograd.Function):
     def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, gamma, weight, mu_b, inv, r, d = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        if derivatives_follow():
+        if derivatives_follow(g):
             found = plain_gradients(g, x, gamma, r, d, ctx.eps, needed)
         else:
             found = _gradients(g, x, weight, mu_b, inv, r, d, ctx.eps, ctx.groups, needed)
@@ -141,15 +141,16 @@ def _gradients(g, x, weight, mu_b, inv, r, d, eps, groups, needed):
     return gx if gx is None else gx.to(x.dtype), g_gamma, g_bias if needed[2] else None
 
 
-def derivatives_follow() -> bool:
-    """Whether a backward is to be differentiated itself, or vmap looks on: kernels do not have that."""
-    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+def derivatives_follow(g: Tensor) -> bool:
+    """Whether a backward is to be differentiated itself, or to run for many g at once: kernels do not have that."""
+    batched = torch._C._functorch.is_legacy_batchedtensor(g)  # of torch.autograd.grad(is_grads_batched=True)
+    return batched or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
 def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
     """dL/dx, dL/d(gamma), dL/d(beta) in plain operations, which have derivatives themselves; r and d are constants."""
     groups = len(r) if r.dim() == 2 else 1
-    x_GMC, g_GMC = (t.unflatten(0, (groups, -1)).to(r.dtype) for t in (x, g))
+    x_GMC, g_GMC = (t.reshape(groups, -1, *x.shape[1:]).to(r.dtype) for t in (x, g))
     values = [1, *range(3, x_GMC.dim())]
     r, d = (t.view(groups, 1, -1, *(1,) * (x.dim() - 2)) for t in (r, d))
     centred = x_GMC - x_GMC.mean(values, keepdim=True)
@@ -158,7 +159,7 @@ def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
     g_weight, g_bias = (t.sum(values, keepdim=True) for t in (g_GMC * normal, g_GMC))
     scale = r * inv if gamma is None else gamma.view(r.shape[2:]) * r * inv
     gx = scale * (g_GMC - (g_bias + normal * g_weight) * (r.numel() / x.numel()))
-    found = gx.flatten(0, 1).to(x.dtype), (r * g_weight + d * g_bias).sum(0).flatten(), g_bias.sum(0).flatten()
+    found = gx.reshape(x.shape).to(x.dtype), *(t.sum(0).reshape(-1) for t in (r * g_weight + d * g_bias, g_bias))
     return [t if need else None for t, need in zip(found, needed, strict=True)]
 
 
