@@ -16,6 +16,7 @@ from batch_renorm.data.labels import flat_labels
 from batch_renorm.data.sources import find
 from tests.data.imagenet_files import VAL_LABELS, WNIDS, encoded, val_images
 
+FLIPS = (1, 1, 3)  # bytes, in as many images at most
 HARMS = ("cut", "emptied", "flipped", "flipped in front", "another file", "gone")
 
 
@@ -25,7 +26,7 @@ def harmed(data, harm, chance):
     if harm in ("emptied", "another file"):
         return b"" if harm == "emptied" else b"<!DOCTYPE html>\n<html><head><title>Log in</title></head></html>\n"
     result = bytearray(data)
-    for _ in range(chance.choice((1, 1, 3))):
+    for _ in range(chance.choice(FLIPS)):
         place = chance.randrange(min(len(data), 512 if harm == "flipped in front" else len(data)))
         result[place] ^= 1 << chance.randrange(8)
     return bytes(result)
@@ -97,7 +98,7 @@ def test_a_data_set_with_a_harmed_file_is_read_right_or_refused_by_name(stored, 
             assert (
                 harm.startswith("flipped") or path.suffix in (".json", ".csv", ".md") or not differing(found, expected)
             )
-            assert differing(found, expected) in (0, 1), (path, harm)
+            assert differing(found, expected) <= max(FLIPS), (path, harm)
         finally:
             shutil.rmtree(root)
     assert trials / 4 < refused < trials
@@ -116,7 +117,7 @@ def test_parquet_files_are_read_right_or_refused_by_name(written, tmp_path, tria
         shutil.copytree(written["parquet"], root)
         path, _ = harm_one(root / "data", chance)
         try:
-            assert differing(read(root), expected) in (0, 1)
+            assert differing(read(root), expected) <= max(FLIPS)
         except UnreadableImage:
             pass  # named by whoever knows the row
         except ValueError as error:
@@ -159,7 +160,7 @@ def test_lists_of_labels_are_read_right_or_refused_by_name(tmp_path):
         path.write_bytes(harmed(whole, HARMS[trial % 5], chance))
         try:
             wrong = sum(flat_labels(names, WNIDS, [tmp_path]) != VAL_LABELS)
-            assert wrong <= 1
+            assert wrong <= max(FLIPS)
             outcomes.append("right")
         except ValueError as error:
             assert_one_line(error, path, tmp_path)

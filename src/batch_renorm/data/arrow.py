@@ -59,7 +59,8 @@ def find(root: Path) -> Found:
             with reading(root / STORE, "the list of a store", COPY):
                 entry = manifest["splits"][folder.name]
                 check_sizes(entry["shards"], folder)
-                if zlib.crc32(files.labels.tobytes()) != entry.get("labels_crc32", zlib.crc32(files.labels.tobytes())):
+                checksum = zlib.crc32(files._labels_as_written.tobytes())
+                if checksum != entry.get("labels_crc32", checksum):
                     raise BadInputError(f"the labels in {folder} are not those that were written: {COPY}")
         info = info or read_json(folder / "dataset_info.json")
     names_of = (root / "train" / "dataset_info.json", info.get("features"))

@@ -6,10 +6,13 @@ Kaggle's LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt have them.
 """
 
 import codecs
-import io
+import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -143,16 +146,27 @@ def _from_devkit(path: Path, truth: bytes, meta: bytes, names: list[str]) -> lis
     return [classes[number] for number in numbers]
 
 
+READ_META = """
+import io, json, sys
+from scipy.io import loadmat
+rows = loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True)["synsets"]
+print(json.dumps([(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in rows if int(row["num_children"]) == 0]))
+"""
+
+
+@cache
 def synsets(meta: bytes) -> dict[int, str]:
     """The devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid).
 
     Raises:
-        ValueError: numbers or synsets that are missing, or there twice.
+        ValueError: it cannot be read, or numbers or synsets are missing, or there twice.
     """
-    from scipy.io import loadmat
-
-    rows = [row for row in loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"] if int(row["num_children"]) == 0]
-    result = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
+    # A process of its own reads it, because scipy may crash on a file with a wrong byte.
+    read = subprocess.run([sys.executable, "-c", READ_META], input=meta, capture_output=True, check=False)
+    if read.returncode:
+        raise ValueError("it is not a file of MATLAB with the table synsets")
+    rows = json.loads(read.stdout)
+    result = dict(rows)
     if sorted(result) != list(range(1, len(rows) + 1)) or len(set(result.values())) != len(rows):
         raise ValueError("its classes are not numbered from 1 on, each once")
     return result
