@@ -117,7 +117,7 @@ def test_a_pass_is_sent_before_the_one_before_it_is_trained_on(compose, tmp_path
         config = compose(*TINY, "size.steps=3", "trainer.workers_per_pass=1")
         config = {key: value for key, value in config.items() if key != "fresh"}
         folder = Folder(tmp_path / str(ahead))
-        prepare(folder, config, fresh=False)
+        prepare(folder, config)
         fitting.fit(build(config), folder, None)
         states.append(final_state(tmp_path / str(ahead)))
     assert_bit_equal(*states)

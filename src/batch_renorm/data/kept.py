@@ -46,6 +46,10 @@ class KeptImages:
         self._requests: list[Visit] = []
         self._loader: DataLoader[Any] | None = None
 
+    def close(self) -> None:
+        """End the loader processes. They ignore SIGTERM, so that the program would wait for them at its end."""
+        self._loader = None
+
     def visit(self, visits: Sequence[Visit]) -> Iterator[tuple[Any, Tensor]]:
         """What the source fetches for each visit, in turn, and the labels, (n,) int64."""
         if not self.keeps:

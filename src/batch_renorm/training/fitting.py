@@ -88,7 +88,10 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
     )
     take_signals_from(trainer)
     data = Data(run, stated["memory"]["workers_per_pass"], processes)
-    trainer.fit(run.training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(run.training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        kept.close()
     return trainer.global_step
 
 
