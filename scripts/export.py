@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import to_batchnorm
+from batch_renorm.norm.layers import has_layers
 from batch_renorm.training import checkpoints
 from batch_renorm.training.build import load, near, target
 from batch_renorm.training.cli import explained
@@ -39,7 +40,10 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"{folder} has no readable checkpoint")
     checkpoints.load_weights(run.training, path)
     model = run.training.inference_model(checkpoints.step_of(path))
-    if target(run.config["model"]) is create:
+    if not has_layers(model):
+        weights = model.state_dict()
+        use = f"load_state_dict of the same network with norm={run.config['norm']['name']}"
+    elif target(run.config["model"]) is create:
         name, classes = run.config["model"]["name"], run.source.classes
         weights = stock_weights(model, name, classes, run.source.channels)
         use = f"timm.create_model({name!r}, num_classes={classes}, checkpoint_path={str(out)!r})"

@@ -18,14 +18,14 @@ def opening(
 ) -> Table:
     """A table of the run as it starts at `step`; the speed is that of its earlier part, None before there is any."""
     config, size, steps = run.config, run.config["minibatch"]["size"], run.size.steps
+    normalised = f"groups of {config['minibatch']['group']}" if run.evaluation.groups else "each normalised alone"
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
     table.title = f"{config['experiment']} (scale {config['scale']}, seed {config['seed']}): " + (
         f"resuming at step {step:,} of {steps:,}" if step else f"training for {steps:,} steps"
     )
     table.title_style = "bold"
     for name, value in (
-        ("examples a step", f"{run.training.examples:,}: {run.size.workers} workers x {size} images, normalised in "
-         f"groups of {config['minibatch']['group']}"),
+        ("examples a step", f"{run.training.examples:,}: {run.size.workers} workers x {size} images, {normalised}"),
         ("ranks", ranks(place)),
         ("workers a rank", workers(run, place)),
         ("passes a step", passes(run, place, stated["memory"])),
