@@ -1,20 +1,31 @@
 """Train one of the paper's experiments: `python train.py experiment=noniid_renorm`. `--help` lists the options."""
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from batch_renorm.training.cli import as_hydra_reads, explained
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
 def main(config: DictConfig) -> None:
-    from batch_renorm.training.run import train
+    from batch_renorm.training.result import told_before
+    from batch_renorm.training.screen import say, tell_result
 
     with explained():
-        train(config)
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+        if (result := told_before(settings)) is not None:
+            tell_result(result)
+            return
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            say(f"{settings['experiment']}, scale {settings['scale']}, seed {settings['seed']}: loading torch")
+        from batch_renorm.training.run import train
+
+        train(settings)
 
 
 if __name__ == "__main__":

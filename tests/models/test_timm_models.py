@@ -140,11 +140,11 @@ def test_a_pretrained_network_is_evaluated_as_timm_prepares_images(run_script, t
     ((images, labels),) = list(loader)
     with torch.no_grad():
         right = (model(images).argmax(1) == labels).float().mean().item()
-    given = ["model=timm", "model.name=test_resnet", "model.num_classes=4", f"checkpoint={tmp_path / 'weights.pth'}"]
-    code, out, err = run_script("scripts/evaluate.py", *given, f"data.root={root}", "batch_size=3")
+    given = ["--timm=test_resnet", "model.num_classes=4", f"--checkpoint={tmp_path / 'weights.pth'}"]
+    code, out, err = run_script("scripts/evaluate.py", *given, f"data.root={root}", "--batch-size=3")
     assert code == 0, err
     assert out.split() == ["test_resnet,", "8", "images", "val_top1", f"{100 * right:.6g}", "val_top5", "100"]
-    _, _, err = run_script("scripts/evaluate.py", "model=timm", "model.name=test_resnet", "pretrained=true")
+    _, _, err = run_script("scripts/evaluate.py", "--timm=test_resnet", "--pretrained")
     assert err.startswith("error: say where the images are, data.root=")
 
 

@@ -14,7 +14,7 @@ import wandb
 
 from batch_renorm.training import wandb_log
 from batch_renorm.training.build import build
-from batch_renorm.training.curve import CurveLogger
+from batch_renorm.training.curve_logger import CurveLogger
 from batch_renorm.training.wandb_file import history, offline_files, records
 from tests.conftest import TINY
 

@@ -12,7 +12,7 @@ from batch_renorm.norm import BatchRenorm2d, convert_batchnorm, to_batchnorm
 
 
 def create(
-    name: str, classes: int, channels: int, norm: partial[nn.Module], learned_gamma: bool = False, **options: Any
+    name: str, classes: int, channels: int, norm: partial[Any], learned_gamma: bool = False, **options: Any
 ) -> nn.Module:
     """timm's model `name`, each BatchNorm replaced by a layer with `norm`'s settings.
 

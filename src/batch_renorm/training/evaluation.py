@@ -15,7 +15,7 @@ A network whose norms see no group (GroupNorm) gives an image the same answer in
 val_top1 then, and are left out.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -138,11 +138,12 @@ def evaluate(
     rank: int = 0,
     ranks: int = 1,
     kept: KeptImages | None = None,
+    watch: Callable[[Iterable[Any], int], Iterator[Any]] = lambda loaded, batches: iter(loaded),
 ) -> dict[str, float]:
     """All metrics of one model, in percent. Ranks share the images and agree on the result.
 
     The model is left in evaluation mode. `kept` has the images of earlier evaluations; without it, they are loaded by
-    so many processes.
+    so many processes. `watch` is given the batches and their number, and hands them on.
     """
     model.eval()
     kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")
@@ -150,7 +151,8 @@ def evaluate(
         name: (split, share(batches, rank, ranks), normalization)
         for name, (split, batches, normalization) in evaluation.measurements(source).items()
     }
-    loaded = kept.visit([(split, indices) for split, batches, _ in measurements.values() for indices in batches])
+    visits = [(split, indices) for split, batches, _ in measurements.values() for indices in batches]
+    loaded = watch(kept.visit(visits), len(visits))
     counts = {}
     for name, (_, batches, normalization) in measurements.items():
         with normalization(model):

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from batch_renorm.data.kept import AT_ONCE, KeptImages
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
-from batch_renorm.training import arithmetic, checkpoints, curve
+from batch_renorm.training import arithmetic, checkpoints
 from batch_renorm.training.build import Run
 from batch_renorm.training.callbacks import Evaluate, Record
+from batch_renorm.training.curve_logger import CurveLogger
 from batch_renorm.training.folder import Folder
 from batch_renorm.training.launch import ALONE, Place, share, uses_gpu
 from batch_renorm.training.loading import loading, room_for_images
@@ -76,7 +77,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
             Evaluate(run, evaluation, kept),
             checkpoints.Checkpoints(folder, run),
             Record(run, folder, place, stated),
-            Progress(steps),
+            Progress(run),
         ],
         # whatever started the ranks has said so in torchrun's names (launch.py): no guessing by Lightning
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
@@ -94,7 +95,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
 
 def loggers(run: Run, folder: Folder, checkpoint: Path | None, place: Place) -> list[Logger]:
     """curve.csv always; W&B as configs/logger says, the same run again after a resume."""
-    result: list[Logger] = [curve.CurveLogger(folder.curve)]
+    result: list[Logger] = [CurveLogger(folder.curve)]
     if run.logging.wandb is not None and place.rank == 0:
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         result.append(WandbLogger(run, run.logging.wandb, folder.path, folder.record()["id"], step))

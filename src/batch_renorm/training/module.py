@@ -26,6 +26,8 @@ from batch_renorm.training.optimizer import Optimization
 from batch_renorm.training.signals import Stop
 from batch_renorm.training.stages import Stages
 
+LOOKED_AT = 10  # first steps of a process whose loss is looked at on any device
+
 
 class Training(LightningModule):
     """Trains `model` on passes; the decayed average, which is evaluated, is `average.module`.
@@ -69,6 +71,7 @@ class Training(LightningModule):
         self.bf16, self.memory_format = False, torch.channels_last
         self._loss_sum: Tensor | None = None
         self._clock = (0, time.perf_counter())
+        self._first = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimization.optimizer(self.model)
@@ -86,6 +89,7 @@ class Training(LightningModule):
         return self.ramp(step) if self.ramp is not None else (1.0, 0.0)
 
     def on_train_start(self) -> None:
+        self._first = self.trainer.global_step
         self.restart_clock(self.trainer.global_step)
 
     def restart_clock(self, step: int) -> None:
@@ -159,9 +163,10 @@ class Training(LightningModule):
         self.average.update_parameters(self.model)
         self.stages.stop("step", self.device)
         recorded = self._recorded(step + 1)
-        # On an accelerator looking at a value waits for the device: only where it is recorded anyway.
-        if recorded or self.device.type == "cpu":
-            self._check_finite(step + 1, loss.item() / self.examples, norm.item())
+        # On an accelerator looking at a value waits for the device: only where it is recorded anyway, and at first.
+        if recorded or self.device.type == "cpu" or step < self._first + LOOKED_AT:
+            self.latest["loss"] = loss.item() / self.examples
+            self._check_finite(step + 1, self.latest["loss"], norm.item())
         if recorded:
             self._record_step(step + 1, loss.item() / self.examples, norm.item(), rate)
 
