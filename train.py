@@ -8,7 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from batch_renorm.training.cli import as_hydra_reads, explained
+from batch_renorm.training.cli import as_hydra_reads, debugged, explained
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
@@ -17,7 +17,7 @@ def main(config: DictConfig) -> None:
     from batch_renorm.training.screen import say, tell_result
 
     with explained():
-        settings: Any = OmegaConf.to_container(config, resolve=True)
+        settings: Any = OmegaConf.to_container(debugged(config), resolve=True)
         if (result := told_before(settings)) is not None:
             tell_result(result)
             return

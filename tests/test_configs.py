@@ -154,6 +154,19 @@ def test_no_option_is_ignored(compose):
         build(config | {"sized": 1})
 
 
+def test_debug_is_a_few_steps_with_one_of_everything(train_command, tmp_path):
+    options = [*TINY[:3], "size.steps=100", "size.evaluate_every=100", "debug=true", "trainer.profile=simple"]
+    for _ in range(2):  # again, it begins again
+        done = train_command(*options)
+        assert "step 4 of 4" in done.stderr
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "curve.csv", "run.json", "checkpoints"}
+    assert [path.name for path in (run / "checkpoints").glob("step*")] == ["step00000004.ckpt"]
+    assert "run_training_epoch" in next(run.glob("fit-profile*")).read_text()
+    steps = {line.split(",")[0] for line in (run / "curve.csv").read_text().splitlines() if ",val_top1," in line}
+    assert steps == {"4"}
+
+
 @pytest.fixture
 def complaint(monkeypatch, capsys, tmp_path):
     """What train.py prints on stderr for a wrong command, run in this process."""

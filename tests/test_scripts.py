@@ -104,12 +104,16 @@ def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):
         if record.HasField("run"):
             config = {item.key: item.value_json for item in record.run.config.update}
             assert record.run.run_id == json.loads((tmp_path / "run/run.json").read_text())["id"]
-            assert record.run.run_group == "noniid_renorm"
-            assert set(record.run.tags) == {"noniid_renorm", "renorm", "pairs", "glyphs"}
+            assert record.run.run_group == "glyphs/noniid_renorm"
+            assert set(record.run.tags) == {"noniid_renorm", "renorm", "pairs", "glyphs", "GlyphInception"}
     logged = dict(line.split(",")[1:] for line in (tmp_path / "run/curve.csv").read_text().splitlines()[1:])
     assert set(logged) <= set(metrics)
     assert float(metrics["val_top1"]) == float(logged["val_top1"])
     assert "optim" in config
+    machine = json.loads(config["machine"])
+    assert {"ranks", "precision", "device", "parameters", "versions"} <= set(machine)
+    assert float(metrics["images_seen"]) == 2 * 32
+    assert float(metrics["train_seconds"]) > 0
 
 
 def test_readme_code_runs():

@@ -55,7 +55,7 @@ def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhe
     (newest,) = offline_files(tmp_path)
     rows = history(newest)
     assert [step for step, _ in rows] == [1, 2, 3, 4, 5, 6]
-    assert rows[3][1] == {"loss": 0.25, "val_top1": 40.0}
+    assert rows[3][1] == {"loss": 0.25, "val_top1": 40.0, "images_seen": 4 * 32}
     assert [step for step, metrics in rows if "val_top1" in metrics] == [2, 4, 6]
     assert {r.run.run_id for r in records(newest) if r.HasField("run")} == {"id12345"}
     assert len(list((tmp_path / "wandb/superseded").glob("*/*.wandb"))) == 1

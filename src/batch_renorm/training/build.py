@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.data.staging import on_this_node
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.norm.layers import has_layers
+from batch_renorm.training.cli import DEBUG_IMAGES
 from batch_renorm.training.evaluation import Composition, Evaluation
 from batch_renorm.training.folder import read_config
 from batch_renorm.training.module import Training
@@ -107,6 +108,7 @@ class Machine:
     compile: bool | Literal["auto", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "auto"
     tf32: bool = True
     deterministic: bool = False
+    profile: Literal["simple", "advanced", "torch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,10 @@ class Wandb:
     mode: Literal["offline", "online"]
     project: str
     entity: str | None
+    tags: list[str] = field(default_factory=list)  # from here on: not in the configs of the first runs
+    notes: str | None = None
+    artifact: bool = False
+    samples: bool = False
 
 
 class Logging:
@@ -150,7 +156,7 @@ class Run:
 CHANNELS = 64  # of the norm layer that a norm's options are tried on
 SECTIONS = (
     "seed", "average", "evaluation", "folder", "fresh", "scale", "size", "norm", "minibatch", "ramp",
-    "model", "data", "optim", "trainer", "logger", "experiment",
+    "model", "data", "optim", "trainer", "logger", "experiment", "dataset", "dataset_of_scale", "debug",
 )  # fmt: skip
 
 
@@ -166,6 +172,8 @@ def build(config: Config) -> Run:
     seed = config["seed"]
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed}")
+    if config.get("debug", False) not in (True, False):
+        raise ValueError(f"debug is true or false, got {config['debug']!r}")
     size: Size = construct(Size, config, "size")
     machine: Machine = construct(Machine, config, "trainer")
     minibatch: Minibatch = construct(Minibatch, config, "minibatch")
@@ -185,7 +193,12 @@ def build(config: Config) -> Run:
         log_every=machine.log_every,
     )
     evaluation: Evaluation = construct(
-        Evaluation, config, "evaluation", trained=minibatch.composition, groups=has_layers(training.model)
+        Evaluation,
+        config,
+        "evaluation",
+        trained=minibatch.composition,
+        groups=has_layers(training.model),
+        most=DEBUG_IMAGES if config.get("debug") else None,
     )
     evaluation.measurements(source)  # raises now what would otherwise be raised at the first evaluation
     run = Run(

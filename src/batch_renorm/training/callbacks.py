@@ -43,6 +43,10 @@ class Evaluate(Callback):
             logger.save()
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
 class Record(Callback):
     """Keeps run.json: state, steps done, time spent, and what the result depends on."""
 
@@ -52,10 +56,7 @@ class Record(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        device = trainer.strategy.root_device
-        name = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-        )
+        name = device_name(trainer.strategy.root_device)
         before, step = self.folder.record(), trainer.global_step
         self.earlier = before["wall_seconds"]
         speed = before.get("images_per_second")

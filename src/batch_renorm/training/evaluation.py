@@ -56,6 +56,7 @@ class Evaluation:
     """Which images are evaluated, and how often; names as in configs/train.yaml.
 
     `trained` is the composition of the experiment's own minibatches, `groups` whether the network's norms see any.
+    `most` are the validation images that are looked at, and with it one minibatch of each kind; None is all.
     """
 
     every: int
@@ -65,6 +66,7 @@ class Evaluation:
     batch_size: int
     trained: Composition
     groups: bool = True
+    most: int | None = None
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the model after `step` updates is evaluated: every so often, and at the end."""
@@ -79,7 +81,7 @@ class Evaluation:
         val, train = source.labels("val"), source.labels("train")
         sample = generator(0, EVALUATION, 1).permutation(len(train))[: self.train_images]
         measurements = {
-            "val": Measurement("val", in_batches(np.arange(len(val)), self.batch_size)),
+            "val": Measurement("val", in_batches(np.arange(len(val))[: self.most], self.batch_size)),
             "train": Measurement("train", in_batches(np.sort(sample), self.batch_size)),
         }
         if not self.groups:
@@ -106,6 +108,7 @@ class Evaluation:
     def _whole(self, minibatches: np.ndarray) -> list[np.ndarray]:
         """Batches of about the evaluation's size that cut no minibatch."""
         at_once = max(1, self.batch_size // minibatches.shape[1])
+        minibatches = minibatches[: None if self.most is None else 1]
         return [rows.reshape(-1) for rows in in_batches(minibatches, at_once)]
 
 
