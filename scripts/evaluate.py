@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     matches = {text: OVERRIDE.fullmatch(text) for text in options.what}
     folders = [text for text, match in matches.items() if match is None]
-    given = [match.groups() for match in matches.values() if match is not None]
+    given = [(match[1], match[2], match[3]) for match in matches.values() if match is not None]
     if options.timm and not folders:
         metrics, logged = evaluate_timm(options, given), None
     elif len(folders) == 1 and not given and not options.timm:

@@ -107,7 +107,7 @@ def facts(run: Run, place: Place, device: torch.device, stated: dict[str, Any]) 
 
 def profiler(run: Run, folder: Folder) -> Profiler | None:
     """Lightning's profiler of configs/trainer; it writes fit-profile* into the run folder when training ends."""
-    where = {"dirpath": folder.path, "filename": "profile"}
+    where: dict[str, Any] = {"dirpath": folder.path, "filename": "profile"}
     match run.machine.profile:
         case "simple":
             return SimpleProfiler(**where)
