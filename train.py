@@ -22,7 +22,7 @@ def main(config: DictConfig) -> float | None:
         if (result := told_before(settings)) is not None:
             tell_result(result)
             return accuracy(Path(settings["folder"]))
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        if "torch" not in sys.modules and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             say(f"{settings['experiment']}, scale {settings['scale']}, seed {settings['seed']}: loading torch")
         from batch_renorm.training.run import train
 

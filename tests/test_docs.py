@@ -1,8 +1,11 @@
 """Commands and links of the pages name scripts, options and files that exist."""
 
+import importlib.util
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -84,7 +87,9 @@ def test_experiments_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_a_search_without_its_plugin_says_what_to_install():
-    from batch_renorm.training.cli import composition
-
-    error = Exception("Error locating target 'hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper', ...")
-    assert "pip install hydra-optuna-sweeper" in composition(error)
+    if importlib.util.find_spec("optuna") is not None:
+        pytest.skip("it is installed")
+    command = [sys.executable, "train.py", "-m", "hydra/sweeper=search", "debug=true"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    cure = "pip install hydra-optuna-sweeper"
+    assert (done.returncode, done.stderr) == (2, f"error: hydra/sweeper=search needs hydra-optuna-sweeper: {cure}\n")

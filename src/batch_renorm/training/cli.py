@@ -123,6 +123,10 @@ def explained() -> Iterator[None]:
         exit_with(f"cannot read or write {error.filename}: {error.strerror}")
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
+    except RuntimeError as error:
+        if not str(error).startswith("Unknown plugin class"):
+            raise
+        exit_with("hydra/sweeper=search needs hydra-optuna-sweeper: pip install hydra-optuna-sweeper")
     except KeyboardInterrupt:  # before there is anything to finish
         raise SystemExit(130) from None
 
@@ -151,8 +155,6 @@ def composition(error: Exception) -> str:
     """An unknown option, with the near misses among all options of the default run."""
     text = str(error).strip() or str(error.__cause__)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
-    if "hydra_optuna_sweeper" in text or "optuna.samplers" in text:
-        return "hydra/sweeper=search needs hydra-optuna-sweeper: pip install hydra-optuna-sweeper"
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'\n", text)
     if ambiguous is not None:
         return unread(ambiguous[1]) + " (or, to try each of several values in turn, add -m)"

@@ -27,14 +27,13 @@ def opening(
         "passes a step": passes(run, place, stated["memory"]),
         "arithmetic": in_words(stated["arithmetic"]),
         "loader processes": loading(stated["loading"]),
-        "folder": str(folder),
     }
     if images_per_second:
         rows["so far"] = f"{images_per_second:,.0f} images/s"
         rows["expected finish"] = finish((steps - step) * run.training.examples, images_per_second)
     width = max(map(len, rows)) + 2
     lines = [wrapped(f"  {name:<{width}}{value}", " " * width) for name, value in rows.items()]
-    return "\n".join([wrapped(title), *lines])
+    return "\n".join([wrapped(title), *lines, f"  {'folder':<{width}}{folder}"])  # a path stays whole
 
 
 def ranks(place: Place) -> str:
