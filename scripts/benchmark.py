@@ -19,7 +19,7 @@ PARTS = {"norm": norm, "step": step, "aims": aims, "data": data, "limits": limit
 
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = main.add_subparsers(required=True, metavar="PART", dest="part")
     for name, part in PARTS.items():
         about = (part.__doc__ or "").partition("\n")[0]

@@ -1,12 +1,5 @@
 """Kill a small run, and a store in the making, again and again: `python scripts/chaos.py`.
 
-    kills=N              of the run, per number of ranks; default 12
-    ranks=1,2            numbers of ranks to try
-    stores=N             kills of scripts/prepare_imagenet.py; default 20
-    images=N             in that store; default 600
-    seed=K               of the moments; they also depend on the machine's mood
-    out=FOLDER           where the report goes (chaos.json and README.md); default: printed only
-
 Every kill of a run is SIGKILL to the whole process group: while it starts, between steps, inside an evaluation or
 inside the writing of a checkpoint; with several ranks also to one of them alone. Then the same command again.
 Reported are rows of curve.csv and of the W&B file lost or doubled, and the largest difference of any number in the
@@ -15,6 +8,7 @@ A store is killed by SIGKILL and SIGTERM in turn and started again at once; repo
 byte from those of a store that nobody killed.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -31,9 +25,7 @@ from typing import Any
 
 import torch
 from chaos_stores import torment_store
-from omegaconf import OmegaConf
 
-from batch_renorm.training.build import near
 from batch_renorm.training.checkpoints import checkpoints
 from batch_renorm.training.cli import explained
 from batch_renorm.training.curve import BY_THE_CLOCK, read_rows
@@ -41,7 +33,6 @@ from batch_renorm.training.folder import commit
 from batch_renorm.training.wandb_file import history, offline_files
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = {"kills": 12, "ranks": "1,2", "seed": 0, "out": "", "steps": 60, "every": 5, "stores": 20, "images": 600}
 SMALL = [
     "logger=offline", "trainer=cpu", "trainer.log_every=1", "data.labels=40", "data.val_images=4", "size.workers=3",
     "size.train_sample=80",
@@ -52,13 +43,26 @@ FAULTS = (
 PATIENCE = 3600.0  # seconds for a process to get anywhere, on a machine with much other work
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default, about in (
+        ("kills", 12, "of the run, per number of ranks"),
+        ("steps", 60, "of the run"),
+        ("every", 5, "steps between its evaluations and checkpoints"),
+        ("stores", 20, "kills of scripts/prepare_imagenet.py"),
+        ("images", 600, "in that store"),
+        ("seed", 0, "of the moments; they also depend on the machine's mood"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{about} (default: {default})")
+    parser.add_argument("--ranks", default="1,2", help="numbers of ranks to try (default: 1,2)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for chaos.json and README.md (default: printed only)")
+    return parser.parse_args(arguments)
+
+
 def main(arguments: list[str]) -> int:
-    options = OPTIONS | dict(OmegaConf.from_dotlist(arguments))
-    for name in options:
-        if name not in OPTIONS:
-            raise ValueError(f"no option {name}{near(str(name), OPTIONS)}")
+    options = vars(parse(arguments))
     chance, results, stores = random.Random(options["seed"]), [], []
-    counts = str(options["ranks"]).strip("[]").split(",") if options["kills"] else []
+    counts = options["ranks"].split(",") if options["kills"] else []
     for ranks in map(int, counts):
         with tempfile.TemporaryDirectory(prefix="chaos") as place:
             results.append(torment(Path(place), ranks, options["kills"], options, chance))
@@ -77,7 +81,7 @@ def main(arguments: list[str]) -> int:
         "stores": stores,
     }
     if options["out"]:
-        out = Path(options["out"])
+        out = options["out"]
         out.mkdir(parents=True, exist_ok=True)
         (out / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
         (out / "README.md").write_text(page(report))

@@ -31,7 +31,7 @@ def sheet(source: Glyphs, split: str, rows: int, columns: int, zoom: int) -> Ima
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="image file to write")
     parser.add_argument("--data", choices=sorted(file.stem for file in CONFIGS.glob("glyphs*.yaml")), default="glyphs")
     parser.add_argument("--split", choices=["train", "val"], default="train")

@@ -1,15 +1,12 @@
 """A run's network as plain weights, for timm or torch alone.
 
-    python scripts/export.py run=runs/imagenet/noniid_renorm/seed0 out=model.safetensors
-
-    run=FOLDER           a run folder; its newest readable checkpoint, unless
-    checkpoint=FILE      one of its checkpoints is named
-    out=FILE             .safetensors, or anything else for torch's format
+    python scripts/export.py runs/imagenet/noniid_renorm/seed0 model.safetensors
 
 Every Batch Renorm layer becomes the batchnorm with the same outputs at inference. A network of timm then loads
 into timm's own: timm.create_model(NAME, num_classes=N, checkpoint_path=FILE).
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,28 +15,33 @@ from safetensors.torch import save_file
 
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import to_batchnorm
+from batch_renorm.norm.layers import has_layers
 from batch_renorm.training import checkpoints
-from batch_renorm.training.build import load, near, target
+from batch_renorm.training.build import load, target
 from batch_renorm.training.cli import explained
 
-OPTIONS = {"run": "", "checkpoint": "", "out": ""}
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="FOLDER", help="a run folder")
+    parser.add_argument("out", type=Path, metavar="FILE", help=".safetensors, or anything else for torch's format")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the run's newest readable one")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
-    options = OPTIONS | {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
-    for name in options:
-        if name not in OPTIONS:
-            raise ValueError(f"no option {name}{near(name, OPTIONS)}")
-    if not options["run"] or not options["out"]:
-        raise ValueError("say which run, and where to: python scripts/export.py run=FOLDER out=model.safetensors")
-    folder, out = Path(options["run"]).expanduser(), Path(options["out"]).expanduser()
+    options = parse(arguments)
+    folder, out = options.run.expanduser(), options.out.expanduser()
     run = load(folder)
-    path = Path(options["checkpoint"]).expanduser() if options["checkpoint"] else checkpoints.newest_readable(folder)[0]
+    path = options.checkpoint.expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
     if path is None:
         raise ValueError(f"{folder} has no readable checkpoint")
     checkpoints.load_weights(run.training, path)
     model = run.training.inference_model(checkpoints.step_of(path))
-    if target(run.config["model"]) is create:
+    if not has_layers(model):
+        weights = model.state_dict()
+        use = f"load_state_dict of the same network with norm={run.config['norm']['name']}"
+    elif target(run.config["model"]) is create:
         name, classes = run.config["model"]["name"], run.source.classes
         weights = stock_weights(model, name, classes, run.source.channels)
         use = f"timm.create_model({name!r}, num_classes={classes}, checkpoint_path={str(out)!r})"

@@ -4,6 +4,7 @@ A row a label; first the image as evaluation prepares it, then as the minibatche
 options are those of train.py.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -43,15 +44,18 @@ def picture(image: Tensor) -> Image.Image:
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or "=" in arguments[0]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="FILE", help="image file to write")
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="options of train.py")
+    options = parser.parse_intermixed_args(arguments)
+    if "=" in options.out.name:
         raise ValueError("say where the page goes: python scripts/samples.py page.png scale=imagenet data.root=...")
-    out, *overrides = arguments
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", as_hydra_reads(overrides)), resolve=True)
+        config = OmegaConf.to_container(compose("train", as_hydra_reads(options.overrides)), resolve=True)
     assert isinstance(config, dict)
     source: Source = construct(target(config["data"]), config, "data")  # type: ignore[arg-type]
-    page(source, config["seed"]).save(Path(out))
-    print(out)
+    page(source, config["seed"]).save(options.out)
+    print(options.out)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from batch_renorm.data.workers import balance, busy, workers_of_rank
+from batch_renorm.reporting import paper
 from batch_renorm.training.cli import CONFIGS, as_hydra_reads, explained
 from batch_renorm.training.folder import differences, with_places
 
-EXPERIMENTS = tuple(sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
+EXPERIMENTS = tuple(sorted(paper.EXPERIMENTS))  # the seven; others of configs/experiment are not the paper's
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def main() -> None:
     experiments = options.experiments.split(",")
     unknown = sorted(set(experiments) - set(EXPERIMENTS))
     if unknown:
-        raise ValueError(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+        raise ValueError(f"no experiment {', '.join(unknown)} of the paper's; there are {', '.join(EXPERIMENTS)}")
     if options.images_per_second is not None and options.images_per_second <= 0:
         raise ValueError(f"--images-per-second={options.images_per_second} must be above 0")
     try:

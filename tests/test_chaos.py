@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 
 def test_a_run_that_is_killed_and_started_again_is_the_run_that_was_not(tmp_path):
-    arguments = ["kills=2", "ranks=1", "steps=12", "every=4", "seed=1", "stores=0", f"out={tmp_path}"]
+    arguments = ["--kills=2", "--ranks=1", "--steps=12", "--every=4", "--seed=1", "--stores=0", f"--out={tmp_path}"]
     done = subprocess.run([sys.executable, "scripts/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = json.loads((tmp_path / "chaos.json").read_text())["results"]
@@ -22,7 +22,7 @@ def test_a_run_that_is_killed_and_started_again_is_the_run_that_was_not(tmp_path
 
 
 def test_a_store_that_is_killed_and_started_again_is_the_store_that_was_not(tmp_path):
-    arguments = ["kills=0", "stores=3", "images=240", f"out={tmp_path}"]
+    arguments = ["--kills=0", "--stores=3", "--images=240", f"--out={tmp_path}"]
     done = subprocess.run([sys.executable, "scripts/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = json.loads((tmp_path / "chaos.json").read_text())["stores"]

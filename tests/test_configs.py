@@ -3,10 +3,12 @@
 import sys
 
 import pytest
+import torch
 import yaml
 
 import train
 from batch_renorm.norm.layers import layers_of
+from batch_renorm.reporting import paper
 from batch_renorm.training.build import build
 from tests.conftest import ROOT, TINY
 
@@ -24,8 +26,14 @@ PAPER = {  # facts of sections 4.1 to 4.3: norm, images per label, group
 }
 
 
-def test_the_seven_experiments():
-    assert sorted(PAPER) == EXPERIMENTS
+OURS = {"iid_groupnorm": "iid", "micro4_groupnorm": "micro4", "noniid_groupnorm": "pairs"}  # and their minibatches
+
+
+def test_the_papers_seven_experiments_and_ours():
+    assert sorted(PAPER | OURS) == EXPERIMENTS
+    assert sorted(PAPER) == sorted(paper.EXPERIMENTS)
+    for name in OURS:
+        assert "# Ours, not the paper's" in (ROOT / f"configs/experiment/{name}.yaml").read_text()
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -35,7 +43,10 @@ def test_experiments_differ_in_norm_and_regime_alone(compose, experiment, scale)
     config, base = compose(f"experiment={experiment}", *options), compose("experiment=iid_batchnorm", *options)
     norm, minibatch = config["norm"], config["minibatch"]
     if scale == "imagenet":
-        assert (norm["name"], minibatch["images_per_label"], minibatch["group"]) == PAPER[experiment]
+        if experiment in PAPER:
+            assert (norm["name"], minibatch["images_per_label"], minibatch["group"]) == PAPER[experiment]
+        else:
+            assert (norm["name"], minibatch["name"]) == ("groupnorm", OURS[experiment])
     assert config["folder"] == f"runs/{scale}/{experiment}/seed0"
     for section in config.keys() - {"norm", "minibatch", "experiment", "folder"}:
         assert config[section] == base[section], section
@@ -75,10 +86,14 @@ def test_batch_statistics_are_evaluated_in_the_papers_proportion(compose, miniba
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_two_tiny_steps(train_command, tmp_path, experiment):
     done = train_command(f"experiment={experiment}")
-    assert "validation top-1" in done.stderr
+    assert "validation top-1" in done.stdout
     metrics = {line.split(",")[1] for line in (tmp_path / "run/curve.csv").read_text().splitlines()}
-    assert {"val_top1", "val_top5", "train_top1", "val_top1_batch_statistics", "loss", "lr", "rmax", "dmax"} <= metrics
-    assert {"val_top1_as_trained", "val_top1_no_counterpart", "activation_distance"} <= metrics
+    assert {"val_top1", "val_top5", "train_top1", "loss", "lr"} <= metrics
+    of_groups = {
+        "val_top1_batch_statistics", "val_top1_as_trained", "val_top1_no_counterpart", "activation_distance", "rmax",
+        "dmax",
+    }  # fmt: skip
+    assert of_groups & metrics == (of_groups if experiment in PAPER else set())
     assert ("r_clipped" in metrics) == ("renorm" in experiment)
 
 
@@ -89,7 +104,7 @@ def test_two_steps_of_the_papers_network(train_command, tmp_path):
         "data.val_images=2", "evaluation.labels_per_minibatch=5", "evaluation.batch_size=10",
         "size.train_sample=5", "size.workers=1",
     )  # fmt: skip
-    assert "validation top-1" in done.stderr
+    assert "validation top-1" in done.stdout
     assert "r_clipped/Mixed_7c.branch_pool.bn" in (tmp_path / "run/curve.csv").read_text()
 
 
@@ -100,6 +115,25 @@ def test_every_norm_of_inception_v3_is_ours_and_gamma_is_fixed(compose):
     assert len(norms) == 96
     assert all(norm.weight is None and norm.eps == 1e-3 and norm.group_size == 32 for norm in norms)
     assert not any("BatchNorm" in type(module).__name__ for module in model.modules())
+
+
+def test_groupnorm_takes_the_place_of_every_norm_and_wrong_options_of_it_are_named(compose):
+    config = compose("experiment=noniid_groupnorm", *TINY)
+    model = build(config).training.model
+    norms = {m.num_channels: m.num_groups for m in model.modules() if isinstance(m, torch.nn.GroupNorm)}
+    assert norms == {16: 1, 24: 1, 32: 2, 48: 3, 512: 32}
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    with pytest.raises(ValueError, match=r"nothing reads the option norm\.gruops"):
+        build(config | {"norm": config["norm"] | {"gruops": 4}})
+    with pytest.raises(ValueError, match="channels_per_group must be at least 1"):
+        build(config | {"norm": config["norm"] | {"channels_per_group": 0}})
+
+
+def test_groupnorm_sees_no_group(compose):
+    """An image's answer is the same in any minibatch, also in training."""
+    model = build(compose("experiment=noniid_groupnorm", *TINY)).training.model.train()
+    images = torch.randn(6, 1, 20, 20)
+    torch.testing.assert_close(model(images)[:2], model(images[:2]), rtol=1e-4, atol=1e-5)
 
 
 def leaves(config, prefix=()):
@@ -120,6 +154,19 @@ def test_no_option_is_ignored(compose):
         build(config | {"sized": 1})
 
 
+def test_debug_is_a_few_steps_with_one_of_everything(train_command, tmp_path):
+    options = [*TINY[:3], "size.steps=100", "size.evaluate_every=100", "debug=true", "trainer.profile=simple"]
+    for _ in range(2):  # again, it begins again
+        done = train_command(*options)
+        assert "step 4 of 4" in done.stderr
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "curve.csv", "run.json", "checkpoints"}
+    assert [path.name for path in (run / "checkpoints").glob("step*")] == ["step00000004.ckpt"]
+    assert "run_training_epoch" in next(run.glob("fit-profile*")).read_text()
+    steps = {line.split(",")[0] for line in (run / "curve.csv").read_text().splitlines() if ",val_top1," in line}
+    assert steps == {"4"}
+
+
 @pytest.fixture
 def complaint(monkeypatch, capsys, tmp_path):
     """What train.py prints on stderr for a wrong command, run in this process."""
@@ -133,7 +180,7 @@ def complaint(monkeypatch, capsys, tmp_path):
             train.main()
         assert stopped.value.code == 2
         GlobalHydra.instance().clear()
-        lines = capsys.readouterr().err.strip().splitlines()
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("loading torch")]
         assert len(lines) == 1, lines
         return lines[0]
 

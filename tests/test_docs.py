@@ -1,14 +1,19 @@
 """Commands and links of the pages name scripts, options and files that exist."""
 
+import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from tests.conftest import ROOT
 
+OWN = "docs/experiments.md"  # its files exist on the page alone, see test_experiments_of_ones_own
 PAGES = [
-    "README.md", "docs/imagenet.md", "docs/scales.md", "slurm/README.md", "results/README.md",
+    "README.md", "docs/imagenet.md", "docs/scales.md", "docs/experiments.md", "slurm/README.md", "results/README.md",
     "results/benchmarks/README.md",
 ]  # fmt: skip
 
@@ -23,7 +28,7 @@ def commands(text):
                     yield word, words[at + 1 :]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted({*PAGES} - {OWN}))
 def test_commands_exist(page, compose):
     found = list(commands((ROOT / page).read_text()))
     assert found
@@ -41,3 +46,50 @@ def test_commands_exist(page, compose):
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_experiments_of_ones_own(tmp_path, monkeypatch):
+    """The page's files beside the shipped ones: every command composes, and what is trained is what the page says."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from batch_renorm.training.build import build
+
+    text = (ROOT / OWN).read_text()
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    files = re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", text, re.DOTALL)
+    assert len(files) == len(re.findall(r"```(?:yaml|python)\n", text)) == 6
+    for name, content in files:
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    composed = []
+    with initialize_config_dir(str(tmp_path / "configs"), version_base="1.3"):
+        for script, words in commands(text):
+            assert (ROOT / script).exists()
+            options = [word for word in words if "=" in word and not word.startswith("experiment=noniid_renorm,")]
+            options = [word for word in options if not word.startswith("seed=0,")]
+            config = compose("train", options, return_hydra_config="hydra/sweeper=search" in options)
+            composed.append((options, config))
+        assert len(composed) >= 10
+        for options, config in composed:
+            if "hydra/sweeper=search" in options:
+                searched = config.hydra.sweeper.params
+                assert all(OmegaConf.select(config, name) is not None for name in searched)
+            elif "scale=imagenet" not in options:
+                run = build(OmegaConf.to_container(config, resolve=True))
+                if "norm=layernorm" in options:
+                    assert not run.evaluation.groups
+                if "model=small" in options:
+                    assert type(run.training.model).__name__ == "Small"
+                if "minibatch=fours" in options:
+                    assert run.evaluation.trained == (4, 4)
+
+
+def test_a_search_without_its_plugin_says_what_to_install():
+    if importlib.util.find_spec("optuna") is not None:
+        pytest.skip("it is installed")
+    command = [sys.executable, "train.py", "-m", "hydra/sweeper=search", "debug=true"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    cure = "pip install hydra-optuna-sweeper"
+    assert (done.returncode, done.stderr) == (2, f"error: hydra/sweeper=search needs hydra-optuna-sweeper: {cure}\n")

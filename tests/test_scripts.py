@@ -1,5 +1,6 @@
 """The scripts as a user runs them, and the commands that README names."""
 
+import ast
 import json
 import re
 import subprocess
@@ -28,7 +29,7 @@ def script(*arguments):
 
 def test_evaluate_again_gives_what_was_logged(train_command, tmp_path):
     train_command("size.steps=4", "experiment=noniid_batchnorm")
-    code, out, err = script("scripts/evaluate.py", f"run={tmp_path / 'run'}")
+    code, out, err = script("scripts/evaluate.py", str(tmp_path / "run"))
     assert code == 0, err
     pairs = re.findall(r"(\S+) +(\S+)  \(logged: (\S+)\)", out)
     names = [name for name, _, _ in pairs]
@@ -36,7 +37,7 @@ def test_evaluate_again_gives_what_was_logged(train_command, tmp_path):
     assert {"val_top1_as_trained", "activation_distance", "activation_distance/head.0.1"} <= set(names)
     assert all(now == then for _, now, then in pairs), out
     older = tmp_path / "run/checkpoints/step00000002.ckpt"
-    code, out, err = script("scripts/evaluate.py", f"run={tmp_path / 'run'}", f"checkpoint={older}")
+    code, out, err = script("scripts/evaluate.py", str(tmp_path / "run"), f"--checkpoint={older}")
     assert "step 2" in out, err
 
 
@@ -45,7 +46,7 @@ def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(train_command,
     ours = network == "glyph_inception"
     train_command(*([] if ours else ["model=timm", f"model.name={network}"]))
     folder, file = tmp_path / "run", tmp_path / "weights.safetensors"
-    code, out, err = script("scripts/export.py", f"run={folder}", f"out={file}")
+    code, out, err = script("scripts/export.py", str(folder), str(file))
     assert code == 0, err
     if ours:
         plain = GlyphInception(40, 1, partial(nn.BatchNorm2d, eps=1e-3), head=512, head_layers=3)
@@ -64,10 +65,22 @@ def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(train_command,
 def test_evaluate_names_what_is_wrong(tmp_path):
     assert script("scripts/evaluate.py")[::2] == (
         2,
-        "error: say which run: python scripts/evaluate.py run=runs/<scale>/<experiment>/seed<k>\n",
+        "error: say which run: python scripts/evaluate.py runs/<scale>/<experiment>/seed<k>\n",
     )
-    assert "no option rnu; did you mean run?" in script("scripts/evaluate.py", "rnu=x")[2]
-    assert f"{tmp_path} is not a run folder" in script("scripts/evaluate.py", f"run={tmp_path}")[2]
+    assert "unrecognized arguments: --lables" in script("scripts/evaluate.py", "x", "--lables=3")[2]
+    assert f"{tmp_path} is not a run folder" in script("scripts/evaluate.py", str(tmp_path))[2]
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("scripts/*.py"), ROOT / "slurm/plan.py"]), ids=lambda p: p.stem)
+def test_help_is_what_a_scripts_docstring_says(path, run_script, monkeypatch):
+    docstring = ast.get_docstring(ast.parse(path.read_text()), clean=False)
+    if "__main__" not in path.read_text():
+        pytest.skip("a part of another script")
+    monkeypatch.syspath_prepend(str(path.parent))
+    code, out, _ = run_script(str(path.relative_to(ROOT)), "--help")
+    assert code == 0
+    assert docstring.strip() in out
+    assert all(len(line) <= 120 for line in out.splitlines())
 
 
 def test_contact_sheet(tmp_path):
@@ -91,12 +104,16 @@ def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):
         if record.HasField("run"):
             config = {item.key: item.value_json for item in record.run.config.update}
             assert record.run.run_id == json.loads((tmp_path / "run/run.json").read_text())["id"]
-            assert record.run.run_group == "noniid_renorm"
-            assert set(record.run.tags) == {"noniid_renorm", "renorm", "pairs", "glyphs"}
+            assert record.run.run_group == "glyphs/noniid_renorm"
+            assert set(record.run.tags) == {"noniid_renorm", "renorm", "pairs", "glyphs", "GlyphInception"}
     logged = dict(line.split(",")[1:] for line in (tmp_path / "run/curve.csv").read_text().splitlines()[1:])
     assert set(logged) <= set(metrics)
     assert float(metrics["val_top1"]) == float(logged["val_top1"])
     assert "optim" in config
+    machine = json.loads(config["machine"])
+    assert {"ranks", "precision", "device", "parameters", "versions"} <= set(machine)
+    assert float(metrics["images_seen"]) == 2 * 32
+    assert float(metrics["train_seconds"]) > 0
 
 
 def test_readme_code_runs():

@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from batch_renorm.models.norms import group_norm
 from batch_renorm.models.timm_models import create, stock, stock_weights
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.norm.layers import layers_of
@@ -48,6 +49,24 @@ def test_weights_of_ours_in_timms_own_network_give_the_same_logits(name, size, o
         expected = plain(images)
         torch.testing.assert_close(logits(model(images)), expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "learned"), [("resnet10t", True), ("mobilenetv3_small_050", False)])
+def test_groupnorm_in_the_place_of_every_batchnorm_keeps_activations_and_starting_gammas(name, learned):
+    model = create(name, 7, 3, partial(group_norm, channels_per_group=16, eps=1e-3), learned_gamma=learned)
+    plain = timm.create_model(name, num_classes=7)
+    norms = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
+    before = [m for m in plain.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert [norm.num_channels for norm in norms] == [m.num_features for m in before]
+    assert all((norm.weight is None) == (not learned) for norm in norms)
+    if learned:  # a ResNet starts some at 0
+        assert [norm.weight.detach().abs().sum().item() for norm in norms] == [m.weight.sum().item() for m in before]
+
+    def activations(network):
+        return [type(m) for m in network.modules() if isinstance(m, nn.ReLU | nn.Hardswish)]
+
+    assert activations(model) == activations(plain)
+    assert logits(model(torch.randn(2, 3, 64, 64))).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +140,11 @@ def test_a_pretrained_network_is_evaluated_as_timm_prepares_images(run_script, t
     ((images, labels),) = list(loader)
     with torch.no_grad():
         right = (model(images).argmax(1) == labels).float().mean().item()
-    given = ["model=timm", "model.name=test_resnet", "model.num_classes=4", f"checkpoint={tmp_path / 'weights.pth'}"]
-    code, out, err = run_script("scripts/evaluate.py", *given, f"data.root={root}", "batch_size=3")
+    given = ["--timm=test_resnet", "model.num_classes=4", f"--checkpoint={tmp_path / 'weights.pth'}"]
+    code, out, err = run_script("scripts/evaluate.py", *given, f"data.root={root}", "--batch-size=3")
     assert code == 0, err
     assert out.split() == ["test_resnet,", "8", "images", "val_top1", f"{100 * right:.6g}", "val_top5", "100"]
-    _, _, err = run_script("scripts/evaluate.py", "model=timm", "model.name=test_resnet", "pretrained=true")
+    _, _, err = run_script("scripts/evaluate.py", "--timm=test_resnet", "--pretrained")
     assert err.startswith("error: say where the images are, data.root=")
 
 

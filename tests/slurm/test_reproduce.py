@@ -137,7 +137,7 @@ def test_a_run_of_another_config_does_not_pass_for_finished(complaint, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["--experiments=iid_renrom"], "no experiment iid_renrom"),
+        (["--experiments=iid_renrom"], "no experiment iid_renrom of the paper's"),
         (["--seeds=all"], "--seeds=all: give whole numbers"),
         (["--images-per-second=0"], "must be above 0"),
         (["scale=imagenet"], "every run needs data.root=..."),

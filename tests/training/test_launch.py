@@ -98,7 +98,7 @@ def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
     for name, arguments in (("torchrun", [*torchrun, f"folder={tmp_path}/torchrun"]), ("python", sweep)):
         done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        said[name] = done.stderr
+        said[name] = done.stderr + done.stdout
     assert said["torchrun"].count("(started by torchrun)") == said["torchrun"].count("validation top-1") == 1
     assert said["python"].count("(started by python)") == said["python"].count("validation top-1") == 2
     folder = f"folder={tmp_path}/srun"
@@ -131,7 +131,7 @@ def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path, capfd):
     assert train_in_forks(compose(*TINY, folder), 2) == [0, 0]
     capfd.readouterr()
     assert train_in_forks(compose(*TINY, folder), 2) == [0, 0]
-    assert capfd.readouterr().err.count("This run is finished") == 1
+    assert capfd.readouterr().out.count("This run is finished") == 1
     assert train_in_forks(compose(*TINY, folder, "optim.clip_norm=1"), 2) == [2, 2]
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "it differs in optim.clip_norm." in line

@@ -5,6 +5,7 @@ import copy
 import importlib
 import math
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
 from batch_renorm.training.launch import ALONE, Place
 from batch_renorm.training.module import Training
-from batch_renorm.training.opening import in_words, opening, show
+from batch_renorm.training.opening import in_words, opening
 from tests.conftest import TINY
 from tests.training.checkpoint_files import assert_close, final_state
 
@@ -116,7 +117,7 @@ def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_
         assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_the_table_says_what_will_happen(made, capsys, tmp_path):
+def test_the_opening_says_what_will_happen(made):
     run = made("size.workers=50", "size.steps=1000")
     place = Place(0, 0, 8, 1, 0, "torchrun")
     stated = {
@@ -124,12 +125,14 @@ def test_the_table_says_what_will_happen(made, capsys, tmp_path):
         "arithmetic": use(arithmetic(run.machine, CPU, None), run, CPU),
         "loading": {"processes": 11, "because": "12 cores of this rank"},
     }
-    show(opening(run, place, stated, tmp_path, 250, 400.0))
-    text = capsys.readouterr().err
+    lines = opening(run, place, stated, Path("runs/glyphs"), 250, 400.0).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
     for words in (
-        "resuming at step 250 of 1,000", "800: 50 workers x 16 images", "8, on this machine (started by torchrun)",
+        "resuming at step 250 of 1,000", "800: 50 workers x 16, groups of 16",
+        "8, on this machine (started by torchrun)",
         "7 on ranks 0-1, 6 on the others: busy 89%", "10 or 5 ranks", "11 a rank (12 cores of this rank)",
-        "2, of at most 4 workers (the most that fits H200)", "in 0 h 25 min",
+        "2, of at most 4 workers (the most that fits H200)", "in 25 min and the evaluations",
     ):  # fmt: skip
         assert words in text, text
 

@@ -61,8 +61,8 @@ def test_finished_run_reports_and_fresh_moves_it_aside(train_command, tmp_path):
     train_command()
     before = (tmp_path / "run/curve.csv").read_bytes()
     again = train_command()
-    assert "This run is finished" in again.stderr
-    assert "validation top-1" in again.stderr
+    assert "This run is finished" in again.stdout
+    assert "validation top-1" in again.stdout
     assert (tmp_path / "run/curve.csv").read_bytes() == before
     train_command("fresh=true")
     assert (tmp_path / "run.old/curve.csv").read_bytes() == before

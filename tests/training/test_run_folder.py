@@ -65,7 +65,7 @@ def test_the_same_command_again_is_refused_while_the_first_trains(tmp_path):
     for more in ([], ["fresh=true"]):
         second = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
         assert second.returncode == 2
-        (line,) = second.stderr.strip().splitlines()
+        _, line = second.stderr.strip().splitlines()  # the first says that it is loading torch
         assert line.startswith(f"error: the run folder {tmp_path}/run is in use by process {first.pid} on ")
     first.kill()
     first.wait()

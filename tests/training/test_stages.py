@@ -10,7 +10,8 @@ from batch_renorm.training import stages
 from batch_renorm.training.build import build
 from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, prepare
-from batch_renorm.training.stages import Stages, account, check_shared_memory
+from batch_renorm.training.result import account
+from batch_renorm.training.stages import Stages, check_shared_memory
 from tests.conftest import TINY
 from tests.data import imagenet_files
 
@@ -122,7 +123,7 @@ def test_real_files_give_the_same_curve_from_folders_and_from_a_store(train_comm
     assert code == 0, err
     ranks = ["trainer.devices=2", "trainer.loader_processes=1", f"data.root={folders}"]
     done = train_command(*FILES, *ranks, glyphs=False)
-    assert "of loading (read" in done.stderr
+    assert "of loading (read" in " ".join(done.stdout.split())
     alone = trained(
         compose(*FILES, f"data.root={tmp_path / 'store'}", f"folder={tmp_path / 'alone'}"), tmp_path / "alone"
     )

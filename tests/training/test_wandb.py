@@ -14,7 +14,7 @@ import wandb
 
 from batch_renorm.training import wandb_log
 from batch_renorm.training.build import build
-from batch_renorm.training.curve import CurveLogger
+from batch_renorm.training.curve_logger import CurveLogger
 from batch_renorm.training.wandb_file import history, offline_files, records
 from tests.conftest import TINY
 
@@ -55,12 +55,46 @@ def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhe
     (newest,) = offline_files(tmp_path)
     rows = history(newest)
     assert [step for step, _ in rows] == [1, 2, 3, 4, 5, 6]
-    assert rows[3][1] == {"loss": 0.25, "val_top1": 40.0}
+    assert rows[3][1] == {"loss": 0.25, "val_top1": 40.0, "images_seen": 4 * 32}
     assert [step for step, metrics in rows if "val_top1" in metrics] == [2, 4, 6]
     assert {r.run.run_id for r in records(newest) if r.HasField("run")} == {"id12345"}
     assert len(list((tmp_path / "wandb/superseded").glob("*/*.wandb"))) == 1
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def test_the_checkpoint_and_sample_images_are_there_where_they_are_asked_for(run, tmp_path):
+    run.logging.wandb = wandb_log.Wandb("offline", "project", None, tags=["mine"], artifact=True, samples=True)
+    (tmp_path / "checkpoints").mkdir()
+    for step in (2, 4):
+        (tmp_path / f"checkpoints/step{step:08}.ckpt").write_bytes(b"weights" * step)
+    follow(run, tmp_path, 0, 4)
+    (file,) = offline_files(tmp_path)
+    found = list(records(file))
+    artifacts = [r.request.log_artifact.artifact for r in found if r.HasField("request")]
+    artifacts += [r.artifact for r in found if r.HasField("artifact")]
+    names = {(a.type, a.name, *(entry.path for entry in a.manifest.contents)) for a in artifacts if a.name}
+    assert names == {("model", "model-noniid_renorm-seed0", "step00000004.ckpt")}
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/*.png"))) == wandb_log.SAMPLES
+    assert {tag for r in found if r.HasField("run") for tag in r.run.tags} >= {"mine"}
+
+
+def test_the_summary_has_the_best_and_the_last_accuracy(run, tmp_path):
+    follow(run, tmp_path, 0, 4)
+    (file,) = offline_files(tmp_path)
+    metrics = {r.metric.name: r.metric for r in records(file) if r.HasField("metric")}
+    assert metrics["val_top1"].summary.max
+    assert metrics["val_top1"].summary.last
+    assert {"images_seen", "train_seconds"} <= set(metrics)
+    assert {r.run.job_type for r in records(file) if r.HasField("run")} == {"train"}
+
+
+def test_training_seconds_are_those_of_the_speed_that_the_curve_has():
+    axes = wandb_log.Axes(examples=100)
+    assert axes.at(10, {"loss": 1.0}) == {"images_seen": 1000}
+    assert axes.at(20, {"images_per_second": 50.0}) == {"images_seen": 2000, "train_seconds": 40.0}
+    assert axes.at(20, {"val_top1": 1.0}) == {"images_seen": 2000, "train_seconds": 40.0}
+    assert axes.at(30, {"images_per_second": 100.0}) == {"images_seen": 3000, "train_seconds": 50.0}
 
 
 def test_a_service_inherited_from_another_process_is_not_used(run, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Networks of timm by name, with the experiment's norm in every place of batchnorm, and back to timm's own."""
 
 import copy
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -11,12 +12,12 @@ from batch_renorm.norm import BatchRenorm2d, convert_batchnorm, to_batchnorm
 
 
 def create(
-    name: str, classes: int, channels: int, norm: partial[BatchRenorm2d], learned_gamma: bool = False, **options: Any
+    name: str, classes: int, channels: int, norm: partial[Any], learned_gamma: bool = False, **options: Any
 ) -> nn.Module:
     """timm's model `name`, each BatchNorm replaced by a layer with `norm`'s settings.
 
     Args:
-        norm: makes the norm of a given number of channels; its settings are what counts.
+        norm: makes the norm of a given number of channels; of BatchRenorm2d its settings are what counts.
         learned_gamma: keep each norm's gamma and learn it, for networks that start some at 0; the paper's is
             fixed at 1.
         options: passed to `timm.create_model` (aux_logits=True for Inception-v3's auxiliary head).
@@ -30,7 +31,31 @@ def create(
         raise ValueError(f"model.name={name} has no batchnorm that Batch Renorm could take the place of")
     if not learned_gamma and any(module.weight is not None and bool((module.weight != 1).any()) for module in norms):
         raise ValueError(f"{name} starts some gammas at other values than 1: say model.learned_gamma=true")
-    return convert_batchnorm(model, **(norm.keywords | {"scale": learned_gamma}))
+    if norm.func is BatchRenorm2d:
+        return convert_batchnorm(model, **(norm.keywords | {"scale": learned_gamma}))
+    return replace_batchnorm(model, partial(norm, scale=True) if learned_gamma else norm)
+
+
+def replace_batchnorm(model: nn.Module, norm: Callable[[int], nn.Module]) -> nn.Module:
+    """Another norm in the place of every batchnorm, and the gamma and beta that it started with.
+
+    A layer of timm's that is norm and activation becomes a sequence of the norm, its drop and its activation.
+
+    Args:
+        model: changed in place.
+    """
+    for parent in list(model.modules()):
+        for name, old in list(parent.named_children()):
+            if not isinstance(old, nn.modules.batchnorm._BatchNorm):
+                continue
+            new = norm(old.num_features)
+            for parameter in ("weight", "bias"):
+                start, learned = getattr(old, parameter), getattr(new, parameter, None)
+                if start is not None and learned is not None:
+                    learned.data.copy_(start.data)
+            rest = [getattr(old, part) for part in ("drop", "act") if isinstance(getattr(old, part, None), nn.Module)]
+            setattr(parent, name, nn.Sequential(new, *rest) if rest else new)
+    return model
 
 
 def stock(name: str, **options: Any) -> nn.Module:

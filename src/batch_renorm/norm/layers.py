@@ -369,6 +369,11 @@ def layers_of(model: nn.Module) -> dict[str, BatchRenorm]:
     return layers
 
 
+def has_layers(model: nn.Module) -> bool:
+    """Whether a model has a BatchRenorm layer: whether what it makes of an image depends on a group."""
+    return any(isinstance(module, BatchRenorm) for module in model.modules())
+
+
 def limits_tensor(rmax: float, dmax: float, device: torch.device) -> Tensor:
     limits = torch.empty(2, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
     fill_limits(limits, rmax, dmax)

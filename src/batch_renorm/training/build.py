@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,8 @@ from batch_renorm.data.loaders import Division, Source, TrainingPasses
 from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.data.staging import on_this_node
 from batch_renorm.norm import BatchRenorm2d, Ramp
+from batch_renorm.norm.layers import has_layers
+from batch_renorm.training.cli import DEBUG_IMAGES
 from batch_renorm.training.evaluation import Composition, Evaluation
 from batch_renorm.training.folder import read_config
 from batch_renorm.training.module import Training
@@ -44,9 +46,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Norm:
-    """configs/norm: which transform, and how mu and sigma move."""
+    """configs/norm: batchnorm or Batch Renorm, and how mu and sigma move; other norms are a function, `_target_`."""
 
-    name: str
+    name: Literal["batchnorm", "renorm"]
     eps: float
     alpha: float
     averages: Literal["sigma", "variance"]
@@ -106,6 +108,7 @@ class Machine:
     compile: bool | Literal["auto", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "auto"
     tf32: bool = True
     deterministic: bool = False
+    profile: Literal["simple", "advanced", "torch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,10 @@ class Wandb:
     mode: Literal["offline", "online"]
     project: str
     entity: str | None
+    tags: list[str] = field(default_factory=list)  # from here on: not in the configs of the first runs
+    notes: str | None = None
+    artifact: bool = False
+    samples: bool = False
 
 
 class Logging:
@@ -146,9 +153,10 @@ class Run:
         return TrainingPasses(self.source, self.regime, division, self.seed)
 
 
+CHANNELS = 64  # of the norm layer that a norm's options are tried on
 SECTIONS = (
     "seed", "average", "evaluation", "folder", "fresh", "scale", "size", "norm", "minibatch", "ramp",
-    "model", "data", "optim", "trainer", "logger", "experiment",
+    "model", "data", "optim", "trainer", "logger", "experiment", "dataset", "dataset_of_scale", "debug",
 )  # fmt: skip
 
 
@@ -164,25 +172,34 @@ def build(config: Config) -> Run:
     seed = config["seed"]
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed}")
+    if config.get("debug", False) not in (True, False):
+        raise ValueError(f"debug is true or false, got {config['debug']!r}")
     size: Size = construct(Size, config, "size")
     machine: Machine = construct(Machine, config, "trainer")
     minibatch: Minibatch = construct(Minibatch, config, "minibatch")
-    norm: Norm = construct(Norm, config, "norm")
+    norm = norm_factory(config, minibatch.group)
     ramp: Ramp = construct(Ramp, config, "ramp")
     pytorch_lightning.seed_everything(seed, verbose=False)
     data = {"data": on_this_node(config["data"])}
     source: Source = construct(target(config["data"]), data, "data")
-    network = {"classes": source.classes, "channels": source.channels, "norm": norm.layer(minibatch.group)}
+    network = {"classes": source.classes, "channels": source.channels, "norm": norm}
     training = Training(
         construct(target(config["model"]), config, "model", **network),
         source,
         construct(Optimization, config, "optim"),
-        ramp=ramp if norm.name == "renorm" else None,
+        ramp=ramp if config["norm"]["name"] == "renorm" else None,
         average_decay=construct(Average, config, "average").decay,
         examples=size.workers * minibatch.size,
         log_every=machine.log_every,
     )
-    evaluation: Evaluation = construct(Evaluation, config, "evaluation", trained=minibatch.composition)
+    evaluation: Evaluation = construct(
+        Evaluation,
+        config,
+        "evaluation",
+        trained=minibatch.composition,
+        groups=has_layers(training.model),
+        most=DEBUG_IMAGES if config.get("debug") else None,
+    )
     evaluation.measurements(source)  # raises now what would otherwise be raised at the first evaluation
     run = Run(
         config, size, machine,
@@ -194,6 +211,21 @@ def build(config: Config) -> Run:
     )  # fmt: skip
     run.evaluation.measurements(source)  # raises if there are too few labels or images, now and not when it is due
     return run
+
+
+def norm_factory(config: Config, group: int) -> partial[Any]:
+    """What makes a norm layer of so many channels; a norm with a `_target_` is a function of them and its options.
+
+    Args:
+        group: images that are normalised together; nothing to a norm of another kind.
+    """
+    section = config["norm"]
+    if "_target_" not in section:
+        norm: Norm = construct(Norm, config, "norm")
+        return norm.layer(group)
+    options = {name: value for name, value in section.items() if name not in ("name", "_target_")}
+    construct(target(section), {"norm": options}, "norm", channels=CHANNELS)  # says now what is wrong with them
+    return partial(target(section), **options)
 
 
 def load(folder: Path) -> Run:

@@ -1,5 +1,6 @@
 """What happens at the end of a step besides the step itself: evaluation and the run's record."""
 
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -16,7 +17,7 @@ from batch_renorm.training.errors import DiskFullError
 from batch_renorm.training.evaluation import Evaluation, evaluate
 from batch_renorm.training.folder import Folder, provenance
 from batch_renorm.training.launch import Place
-from batch_renorm.training.opening import opening, show
+from batch_renorm.training.opening import opening
 
 
 class Evaluate(Callback):
@@ -42,6 +43,10 @@ class Evaluate(Callback):
             logger.save()
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
 class Record(Callback):
     """Keeps run.json: state, steps done, time spent, and what the result depends on."""
 
@@ -51,14 +56,11 @@ class Record(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        device = trainer.strategy.root_device
-        name = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-        )
+        name = device_name(trainer.strategy.root_device)
         before, step = self.folder.record(), trainer.global_step
         self.earlier = before["wall_seconds"]
         speed = before.get("images_per_second")
-        show(opening(self.run, self.place, self.stated, self.folder.path, step, speed))
+        print(opening(self.run, self.place, self.stated, self.folder.path, step, speed), file=sys.stderr, flush=True)
         self._write(
             "running", step, reason=None, ranks=trainer.world_size, launcher=self.place.launcher,
             **self.stated, **provenance(name),

@@ -15,15 +15,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from batch_renorm.training import naming
 from batch_renorm.training.errors import DiskFullError, NotFiniteError, Stopped
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PATHS = ("folder", "data.root")
 IN_EVERY_PLACE = ("scale", "experiment", "seed")
 """What the default folder is made of."""
+DEBUG_STEPS, DEBUG_IMAGES = 4, 64
 LONGEST = 120  # characters of a sweep's options in a folder's name; file systems take 255 in all
 
 
@@ -64,7 +66,33 @@ def proportional(part: int, whole: int, size: int) -> int:
 OmegaConf.register_new_resolver("knee", knee, replace=True)
 OmegaConf.register_new_resolver("half", half, replace=True)
 OmegaConf.register_new_resolver("swept", swept, replace=True)
+
+
+def dataset(*, _root_: DictConfig) -> str:
+    """The config's ${dataset:}: a name for its images, see `naming.dataset_of`."""
+    return naming.dataset_of(_root_.data)
+
+
+def place(*, _root_: DictConfig) -> str:
+    """The config's ${place:}: the folder of the runs that belong together, see `naming.place_of`."""
+    return naming.place_of(_root_)
+
+
 OmegaConf.register_new_resolver("proportional", proportional, replace=True)
+OmegaConf.register_new_resolver("dataset", dataset, replace=True)
+OmegaConf.register_new_resolver("place", place, replace=True)
+
+
+def debugged(config: DictConfig) -> DictConfig:
+    """A config as it is, or with `debug=true` shrunk to a few steps with one of everything, changed in place."""
+    if config.debug is True:
+        few = {"steps": DEBUG_STEPS, "evaluate_every": DEBUG_STEPS, "train_sample": DEBUG_IMAGES}
+        for name, value in few.items():
+            config.size[name] = min(value, config.size[name])
+        config.trainer.log_every, config.fresh = 1, True
+        if config.logger.wandb is not None and config.logger.wandb.mode == "online":
+            config.logger.wandb.mode = "offline"
+    return config
 
 
 @contextmanager
@@ -95,6 +123,10 @@ def explained() -> Iterator[None]:
         exit_with(f"cannot read or write {error.filename}: {error.strerror}")
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
+    except RuntimeError as error:
+        if not str(error).startswith("Unknown plugin class"):
+            raise
+        exit_with("hydra/sweeper=search needs hydra-optuna-sweeper: pip install hydra-optuna-sweeper")
     except KeyboardInterrupt:  # before there is anything to finish
         raise SystemExit(130) from None
 

@@ -1,14 +1,8 @@
 """curve.csv: what a run measured, in rows of step, metric, value. Everything that reports reads this file."""
 
-import os
-from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
-from batch_renorm.training.folder import room_for, write_atomically
+from batch_renorm.training.folder import write_atomically
 
 HEADER = ["step", "metric", "value"]
 BY_THE_CLOCK = ("images_per_second", "seconds_")
@@ -55,37 +49,3 @@ def parsed(line: str) -> tuple[int, str, float] | None:
         return int(cells[0]), cells[1], float(cells[2])
     except ValueError:
         return None
-
-
-class CurveLogger(Logger):
-    """Appends rows to curve.csv; `save` makes them durable, which must happen before a checkpoint counts on them."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    @property
-    def name(self) -> str:
-        return "curve"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        rows = "".join(f"{step},{name},{value:.6g}\n" for name, value in metrics.items())
-        if not self.path.exists():
-            rows = ",".join(HEADER) + "\n" + rows
-        with room_for(self.path, len(rows)), self.path.open("a") as file:
-            file.write(rows)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run folder's config.yaml has them."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())

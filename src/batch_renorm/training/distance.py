@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from batch_renorm.data.loaders import Source, share
 from batch_renorm.norm import training_normalization
-from batch_renorm.norm.layers import layers_of
+from batch_renorm.norm.layers import has_layers, layers_of
 
 MINIBATCHES = 16  # enough for two digits; one at a time, so that the outputs of all layers fit
 
@@ -27,11 +27,15 @@ def activation_distances(
 ) -> dict[str, float]:
     """`activation_distance`, the mean over layers, and `activation_distance/<layer>`, in the order of the network.
 
+    Nothing of a network without BatchRenorm layers: it computes the same in training and at inference.
+
     Args:
         model: in evaluation mode; its limits are those of training.
         minibatches: (minibatches, size) indices of validation images, composed as in training. The
             first 16 are used, shared by the ranks, which agree on the result.
     """
+    if not has_layers(model):
+        return {}
     names = list(layers_of(model))
     sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)
     for indices in share(list(minibatches[:MINIBATCHES]), rank, ranks):

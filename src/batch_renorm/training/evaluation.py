@@ -10,9 +10,12 @@ Metrics are percentages, named as in results/paper/curves.csv:
   suspects that the model "learns to predict labels for images that come in a set": this is the accuracy without a set.
 - val_top1_as_trained: validation images in minibatches that are composed and normalised as in the
   experiment's training. With batchnorm that is muB and sigmaB of its groups; with Batch Renorm r and d, too.
+
+A network whose norms see no group (GroupNorm) gives an image the same answer in any minibatch: the last three are
+val_top1 then, and are left out.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +31,9 @@ from batch_renorm.data.kept import KeptImages
 from batch_renorm.data.loaders import Source, in_batches, share
 from batch_renorm.data.minibatches import EVALUATION, distinct_minibatches, generator, paired_minibatches
 from batch_renorm.norm import batch_statistics, training_normalization
+
+METRICS = {"pairs": "batch_statistics", "no_counterpart": "no_counterpart", "as_trained": "as_trained"}
+"""Measurements of minibatches, and their names as metrics, val_top1_<name>."""
 
 
 class Composition(NamedTuple):
@@ -49,7 +55,8 @@ class Measurement(NamedTuple):
 class Evaluation:
     """Which images are evaluated, and how often; names as in configs/train.yaml.
 
-    `trained` is the composition of the experiment's own minibatches.
+    `trained` is the composition of the experiment's own minibatches, `groups` whether the network's norms see any.
+    `most` are the validation images that are looked at, and with it one minibatch of each kind; None is all.
     """
 
     every: int
@@ -58,6 +65,8 @@ class Evaluation:
     images_per_label: int
     batch_size: int
     trained: Composition
+    groups: bool = True
+    most: int | None = None
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the model after `step` updates is evaluated: every so often, and at the end."""
@@ -71,6 +80,12 @@ class Evaluation:
         """
         val, train = source.labels("val"), source.labels("train")
         sample = generator(0, EVALUATION, 1).permutation(len(train))[: self.train_images]
+        measurements = {
+            "val": Measurement("val", in_batches(np.arange(len(val))[: self.most], self.batch_size)),
+            "train": Measurement("train", in_batches(np.sort(sample), self.batch_size)),
+        }
+        if not self.groups:
+            return measurements
         size, present = self.labels_per_minibatch * self.images_per_label, len(np.unique(val))
         if size > present:
             raise ValueError(
@@ -80,9 +95,7 @@ class Evaluation:
             )
         pairs = paired_minibatches(val, self.labels_per_minibatch, self.images_per_label)
         distinct = distinct_minibatches(val, size)
-        return {
-            "val": Measurement("val", in_batches(np.arange(len(val)), self.batch_size)),
-            "train": Measurement("train", in_batches(np.sort(sample), self.batch_size)),
+        return measurements | {
             "pairs": Measurement("val", self._whole(pairs), partial(batch_statistics, group_size=size)),
             "no_counterpart": Measurement("val", self._whole(distinct), partial(batch_statistics, group_size=size)),
             "as_trained": Measurement("val", self._whole(self.as_trained(source)), training_normalization),
@@ -95,6 +108,7 @@ class Evaluation:
     def _whole(self, minibatches: np.ndarray) -> list[np.ndarray]:
         """Batches of about the evaluation's size that cut no minibatch."""
         at_once = max(1, self.batch_size // minibatches.shape[1])
+        minibatches = minibatches[: None if self.most is None else 1]
         return [rows.reshape(-1) for rows in in_batches(minibatches, at_once)]
 
 
@@ -127,11 +141,12 @@ def evaluate(
     rank: int = 0,
     ranks: int = 1,
     kept: KeptImages | None = None,
+    watch: Callable[[Iterable[Any], int], Iterator[Any]] = lambda loaded, batches: iter(loaded),
 ) -> dict[str, float]:
     """All metrics of one model, in percent. Ranks share the images and agree on the result.
 
     The model is left in evaluation mode. `kept` has the images of earlier evaluations; without it, they are loaded by
-    so many processes.
+    so many processes. `watch` is given the batches and their number, and hands them on.
     """
     model.eval()
     kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")
@@ -139,7 +154,8 @@ def evaluate(
         name: (split, share(batches, rank, ranks), normalization)
         for name, (split, batches, normalization) in evaluation.measurements(source).items()
     }
-    loaded = kept.visit([(split, indices) for split, batches, _ in measurements.values() for indices in batches])
+    visits = [(split, indices) for split, batches, _ in measurements.values() for indices in batches]
+    loaded = watch(kept.visit(visits), len(visits))
     counts = {}
     for name, (_, batches, normalization) in measurements.items():
         with normalization(model):
@@ -151,11 +167,6 @@ def evaluate(
     images, top1, top5 = {}, {}, {}
     for name, row in zip(counts, total.tolist(), strict=True):
         images[name], top1[name], top5[name] = row[0], 100 * row[1] / row[0], 100 * row[2] / row[0]
-    return {
-        "val_top1": top1["val"],
-        "val_top5": top5["val"],
-        "train_top1": top1["train"],
-        "val_top1_batch_statistics": top1["pairs"],
-        "val_top1_no_counterpart": top1["no_counterpart"],
-        "val_top1_as_trained": top1["as_trained"],
-    }
+    metrics = {"val_top1": top1["val"], "val_top5": top5["val"], "train_top1": top1["train"]}
+    in_groups = {name: f"val_top1_{METRICS[name]}" for name in METRICS if name in top1}
+    return metrics | {metric: top1[name] for name, metric in in_groups.items()}

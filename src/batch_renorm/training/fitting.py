@@ -8,15 +8,17 @@ import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from batch_renorm.data.kept import AT_ONCE, KeptImages
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
-from batch_renorm.training import arithmetic, checkpoints, curve
+from batch_renorm.training import arithmetic, checkpoints
 from batch_renorm.training.build import Run
-from batch_renorm.training.callbacks import Evaluate, Record
-from batch_renorm.training.folder import Folder
+from batch_renorm.training.callbacks import Evaluate, Record, device_name
+from batch_renorm.training.curve_logger import CurveLogger
+from batch_renorm.training.folder import Folder, provenance
 from batch_renorm.training.launch import ALONE, Place, share, uses_gpu
 from batch_renorm.training.loading import loading, room_for_images
 from batch_renorm.training.memory import evaluation_batch, workers_per_pass
@@ -71,15 +73,16 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
         # mu and sigma are the same on every rank by construction: nothing to broadcast
         strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if place.ranks > 1 else "auto",
         max_steps=steps,
-        logger=loggers(run, folder, checkpoint, place),
+        logger=loggers(run, folder, checkpoint, place, facts(run, place, device, stated)),
         callbacks=[
             Evaluate(run, evaluation, kept),
             checkpoints.Checkpoints(folder, run),
             Record(run, folder, place, stated),
-            Progress(steps),
+            Progress(run),
         ],
         # whatever started the ranks has said so in torchrun's names (launch.py): no guessing by Lightning
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
+        profiler=profiler(run, folder),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -95,10 +98,35 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, place: Place = ALONE)
     return trainer.global_step
 
 
-def loggers(run: Run, folder: Folder, checkpoint: Path | None, place: Place) -> list[Logger]:
+def facts(run: Run, place: Place, device: torch.device, stated: dict[str, Any]) -> dict[str, Any]:
+    """What W&B's table of runs is sorted and filtered by besides the config."""
+    return {
+        "ranks": place.ranks,
+        "precision": stated["arithmetic"]["precision"],
+        "parameters": sum(parameter.numel() for parameter in run.training.model.parameters()),
+        **provenance(device_name(device)),
+    }
+
+
+def profiler(run: Run, folder: Folder) -> Profiler | None:
+    """Lightning's profiler of configs/trainer; it writes fit-profile* into the run folder when training ends."""
+    where: dict[str, Any] = {"dirpath": folder.path, "filename": "profile"}
+    match run.machine.profile:
+        case "simple":
+            return SimpleProfiler(**where)
+        case "advanced":
+            return AdvancedProfiler(**where)
+        case "torch":  # three steps, the first ones left out
+            return PyTorchProfiler(**where, export_to_chrome=True)
+    return None
+
+
+def loggers(
+    run: Run, folder: Folder, checkpoint: Path | None, place: Place, facts: dict[str, Any] | None = None
+) -> list[Logger]:
     """curve.csv always; W&B as configs/logger says, the same run again after a resume."""
-    result: list[Logger] = [curve.CurveLogger(folder.curve)]
+    result: list[Logger] = [CurveLogger(folder.curve)]
     if run.logging.wandb is not None and place.rank == 0:
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
-        result.append(WandbLogger(run, run.logging.wandb, folder.path, folder.record()["id"], step))
+        result.append(WandbLogger(run, run.logging.wandb, folder.path, folder.record()["id"], step, facts or {}))
     return result

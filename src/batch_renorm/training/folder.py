@@ -24,11 +24,11 @@ import yaml
 from batch_renorm.data import durable
 from batch_renorm.training.errors import DiskFullError
 
-NOT_SCIENCE = ("trainer", "logger", "fresh", "folder")
-"""Config sections that may differ between the parts of one run: they cannot change what is trained."""
+NOT_SCIENCE = ("trainer", "logger", "fresh", "folder", "dataset", "dataset_of_scale", "debug")
+"""Config sections that may differ between the parts of one run: they name it, or cannot change what is trained."""
 OURS = (
-    "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "slurm*", "to-be-moved-aside-by-job-*",
-    durable.LOCK,
+    "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "*profile*", "slurm*",
+    "to-be-moved-aside-by-job-*", durable.LOCK,
 )  # fmt: skip
 """What may stand in a run folder."""
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.data.minibatches import EVALUATION, generator
 from batch_renorm.norm import training_normalization
+from batch_renorm.norm.layers import has_layers
 from batch_renorm.training.distance import norm_outputs
 
 COMPANIES = ("label again", "neither", "other again")
@@ -55,8 +56,10 @@ def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images:
         images: validation images that are looked at.
 
     Raises:
-        ValueError: images of one letter, which leave nothing to ask.
+        ValueError: images of one letter, which leave nothing to ask; or a network that cannot ask.
     """
+    if not has_layers(model):
+        raise ValueError("the network's norms see no group: there is no mechanism to measure")
     if source.others != 1:
         raise ValueError(f"the mechanism is measured on images of two letters; these have {1 + source.others}")
     val = Shown(source)

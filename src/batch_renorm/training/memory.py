@@ -8,6 +8,7 @@ import copy
 import gc
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from batch_renorm.data.workers import split_evenly
 from batch_renorm.norm import training_normalization
+from batch_renorm.norm.layers import has_layers
 from batch_renorm.training.build import Run
 from batch_renorm.training.launch import Place, gather
 
@@ -94,7 +96,8 @@ def a_batch(run: Run, images: int, device: torch.device) -> None:
     minibatch = run.config["minibatch"]["size"]
     model = copy.deepcopy(run.training.model).to(device).eval()
     later = [torch.empty_like(p) for p in model.parameters() for _ in range(5)]
-    with training_normalization(model):  # as its minibatches are: more than with mu and sigma
+    # as its minibatches are normalised: more than with mu and sigma
+    with training_normalization(model) if has_layers(model) else nullcontext():
         model(sample(run, max(1, images // minibatch) * minibatch, device))
     del later
 

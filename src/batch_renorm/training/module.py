@@ -9,19 +9,24 @@ optimisation is manual.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from batch_renorm.data.loaders import Pass, Source
 from batch_renorm.norm import StepStatistics, set_limits
+from batch_renorm.norm.layers import BatchRenorm, has_layers
 from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.errors import NotFiniteError
 from batch_renorm.training.optimizer import Optimization
 from batch_renorm.training.signals import Stop
 from batch_renorm.training.stages import Stages
+
+LOOKED_AT = 10  # first steps of a process whose loss is looked at on any device
 
 
 class Training(LightningModule):
@@ -29,7 +34,7 @@ class Training(LightningModule):
 
     Args:
         model: images (n, channels, size, size) to logits (n, classes), or in training to logits and
-            the auxiliary head's logits. Its norms are BatchRenorm layers.
+            the auxiliary head's logits. Its norms are BatchRenorm layers, or none of them is.
         source: turns what loader processes fetched into images.
         optimization: loss and update.
         ramp: step -> (rmax, dmax); None keeps (1, 0), which is batchnorm.
@@ -53,10 +58,12 @@ class Training(LightningModule):
         self.model = model
         self.source, self.optimization, self.examples, self.log_every = source, optimization, examples, log_every
         self.ramp = ramp
-        set_limits(model, 1.0, 0.0)
+        groups = has_layers(model)
+        if groups:
+            set_limits(model, 1.0, 0.0)
         model.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and GPU
         self.average = InferenceModel(model, average_decay)
-        self.statistics = StepStatistics(model)
+        self.statistics = StepStatistics(model) if groups else NoStatistics()
         self.latest: dict[str, float] = {}
         self.stop = Stop()
         self.stages = Stages()
@@ -64,6 +71,7 @@ class Training(LightningModule):
         self.bf16, self.memory_format = False, torch.channels_last
         self._loss_sum: Tensor | None = None
         self._clock = (0, time.perf_counter())
+        self._first = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimization.optimizer(self.model)
@@ -72,7 +80,8 @@ class Training(LightningModule):
         """What is evaluated after `step` updates: the average, its limits those of the last update."""
         model = self.average.module
         assert isinstance(model, nn.Module)
-        set_limits(model, *self.limits(step - 1))
+        if self.statistics.layers:
+            set_limits(model, *self.limits(step - 1))
         return model
 
     def limits(self, step: int) -> tuple[float, float]:
@@ -80,6 +89,7 @@ class Training(LightningModule):
         return self.ramp(step) if self.ramp is not None else (1.0, 0.0)
 
     def on_train_start(self) -> None:
+        self._first = self.trainer.global_step
         self.restart_clock(self.trainer.global_step)
 
     def restart_clock(self, step: int) -> None:
@@ -153,9 +163,10 @@ class Training(LightningModule):
         self.average.update_parameters(self.model)
         self.stages.stop("step", self.device)
         recorded = self._recorded(step + 1)
-        # On an accelerator looking at a value waits for the device: only where it is recorded anyway.
-        if recorded or self.device.type == "cpu":
-            self._check_finite(step + 1, loss.item() / self.examples, norm.item())
+        # On an accelerator looking at a value waits for the device: only where it is recorded anyway, and at first.
+        if recorded or self.device.type == "cpu" or step < self._first + LOOKED_AT:
+            self.latest["loss"] = loss.item() / self.examples
+            self._check_finite(step + 1, self.latest["loss"], norm.item())
         if recorded:
             self._record_step(step + 1, loss.item() / self.examples, norm.item(), rate)
 
@@ -166,7 +177,8 @@ class Training(LightningModule):
         rmax, dmax = self.limits(step - 1)
         since, start = self._clock
         wall, steps = time.perf_counter() - start, step - since
-        row = {"loss": loss, "gradient_norm": gradient_norm, "lr": rate, "rmax": rmax, "dmax": dmax}
+        row = {"loss": loss, "gradient_norm": gradient_norm, "lr": rate}
+        row |= {"rmax": rmax, "dmax": dmax} if self.statistics.layers else {}
         row |= {"images_per_second": steps * self.examples / wall} | self.stages.take(wall, steps)
         self.restart_clock(step)
         if getattr(self.source, "on_error", "fail") == "skip":
@@ -191,9 +203,28 @@ class Training(LightningModule):
             name: torch.maximum(layer.mu.abs(), layer.sigma).max().item()
             for name, layer in self.statistics.layers.items()
         }
-        name = max(largest, key=largest.__getitem__)
+        where, cure = "", ""
+        if largest:
+            name = max(largest, key=largest.__getitem__)
+            where = f" The layer with the largest moving statistics is {name!r} ({largest[name]:.4g})."
+            cure = " or a slower ramp"
         raise NotFiniteError(
-            f"step {step}: loss {loss}, gradient norm {gradient_norm}. The layer with the largest moving "
-            f"statistics is {name!r} ({largest[name]:.4g}). The last checkpoint is good; try a lower "
-            "learning rate (optim.lr) or a slower ramp"
+            f"step {step}: loss {loss}, gradient norm {gradient_norm}.{where} The last checkpoint is good; try a lower "
+            f"learning rate (optim.lr){cure}"
         )
+
+
+class NoStatistics:
+    """In the place of StepStatistics where no norm has mu and sigma: what is left of a step's all-reduce."""
+
+    layers: ClassVar[dict[str, BatchRenorm]] = {}
+    measure_clipping = False
+
+    def update(self, extra: Tensor) -> Tensor:
+        """`extra`, 1-d, summed over the ranks."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(extra)
+        return extra
+
+    def clipped_fractions(self) -> dict[str, tuple[float, float]]:
+        return {}

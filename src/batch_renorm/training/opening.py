@@ -1,42 +1,39 @@
 """What a person reads when a run starts: what will happen, on what, and when it should be done."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from batch_renorm.data.workers import balance, split_evenly
 from batch_renorm.training.build import Run
 from batch_renorm.training.launch import Place
+from batch_renorm.training.screen import duration, wrapped
 
 
 def opening(
     run: Run, place: Place, stated: dict[str, Any], folder: Path, step: int, images_per_second: float | None
-) -> Table:
-    """A table of the run as it starts at `step`; the speed is that of its earlier part, None before there is any."""
+) -> str:
+    """The run as it starts at `step`, a fact a line; the speed is that of its earlier part, None before any."""
     config, size, steps = run.config, run.config["minibatch"]["size"], run.size.steps
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
-    table.title = f"{config['experiment']} (scale {config['scale']}, seed {config['seed']}): " + (
+    normalised = f"groups of {config['minibatch']['group']}" if run.evaluation.groups else "each normalised alone"
+    normalised = f"groups of {config['minibatch']['group']}" if run.evaluation.groups else "each normalised alone"
+    title = f"{config['experiment']} (scale {config['scale']}, seed {config['seed']}): " + (
         f"resuming at step {step:,} of {steps:,}" if step else f"training for {steps:,} steps"
     )
-    table.title_style = "bold"
-    for name, value in (
-        ("examples a step", f"{run.training.examples:,}: {run.size.workers} workers x {size} images, normalised in "
-         f"groups of {config['minibatch']['group']}"),
-        ("ranks", ranks(place)),
-        ("workers a rank", workers(run, place)),
-        ("passes a step", passes(run, place, stated["memory"])),
-        ("arithmetic", in_words(stated["arithmetic"])),
-        ("loader processes", loading(stated["loading"])),
-        ("images/s so far", f"{images_per_second:,.0f}" if images_per_second else "not measured yet"),
-        ("expected finish", finish((steps - step) * run.training.examples, images_per_second)),
-        ("folder", str(folder)),
-    ):  # fmt: skip
-        table.add_row(name, value)
-    return table
+    rows = {
+        "images a step": f"{run.training.examples:,}: {run.size.workers} workers x {size}, {normalised}",
+        "ranks": ranks(place),
+        "workers a rank": workers(run, place),
+        "passes a step": passes(run, place, stated["memory"]),
+        "arithmetic": in_words(stated["arithmetic"]),
+        "loader processes": loading(stated["loading"]),
+    }
+    if images_per_second:
+        rows["so far"] = f"{images_per_second:,.0f} images/s"
+        rows["expected finish"] = finish((steps - step) * run.training.examples, images_per_second)
+    width = max(map(len, rows)) + 2
+    lines = [wrapped(f"  {name:<{width}}{value}", " " * width) for name, value in rows.items()]
+    return "\n".join([wrapped(title), *lines, f"  {'folder':<{width}}{folder}"])  # a path stays whole
 
 
 def ranks(place: Place) -> str:
@@ -75,15 +72,8 @@ def in_words(arithmetic: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def finish(images: int, images_per_second: float | None) -> str:
+def finish(images: int, images_per_second: float) -> str:
     """When the remaining steps are done at the speed so far, evaluations not counted."""
-    if not images_per_second:
-        return "shown in the progress line as it trains"
     seconds = images / images_per_second
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{end}, in {hours} h {minutes} min without evaluations"
-
-
-def show(table: Table) -> None:
-    Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120, highlight=False).print(table)
+    return f"{end}, in {duration(seconds)} and the evaluations"

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm.data.loaders import Division
 from batch_renorm.training import checkpoints, curve
@@ -22,8 +20,9 @@ from batch_renorm.training.errors import DiskFullError, Stopped
 from batch_renorm.training.fitting import fit
 from batch_renorm.training.folder import Folder, claimed, prepare, with_places
 from batch_renorm.training.launch import Place, find_place, share, take_place, together, uses_gpu
+from batch_renorm.training.result import FINISHED, summary
+from batch_renorm.training.screen import say, tell_result
 from batch_renorm.training.signals import Stop
-from batch_renorm.training.stages import account
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,17 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
             if start.refused or start.finished:
                 return tell(start, folder, place)
             for remark in start.remarks:
-                say(remark)
+                if place.rank == 0:
+                    say(remark)
             with large_enough(settings, place):
                 reached = fit(run, folder, start.checkpoint, place)
     if stop.decided and reached < run.size.steps:
         stopped = Stopped(stop.decided, reached, run.size.steps)
-        say(f"\n{stopped}")
+        if place.rank == 0:
+            say(str(stopped))
         raise stopped
-    say("\n" + summary(folder))
+    if place.rank == 0:
+        tell_result(summary(folder))
     return folder.record()
 
 
@@ -129,45 +131,9 @@ def tell(start: Start, folder: Folder, place: Place) -> dict[str, Any]:
         if place.rank:
             raise SystemExit(2)  # rank 0 says why
         raise ValueError(start.refused)
-    say(f"This run is finished; fresh=true repeats it.\n{summary(folder)}")
+    if place.rank == 0:
+        tell_result(f"{FINISHED}\n{summary(folder)}")
     return folder.record()
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def summary(folder: Folder) -> str:
-    """Final and best accuracy of a finished run, where its files are, and how to draw them.
-
-    Raises:
-        ValueError: its curve is gone, or has no accuracy.
-    """
-    rows = curve.read_rows(folder.curve)
-    final = {metric: value for _, metric, value in rows}
-    points = [(step, value) for step, metric, value in rows if metric == "val_top1"]
-    if not points:
-        raise ValueError(f"{folder.path} is a finished run, but {folder.curve} has no val_top1; fresh=true repeats it")
-    step, best = max(points, key=lambda point: point[1])
-    record = folder.record()
-    minutes = record.get("wall_seconds", 0) / 60
-    stages = account(final, record.get("loading", {}).get("processes", 0))
-    others = "".join(
-        f"; {name} {final[metric]:.1f}%"
-        for metric, name in (
-            ("val_top5", "top-5"),
-            ("train_top1", "on training images"),
-            ("val_top1_batch_statistics", "with batch statistics"),
-        )
-        if metric in final
-    )
-    return (
-        f"validation top-1 {final['val_top1']:.1f}% at the end, {best:.1f}% at best (step {step:,}){others}\n"
-        + (f"  {stages}\n" if stages else "")
-        + f"  {minutes:.1f} minutes; curve, config, checkpoints: {folder.path}\n"
-        f"  figures and table: python scripts/report.py"
-    )
 
 
 def hush() -> None:

@@ -16,12 +16,11 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-LOADING = ("read", "decode", "augment")
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2
 """Passes that a loader process prepares ahead; torch's default."""
@@ -86,30 +85,6 @@ def _now(device: torch.device) -> Any:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
-
-
-def account(final: Mapping[str, float], processes: int) -> str | None:
-    """What bounds a run, in a line, from the last values of the metrics; None where they are not known.
-
-    Args:
-        processes: loader processes.
-    """
-    if "seconds_step" not in final:
-        return None
-    wait, transfer, step = (final[f"seconds_{stage}"] for stage in ("wait", "transfer", "step"))
-    total = wait + transfer + step
-    text = f"a step takes {total:.3g} s: network {step / total:.0%}, transfer and colours {transfer / total:.0%}"
-    text += f", waiting for images {wait / total:.0%}"
-    loading = {stage: final.get(f"seconds_{stage}", 0.0) for stage in LOADING}
-    if not any(loading.values()):
-        return text
-    shares = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in loading.items())
-    text += f"; its images take {sum(loading.values()):.3g} s of loading ({shares}) in {max(1, processes)} processes"
-    if wait < 0.1 * total:
-        return f"{text}: the network bounds the run"
-    slowest = max(loading, key=loading.__getitem__)
-    cure = "faster storage, or a store" if slowest == "read" else "more trainer.loader_processes"
-    return f"{text}: loading bounds the run; {cure} would help"
 
 
 def shared_memory_fits(image_bytes: int, images: int, ranks: int) -> int | None:

@@ -8,19 +8,26 @@ aside), and online, where W&B knows its last step, what is missing there is sent
 
 import os
 import queue
+import re
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from pytorch_lightning.loggers import Logger
 
+from batch_renorm.data.loaders import Draw
 from batch_renorm.training.build import Run, Wandb
 from batch_renorm.training.curve import read_rows
+from batch_renorm.training.naming import model_of, place_of
 
+AXES = ("images_seen", "train_seconds")
+SAMPLES = 16
 PATIENCE = {"online": 60.0, "offline": 600.0}
 """Seconds that a run waits for W&B: for its servers not long, for its process on a busy machine as it takes."""
 
@@ -34,10 +41,15 @@ class WandbLogger(Logger):
         folder: the run folder; W&B's files go to its `wandb`.
         id: of the W&B run; the same after every start.
         step: where this start begins; rows after it come by `log_metrics`.
+        facts: of this start, that W&B's table of runs can show: ranks, device, versions.
     """
 
-    def __init__(self, run: Run, wandb: Wandb, folder: Path, id: str, step: int) -> None:
+    def __init__(
+        self, run: Run, wandb: Wandb, folder: Path, id: str, step: int, facts: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
+        self.facts, self.axes = dict(facts or {}), Axes(run.training.examples)
+        self.samples = sample_images(run) if wandb.samples else []
         self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
         self.mode: Any = mode_of(wandb.mode, os.environ)
         self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
@@ -87,9 +99,14 @@ class WandbLogger(Logger):
                 (self.folder / "wandb").mkdir(exist_ok=True)
                 (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
             begin = live.step  # online: after the last step that W&B has
+            if self.samples and begin == 0:
+                live.log({"samples": [wandb.Image(picture, caption=label) for picture, label in self.samples]}, step=0)
             for step, metrics in self._rows():
+                row = metrics | self.axes.at(step, metrics)
                 if step >= begin:
-                    live.log(metrics, step=step)
+                    live.log(row, step=step)
+            if self.wandb.artifact and self.status == 0:
+                self._keep_checkpoint(live)
             live.finish(exit_code=self.status)
             wandb.teardown()  # waits for W&B's process, which writes the end of its file when finish() is long back
         except Exception as error:
@@ -103,13 +120,29 @@ class WandbLogger(Logger):
             put_aside(self.folder / "wandb")
         elif not wandb.login(prompt=False):
             raise ValueError("no API key (wandb login, or WANDB_API_KEY)")
-        return wandb.init(
+        live = wandb.init(
             project=self.wandb.project, entity=self.wandb.entity, mode=self.mode, dir=self.folder,
-            id=self.id, resume=None if offline else "allow", config=config,
-            name=f"{config['experiment']}-seed{config['seed']}", group=config["experiment"],
-            tags=[config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]],
-            settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="off"),
+            id=self.id, resume=None if offline else "allow", config=config | {"machine": self.facts},
+            allow_val_change=True,  # a run may go on on another machine
+            name=f"{config['experiment']}-seed{config['seed']}", group=group_of(config), job_type="train",
+            tags=tags_of(config, self.wandb.tags), notes=self.wandb.notes,
+            settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="wrap"),
         )  # fmt: skip
+        for metric in AXES:
+            live.define_metric(metric, hidden=True)
+        for metric in ("val_top1", "val_top5", "train_top1"):
+            live.define_metric(metric, summary="max,last")  # in the summary as val_top1.max and val_top1.last
+        return live
+
+    def _keep_checkpoint(self, live: Any) -> None:
+        """The final checkpoint as the artifact model-<experiment>-seed<k>."""
+        import wandb
+
+        files = sorted((self.folder / "checkpoints").glob("step*.ckpt"))
+        if files:
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"model-{live.name}"), "model")
+            artifact.add_file(str(files[-1]))
+            live.log_artifact(artifact)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
         yield from earlier_rows(self.folder / "curve.csv", self.step)
@@ -121,6 +154,43 @@ class WandbLogger(Logger):
         if not self.given_up:
             print(f"going on without W&B ({what}); curve.csv has everything", file=sys.stderr, flush=True)
         self.given_up = True
+
+
+class Axes:
+    """What a row can be drawn over besides its step: images that were trained on, and seconds of training.
+
+    Both follow from the curve alone, so that a resumed run has the same; evaluations are not in the seconds.
+    """
+
+    def __init__(self, examples: int) -> None:
+        self.examples, self.step, self.seconds = examples, 0, 0.0
+
+    def at(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Of the next row; seconds only once a speed was measured."""
+        if "images_per_second" in metrics:
+            self.seconds += (step - self.step) * self.examples / metrics["images_per_second"]
+            self.step = step
+        return {"images_seen": step * self.examples} | ({"train_seconds": self.seconds} if self.seconds else {})
+
+
+def group_of(config: Mapping[str, Any]) -> str:
+    """The seeds of one experiment at one scale on one data set: glyphs/noniid_renorm."""
+    return f"{place_of(config)}/{config['experiment']}"
+
+
+def tags_of(config: Mapping[str, Any], own: Sequence[str] = ()) -> list[str]:
+    """Experiment, norm, minibatch, scale, data set, network and one's own, each once and as long as W&B takes them."""
+    names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
+    return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *own])]
+
+
+def sample_images(run: Run) -> list[tuple[np.ndarray, str]]:
+    """Some training images as the first step sees them, uint8 (size, size, channels), and their labels."""
+    labels = run.source.labels("train")
+    indices = np.linspace(0, len(labels) - 1, SAMPLES).astype(int)
+    images = run.source.images([run.source.fetch("train", indices, Draw(run.seed, 0, 0))], torch.device("cpu"))
+    levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [(level, str(label)) for level, label in zip(levels, labels[indices], strict=True)]
 
 
 def mode_of(configured: str, environment: Mapping[str, str]) -> str:

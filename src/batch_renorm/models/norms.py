@@ -1,0 +1,29 @@
+"""Norms that see no group, as factories: what stands beside batchnorm and Batch Renorm as a control.
+
+A norm of one's own is such a function, too: configs/norm names it by `_target_`, see docs/experiments.md.
+"""
+
+from torch import nn
+
+
+def group_norm(channels: int, channels_per_group: int, eps: float, scale: bool = False) -> nn.GroupNorm:
+    """torch's GroupNorm (Wu and He, 2018) over the channels of each image alone: (n, channels, ...) to the same.
+
+    A group has `channels_per_group` channels where these divide, else the next number above that does, at most all.
+    Wu and He's other setting, 32 groups, does not divide the 48 and 80 channels of Inception-v3; their 16 channels a
+    group divides every layer of it.
+
+    Args:
+        channels_per_group: the fewest channels of a group.
+        scale: learn gamma; the paper's networks have gamma = 1 throughout. beta is always learned.
+
+    Raises:
+        ValueError: channels_per_group below 1.
+    """
+    if channels_per_group < 1:
+        raise ValueError(f"norm.channels_per_group must be at least 1, got {channels_per_group}")
+    size = next((size for size in range(channels_per_group, channels) if channels % size == 0), channels)
+    layer = nn.GroupNorm(channels // size, channels, eps)
+    if not scale:
+        layer.register_parameter("weight", None)
+    return layer

@@ -1,0 +1,38 @@
+"""What the runs of a data set are called: part of their folder, their tags and their group in W&B."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+IMAGENET = {"classes": 1000, "train_images": 1281167, "val_images": 50000}
+
+
+def dataset_of(data: Mapping[str, Any]) -> str:
+    """A name for the images of configs/data: glyphs, cifar100, imagenet, or the name of a folder of one's own.
+
+    A folder is ImageNet's only where ImageNet's numbers of classes and images are asked for.
+    """
+    kind = data["_target_"].rpartition(".")[2]
+    if kind == "Images":
+        if all(data.get(name) == number for name, number in IMAGENET.items()):
+            return "imagenet"
+        return as_name(Path(str(data["root"])).expanduser().absolute().name)
+    return as_name(str(data.get("name", kind)).lower())
+
+
+def place_of(config: Mapping[str, Any]) -> str:
+    """The scale, and the data set where it is not the scale's own: imagenet, imagenet-cars."""
+    dataset = as_name(str(config["dataset"]))
+    place = config["scale"] if dataset == config.get("dataset_of_scale") else f"{config['scale']}-{dataset}"
+    return f"debug/{place}" if config["debug"] else place
+
+
+def model_of(config: Mapping[str, Any]) -> str:
+    """The network's name: timm's, or that of the class."""
+    return str(config["model"].get("name") or config["model"]["_target_"].rpartition(".")[2])
+
+
+def as_name(text: str) -> str:
+    """Text that can be part of a path."""
+    return re.sub(r"[^\w.+-]+", "_", text) or "unnamed"
