@@ -7,7 +7,7 @@ matplotlib is imported when something is drawn, so that printing a table does no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, floor
 from pathlib import Path
@@ -46,8 +46,10 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_all(runs: Sequence[Run], published: Published, scale: str, folder: Path) -> list[Path]:
-    """Writes fig1, fig2, fig3 and summary, and activations and mechanism where a run has them, as PNG and SVG."""
+def draw_all(
+    runs: Sequence[Run], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure] = FIGURES
+) -> list[Path]:
+    """Writes the figures and the summary, and activations and mechanism where a run has them, as PNG and SVG."""
     from matplotlib import rc_context
 
     from batch_renorm.reporting.activations import draw_activations
@@ -58,7 +60,7 @@ def draw_all(runs: Sequence[Run], published: Published, scale: str, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with rc_context(STYLE):
-        drawings = {name: draw_curves(figure, runs, published, scale) for name, figure in FIGURES.items()}
+        drawings = {name: draw_curves(figure, runs, published, scale) for name, figure in figures.items()}
         drawings["summary"] = draw_summary(runs, published, scale)
         if activations := draw_activations(runs):
             drawings["activations"] = activations
