@@ -120,7 +120,9 @@ class Comparison:
     shares: tuple[float, ...]  # of the baseline's best, one for each threshold; empty where accuracies were given
     missing: tuple[str, ...]  # commands that make what is missing
     notes: tuple[str, ...] = field(default=())
-    data: str | None = None  # the data set's name where it is not the scale's: then the paper's accuracies are no matter
+    data: str | None = (
+        None  # the data set's name where it is not the scale's: then the paper's accuracies are no matter
+    )
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
@@ -158,7 +160,6 @@ def compare(
         (*notes, *set_apart(runs), *not_drawn(runs), *other_compositions(runs)),
         next((run.data for run in runs if run.data), None),
         figures_of(runs, figures),
-
     )
 
 

@@ -101,7 +101,9 @@ def _series(line: str, runs: Sequence[Run]) -> Series:
         )
     if series[1] not in metrics:
         close = get_close_matches(series[1], metrics, n=3)
-        raise ValueError(f"no metric {series[1]!r} in any run; " + (f"did you mean {' or '.join(close)}?" * bool(close)))
+        raise ValueError(
+            f"no metric {series[1]!r} in any run; " + (f"did you mean {' or '.join(close)}?" * bool(close))
+        )
     return series
 
 

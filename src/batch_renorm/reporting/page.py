@@ -21,7 +21,6 @@ from batch_renorm.reporting.looks import SHADES, look
 from batch_renorm.reporting.paper import (
     BASELINE,
     EXPERIMENTS,
-    FIGURES,
     VAL,
     Curve,
     Published,
@@ -48,7 +47,7 @@ def page(c: Comparison, runs: Sequence[Run], published: Published, command: str,
         "series": [_series(s, label, published) for s, label in series_of(runs).items()],
         "figures": [
             {"name": f.name, "title": f.title, "lines": [{"id": "/".join(s), "label": n} for s, n in f.lines.items()]}
-            for f in FIGURES.values()
+            for f in c.figures.values()
         ],
         "experiments": {name: {"title": title, **_look((name, VAL))} for name, title in _titles(runs).items()},
         "baseline": {"ours": _mean(runs), "theirs": number.top1 if (number := published.number(BASELINE)) else None},

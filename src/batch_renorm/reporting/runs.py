@@ -93,7 +93,7 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
     The last line counts only with its line end: a torn "3000,val_top1,7" of 71.2 would read as a number. Where
     a step was logged twice the later value counts.
     """
-    text = path.read_text()
+    text = path.read_text(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
     lines = text.splitlines()
     if lines and not text.endswith("\n"):
         lines.pop()
@@ -175,7 +175,9 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
         places |= {p for level in levels[:3] for p in root.glob(f"{level}seed*") if p.is_dir()}
         # A run that `fresh=true` moved aside (seed0.old) is not a run any more; what holds runs is none itself.
         places = {p for p in places if not re.fullmatch(rf"{SEED}\..+", p.resolve().name)}
-        for folder in sorted(p for p in places if re.fullmatch(SEED, p.resolve().name) or (p / "config.yaml").is_file()):
+        for folder in sorted(
+            p for p in places if re.fullmatch(SEED, p.resolve().name) or (p / "config.yaml").is_file()
+        ):
             if folder in {run.folder for run in found}:
                 continue
             try:
