@@ -163,7 +163,7 @@ def write(
     csv_files.write_checks_csv(c, out / f"{c.scale}-checks.csv")
     written = [f"{c.scale}.md", f"figures/{c.scale}/"]
     if not options.no_page:
-        (out / f"{c.scale}.html").write_text(page.page(c, own, published, command, out), encoding="utf-8")
+        (out / f"{c.scale}.html").write_text(page.page(c, own, published, command), encoding="utf-8")
         written.insert(0, f"{c.scale}.html")
     print(f"{c.scale}: wrote {', '.join(str(out / name) for name in written)}")
     for line in c.missing:

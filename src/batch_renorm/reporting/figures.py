@@ -208,7 +208,7 @@ def _number_table(
         style = looks[series]
         sample: dict[str, Any] = {"marker": style.mark, "markevery": [1], **MARK} if style.mark else {}
         canvas.add_artist(Line2D([0.075, 0.0925, 0.11], [y, y, y], color=style.light, lw=3, **sample))
-        canvas.text(0.123, y, name, va="center_baseline")
+        canvas.text(0.123, y, name, va="center_baseline", fontsize=min(13, 13 * 42 / len(name)))
         number, unit = published.number(series), "%" if "top" in metric else ""
         cells = ["" if alone else f"{number.top1:.1f}%{'*' * bool(published.footnotes([series]))}" if number else NONE]
         for which in ("best", "final"):

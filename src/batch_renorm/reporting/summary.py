@@ -68,7 +68,8 @@ def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
                 axes.text(*where, text, transform=axes.get_yaxis_transform(), va="center_baseline", **style)
             if name:
                 hue, gap = look((name, VAL)).light, 0.035 * room
-                _draw_dots(axes, at, values[name], hue, level, gap)
+                star = "*" if values is theirs and published.footnotes([(name, VAL)]) else ""
+                _draw_dots(axes, at, values[name], hue, level, gap, star)
                 if values[name] and name in ends[i] and fmean(values[name]) - ends[i][name] > FALL:
                     _draw_end(axes, at, fmean(values[name]), ends[i][name], hue, gap)
         if values[BASELINE[0]]:
@@ -118,7 +119,7 @@ def _level(values: dict[str, list[float]]) -> float:
     return means.get(BASELINE[0], max(means.values(), default=0.0))
 
 
-def _draw_dots(axes: Any, at: float, seeds: list[float], hue: str, level: float, gap: float) -> None:
+def _draw_dots(axes: Any, at: float, seeds: list[float], hue: str, level: float, gap: float, star: str) -> None:
     if not seeds:
         across = axes.get_yaxis_transform()
         axes.text(0.02, at, "no finished run", transform=across, va="center_baseline", color=FAINT)
@@ -126,4 +127,4 @@ def _draw_dots(axes: Any, at: float, seeds: list[float], hue: str, level: float,
     mean = sum(seeds) / len(seeds)
     axes.plot([level, mean], [at, at], color=hue, lw=3, alpha=0.35, solid_capstyle="butt", zorder=2)
     axes.plot(seeds, [at] * len(seeds), "o", color=hue, mec="white", mew=0.8, ms=7.5, zorder=3)
-    axes.text(max(*seeds, level) + gap, at, f"{mean:.1f}", va="center_baseline")
+    axes.text(max(*seeds, level) + gap, at, f"{mean:.1f}{star}", va="center_baseline")
