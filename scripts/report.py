@@ -6,8 +6,8 @@
     python scripts/report.py --figure iid_batchnorm iid_groupnorm noniid_groupnorm    a figure of one's own choice, too
     python scripts/report.py --runs runs --out results --keep --no-page   what this repository's results/ are made with
 
-A run whose config differs from its experiment's is a row of its own ("noniid_renorm, ramp.rmax=5"), and another data set
-than its scale's makes a report of its own (<scale>-<data set>). --figures takes a YAML file of
+A run whose config differs from its experiment's is a row of its own ("noniid_renorm, ramp.rmax=5"), and another data
+set than its scale's makes a report of its own (<scale>-<data set>). --figures takes a YAML file of
 `name: {title: ..., lines: [experiment, experiment/metric, "noniid_renorm, ramp.rmax=5"]}`.
 
 Writes <out>/<scale>.html (one file, no network), <out>/<scale>.md, <out>/<scale>*.csv and

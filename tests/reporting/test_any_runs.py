@@ -27,7 +27,7 @@ def report(run_script, monkeypatch, tmp_path):
 
 @pytest.fixture
 def trained(compose, tmp_path):
-    """trained(*overrides, curve=...): the folder of a finished run of these overrides, its config as train.py writes it."""
+    """trained(*overrides, curve=...): the folder of a finished run, its config as train.py writes it."""
 
     def trained(*overrides, curve=((100, 50.0), (200, 60.0)), root=tmp_path / "runs"):
         config = compose(*overrides)
@@ -129,7 +129,10 @@ def test_what_differs_is_a_row_of_its_own(report, trained, tmp_path):
     assert value == "50.0"
     page = (tmp_path / "report/glyphs.md").read_text()
     assert "in no verdict" in page
-    assert "| non-i.i.d.: Batch Renorm above batchnorm | noniid_renorm − noniid_batchnorm > 0 | +11.5 | +10.0 |" in page
+    assert (
+        "| non-i.i.d.: Batch Renorm above batchnorm | noniid_renorm \N{MINUS SIGN} noniid_batchnorm > 0 | +11.5 | +10.0 |"
+        in page
+    )
 
 
 def test_the_machine_is_no_difference(report, trained, tmp_path):
@@ -233,4 +236,7 @@ def test_group_norm_is_ours_and_stands_beside_the_papers(report, write, tmp_path
     text = (tmp_path / "report/glyphs.md").read_text()
     assert "figures/glyphs/groupnorm.png" in text
     assert accuracies(tmp_path)["GroupNorm, non-i.i.d. (ours)"][1] == "57.5 ± 0.0"
-    assert "| GroupNorm: non-i.i.d. level with i.i.d. | within 2 points | not the paper's: our control | −0.5" in text
+    assert (
+        "| GroupNorm: non-i.i.d. level with i.i.d. | within 2 points | not the paper's: our control | \N{MINUS SIGN}0.5"
+        in text
+    )

@@ -76,7 +76,10 @@ def apart(runs: Sequence[Run], expected: Expected | None = None) -> list[Run]:
     """
     there = [(expected(run.config) if expected and run.config else None) for run in runs]
     own_data = _own_data(runs, there)
-    runs = [replace(r, data=name, scale=f"{r.scale}-{name}" if name else r.scale) for r, name in zip(runs, own_data)]
+    runs = [
+        replace(r, data=name, scale=f"{r.scale}-{name}" if name else r.scale)
+        for r, name in zip(runs, own_data, strict=True)
+    ]
     options = [trained(run) for run in runs]
     usual = _usual(runs, options)
     found: list[dict[str, str]] = []
@@ -110,7 +113,7 @@ def _named(option: str, value: str) -> str:
 
 
 def _own_data(runs: Sequence[Run], there: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
-    """The name of each run's data set where it is not its scale's; without a composed config most runs' is the scale's."""
+    """The name of each run's data set where it is not its scale's, which most runs say where no config composes."""
     names = [data_set(run.config) for run in runs]
     most: dict[str, Counter[str]] = defaultdict(Counter)
     for run, name in zip(runs, names, strict=True):
@@ -122,7 +125,7 @@ def _own_data(runs: Sequence[Run], there: Sequence[Mapping[str, Any] | None]) ->
             data = {k.removeprefix("data."): v for k, v in composed.items() if k.startswith("data.")}
             usual = data_set({"data": data, "dataset": composed.get("dataset")})
         else:
-            usual = "imagenet" if run.scale == "imagenet" else (most[run.scale].most_common(1) or [(None, 0)])[0][0]
+            usual = "imagenet" if run.scale == "imagenet" else next(iter(dict(most[run.scale].most_common(1))), None)
         found.append(name if name and name != usual else None)
     return found
 

@@ -38,8 +38,8 @@ def title(experiment: str) -> str:
     """The paper's experiments by their titles, ours by their names, marked as ours; rows that differ as they are."""
     if experiment in EXPERIMENTS:
         return EXPERIMENTS[experiment].title
-    name, comma, differs = experiment.partition(", ")
-    if comma:
+    name = experiment.partition(", ")[0]
+    if name != experiment:
         return experiment
     regime, _, arm = name.partition("_")
     if regime in REGIMES and arm in NORMS:

@@ -1,8 +1,8 @@
 """How a curve looks, in every drawing alike: a hue for each norm, a tone and a mark for what is trained and evaluated.
 
-Orange is batchnorm, blue Batch Renorm: Okabe and Ito's pair, which colour-blind readers tell apart; their green is our
-GroupNorm, and purples and greys are what else is not the paper's. Within a hue tones differ in lightness, and marks tell
-curves apart without any colour, also in print. The tones for dark pages are lighter.
+Orange is batchnorm, blue Batch Renorm: Okabe and Ito's pair, which colour-blind readers tell apart; their green is
+our GroupNorm, and purples and greys are what else is not the paper's. Within a hue tones differ in lightness, and
+marks tell curves apart without any colour, also in print. The tones for dark pages are lighter.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ MOST = 2 / 3  # of the experiments have a seed: then the others miss it. Some ar
 
 
 def missing_commands(runs: Sequence[Run], scale: str) -> list[str]:
-    """The commands that would complete the table: each experiment with each seed that most have, and unfinished runs."""
+    """The commands that would complete the table: every experiment with the seeds that most have, unfinished runs."""
     there = {(run.experiment, run.seed): run for run in runs if run.experiment in EXPERIMENTS}
     begun = {experiment for experiment, _ in there}
     have = Counter(seed for _, seed in there)

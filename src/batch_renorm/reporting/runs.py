@@ -131,7 +131,7 @@ def read_run(folder: Path) -> Run:
 
     # A run's place says what it is; the config, which was written by the run itself, says it better.
     *_, scale, experiment, name = ("", "", *folder.resolve().parts)
-    place = {"scale": scale, "experiment": experiment.partition(",")[0]}
+    place: dict[str, Any] = {"scale": scale, "experiment": experiment.partition(",")[0]}
     place |= {"seed": int(name.removeprefix("seed"))} if re.fullmatch(SEED, name) else {}
     said = {k: v for k, v in config.items() if k in (*place, "seed") and type(v) is (int if k == "seed" else str)}
     if "seed" not in said | place:
@@ -168,7 +168,8 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
     A root may hold scales, be one scale, one experiment or one run. Of two runs of the same scale, row and seed the
     one under the earlier root counts. `expected` is that of differences.apart, which names the rows.
     """
-    problems, found = [], []
+    problems: list[str] = []
+    found: list[Run] = []
     for root in roots:
         levels = ("", "*/", "*/*/", "*/*/*/")
         places = {p.parent for level in levels for name in FILES[:3] for p in root.glob(level + name)}

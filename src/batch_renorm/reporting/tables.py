@@ -117,11 +117,12 @@ def accuracy_table(c: Comparison) -> Table:
         cells += [f"{row.published:.1f}" if row.published else NONE] * beside + [points(row.gap)] * on_imagenet
         cells += [difference(row.to_baseline), points(row.published_to_baseline)]
         rows.append((*cells, f"{row.minutes:.1f}" if row.minutes else NONE))
+    other = "Another data set" if beside else f"The data set {c.data}, another"
     data = (
         "The same data set as the paper's: *gap* is best minus published, in points."
         if on_imagenet
-        else f"{'Another data set' if beside else f'A data set of its own, {c.data}: another'} than the paper's ImageNet: compare *to baseline* and the shapes of the curves, "
-        "not the accuracies themselves."
+        else f"{other} than the paper's ImageNet: compare *to baseline* and the shapes of the curves, not the accuracies "
+        "themselves."
     )
     text = (
         "Top-1 in percent of the inference model. *final* is the last evaluation, *best* the best one: mean ± "

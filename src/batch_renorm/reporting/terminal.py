@@ -161,9 +161,9 @@ def _plot(console: Console, figure: Figure, runs: Sequence[Run], published: Publ
     console.print(Text.from_ansi(str(canvas.build())))
     for series, name in figure.lines.items():
         number = published.number(series)
-        own = list(values_by_seed(runs, series, "best").values())
-        best = f"{sum(own) / len(own):.1f}" if own else NONE
-        if not own and series in ours:
+        seeds = list(values_by_seed(runs, series, "best").values())
+        best = f"{sum(seeds) / len(seeds):.1f}" if seeds else NONE
+        if not seeds and series in ours:
             best = f"{ours[series][1].max():.1f} so far"
         line = Text(" ").append(LETTERS[names.index(series) % len(LETTERS)], style=f"color({hues[series]})")
         line.append(f" {name:<44}")
