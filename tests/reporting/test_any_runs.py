@@ -129,10 +129,8 @@ def test_what_differs_is_a_row_of_its_own(report, trained, tmp_path):
     assert value == "50.0"
     page = (tmp_path / "report/glyphs.md").read_text()
     assert "in no verdict" in page
-    assert (
-        "| non-i.i.d.: Batch Renorm above batchnorm | noniid_renorm \N{MINUS SIGN} noniid_batchnorm > 0 | +11.5 | +10.0 |"
-        in page
-    )
+    [claim] = [line for line in page.splitlines() if line.startswith("| non-i.i.d.: Batch Renorm above batchnorm |")]
+    assert "| +11.5 | +10.0 |" in claim  # of the two runs that are the paper's
 
 
 def test_the_machine_is_no_difference(report, trained, tmp_path):

@@ -121,8 +121,8 @@ def accuracy_table(c: Comparison) -> Table:
     data = (
         "The same data set as the paper's: *gap* is best minus published, in points."
         if on_imagenet
-        else f"{other} than the paper's ImageNet: compare *to baseline* and the shapes of the curves, not the accuracies "
-        "themselves."
+        else f"{other} than the paper's ImageNet: compare *to baseline* and the shapes of the curves, not the "
+        "accuracies themselves."
     )
     text = (
         "Top-1 in percent of the inference model. *final* is the last evaluation, *best* the best one: mean ± "
