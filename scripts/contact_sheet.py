@@ -1,16 +1,23 @@
-"""Draw a sheet of the embedded data set's images, their labels below: `python scripts/contact_sheet.py glyphs.png`."""
+"""Draw a sheet of the embedded data set's images, the letters of their labels below.
+
+python scripts/contact_sheet.py glyphs.png
+python scripts/contact_sheet.py one_letter.png scale=one_letter     what another scale's network sees
+python scripts/contact_sheet.py darker.png data.exposure=3          any options of train.py
+"""
 
 import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from PIL import Image, ImageDraw, ImageFont
 
 from batch_renorm.data.glyphs import Glyphs, font_files
+from batch_renorm.training.cli import exit_with, explained
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "data"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GAP, CAPTION = 4, 14  # screen pixels between images, and for the label below one
 
 
@@ -30,18 +37,29 @@ def sheet(source: Glyphs, split: str, rows: int, columns: int, zoom: int) -> Ima
     return page
 
 
+def source(overrides: list[str]) -> Glyphs:
+    """The data set of a run with these overrides; ends the program, in one line, where that is not the embedded one."""
+    with explained(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        data = compose("train", overrides).data
+        if data.get("_target_") != "batch_renorm.data.glyphs.Glyphs":
+            exit_with(f"{data.get('_target_')} is not the embedded data set: choose scale=glyphs or one_letter")
+        return instantiate(data)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="image file to write")
-    parser.add_argument("--data", choices=sorted(file.stem for file in CONFIGS.glob("glyphs*.yaml")), default="glyphs")
-    parser.add_argument("--split", choices=["train", "val"], default="train")
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--columns", type=int, default=16)
-    parser.add_argument("--zoom", type=int, default=3, help="screen pixels a pixel")
-    options = parser.parse_args()
-    config = yaml.safe_load((CONFIGS / f"{options.data}.yaml").read_text())
-    settings = {name: value for name, value in config.items() if name not in ("_target_", "defaults")}
-    sheet(Glyphs(**settings), options.split, options.rows, options.columns, options.zoom).save(options.out)
+    parser.add_argument("overrides", nargs="*", metavar="option=value", help="as train.py takes them")
+    parser.add_argument("--split", choices=["train", "val"], default="train", help="default: train")
+    parser.add_argument("--rows", type=int, default=8, help="default: 8")
+    parser.add_argument("--columns", type=int, default=16, help="default: 16")
+    parser.add_argument("--zoom", type=int, default=3, help="screen pixels a pixel (default: 3)")
+    options = parser.parse_intermixed_args()
+    page = sheet(source(options.overrides), options.split, options.rows, options.columns, options.zoom)
+    try:
+        page.save(options.out)
+    except (OSError, ValueError) as error:
+        exit_with(f"cannot write {options.out}: {error}")
     print(options.out)
 
 

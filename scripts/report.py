@@ -3,7 +3,12 @@
     python scripts/report.py             all runs under runs/, or under results/runs/ where there are none, to report/
     python scripts/report.py --show      the curves and tables in the terminal; writes nothing
     python scripts/report.py --runs runs results/runs     yours over the recorded ones
+    python scripts/report.py --figure iid_batchnorm iid_groupnorm noniid_groupnorm    a figure of one's own choice, too
     python scripts/report.py --runs runs --out results --keep --no-page   what this repository's results/ are made with
+
+A run whose config differs from its experiment's is a row of its own ("noniid_renorm, ramp.rmax=5"), and another data
+set than its scale's makes a report of its own (<scale>-<data set>). --figures takes a YAML file of
+`name: {title: ..., lines: [experiment, experiment/metric, "noniid_renorm, ramp.rmax=5"]}`.
 
 Writes <out>/<scale>.html (one file, no network), <out>/<scale>.md, <out>/<scale>*.csv and
 <out>/figures/<scale>/*.png and *.svg. Reads unfinished runs too, marks them, and says what is missing.
@@ -15,9 +20,14 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from batch_renorm.reporting import compare, missing, paper, runs
+from batch_renorm.reporting import compare, differences, lists, missing, paper, runs
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +49,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="PERCENT",
         help="count the steps to these accuracies (default: shares of the baseline's best)",
     )
+    parser.add_argument(
+        "--figure",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="EXPERIMENT",
+        help="draw these together, too; once for each figure",
+    )
+    parser.add_argument("--figures", type=Path, nargs="+", default=(), metavar="YAML", help="figures from files")
     parser.add_argument("--show", action="store_true", help="print curves and tables, write nothing")
     parser.add_argument("--no-page", action="store_true", help="leave out the page, which is 5 MB")
     parser.add_argument("--keep", action="store_true", help="copy finished runs' small files to <out>/runs")
@@ -48,10 +67,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     roots = options.runs or [Path("runs")]
-    found, problems = runs.find_runs(roots)
+    found, problems = runs.find_runs(roots, expected)
     if not found and not options.runs:
         roots = [Path("results/runs")]
-        found, more = runs.find_runs(roots)
+        found, more = runs.find_runs(roots, expected)
         problems += more
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -62,10 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(*missing.missing_commands([], options.scale or "glyphs"), sep="\n", file=sys.stderr)
         return 1
 
+    try:
+        figures = lists.asked_for(options.figure, options.figures, found)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     published = paper.load()
     for scale in scales:
         own = [run for run in found if run.scale == scale]
-        comparison = compare.compare(own, published, scale, accuracies=options.reach)
+        comparison = compare.compare(own, published, scale, accuracies=options.reach, figures=figures)
         if options.show:
             from batch_renorm.reporting import terminal
 
@@ -74,6 +98,49 @@ def main(arguments: list[str] | None = None) -> int:
             command = shlex.join(["python", "scripts/report.py", *(sys.argv[1:] if arguments is None else arguments)])
             write(comparison, own, published, options, command)
     return 0
+
+
+@lru_cache
+def composed(scale: str, experiment: str) -> Any | None:
+    """The config of a scale's experiment, its interpolations not yet resolved; None where there is no such thing."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    import batch_renorm.training.cli  # noqa: F401  (registers what configs compute with)
+
+    if not all((CONFIGS / group / f"{name}.yaml").is_file() for group, name in
+               (("scale", scale), ("experiment", experiment))):  # fmt: skip
+        return None
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose("train", [f"scale={scale}", f"experiment={experiment}"])
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None
+
+
+def expected(config: differences.Config) -> Mapping[str, Any] | None:
+    """Dotted option -> its value where only scale and experiment are chosen.
+
+    What the config computes from another option has the value that follows from the run's own one: where a run has
+    fewer steps, the ramp's shorter knees are no differences of their own.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    raw = composed(str(config.get("scale")), str(config.get("experiment")))
+    if raw is None:
+        return None
+    own, written = dict(differences.leaves(config)), dict(differences.leaves(OmegaConf.to_container(raw)))
+    plain = {option: value for option, value in written.items() if "${" not in str(value)}
+    with_own = raw.copy()
+    for option in plain.keys() & own.keys():
+        OmegaConf.update(with_own, option, own[option])
+    try:
+        followed = dict(differences.leaves(OmegaConf.to_container(with_own, resolve=True)))
+    except (OmegaConfBaseException, ValueError):  # the run's options do not fit these configs
+        return None
+    return followed | plain
 
 
 def write(
@@ -87,7 +154,7 @@ def write(
         for run in own:
             if run.finished:
                 runs.keep(run, out / "runs")
-    drawn = figures.draw_all(own, published, c.scale, out / "figures" / c.scale)
+    drawn = figures.draw_all(own, published, c.scale, out / "figures" / c.scale, c.figures)
     way = Path(os.path.relpath(paper.paper_folder(), out)).as_posix() + "/"
     text = markdown.markdown(c, command, way, {path.stem for path in drawn})
     (out / f"{c.scale}.md").write_text(text)
@@ -96,7 +163,7 @@ def write(
     csv_files.write_checks_csv(c, out / f"{c.scale}-checks.csv")
     written = [f"{c.scale}.md", f"figures/{c.scale}/"]
     if not options.no_page:
-        (out / f"{c.scale}.html").write_text(page.page(c, own, published, command, out), encoding="utf-8")
+        (out / f"{c.scale}.html").write_text(page.page(c, own, published, command), encoding="utf-8")
         written.insert(0, f"{c.scale}.html")
     print(f"{c.scale}: wrote {', '.join(str(out / name) for name in written)}")
     for line in c.missing:

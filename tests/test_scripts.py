@@ -91,6 +91,11 @@ def test_contact_sheet(tmp_path):
         assert len(sheet.getcolors()) > 50
         below = np.asarray(sheet.crop((4, 64, sheet.width - 4, 78)))
         assert all((below[:, i * 64 : i * 64 + 60] < 128).any() for i in range(5))  # a letter under every image
+    code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "one.png"), "scale=one_letter", "--rows", "1")
+    assert code == 0, err
+    code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "no.png"), "scale=imagenet", "data.root=/x")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not the embedded data set" in err
 
 
 def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):

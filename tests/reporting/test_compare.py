@@ -147,10 +147,22 @@ def test_the_commands_that_are_named_are_runs_of_train(compose, write, tmp_path)
     assert "data.root='/my images'  # resumes: stopped at step" in commands[1]
 
 
-def test_runs_of_another_length_are_pointed_at(compared):
-    runs = {("iid_renorm", s): [50] for s in range(3)}
+def test_a_run_of_another_length_is_a_row_of_its_own_and_in_no_verdict(compared):
+    runs = {(e, s): [50] for e in ("iid_renorm", "iid_batchnorm") for s in range(3)}
     c = compared(runs, steps={("iid_renorm", 2): 100})
-    assert c.notes == ("not comparable: iid_renorm seed 2 planned 100 steps, the others 300",)
+    assert row(c, "iid_renorm").seeds == (0, 1)
+    assert row(c, "iid_renorm, steps=100").seeds == (2,)
+    assert verdict(c, "i.i.d.: Batch Renorm").final.n == 2
+    assert any("in no verdict" in note and "iid_renorm, steps=100 (seed 2)" in note for note in c.notes)
+
+
+def test_more_seeds_of_some_experiments_are_nothing_missing(compared):
+    """Six seeds of four experiments and three of the others: pairs use what both have."""
+    many = ("iid_batchnorm", "iid_renorm", "noniid_halves_batchnorm", "noniid_renorm")
+    c = compared({(e, s): [50 + s] for e in paper.EXPERIMENTS for s in range(6 if e in many else 3)})
+    assert not c.missing
+    assert verdict(c, "i.i.d.: Batch Renorm").final.n == 6
+    assert verdict(c, "non-i.i.d.: Batch Renorm above").final.n == 3
 
 
 def test_steps_to_reach():

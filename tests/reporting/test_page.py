@@ -1,5 +1,6 @@
 """The page in a real browser: it needs no network, toggles curves, tells numbers, fits a phone, follows dark mode."""
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ def opened(browser, published, tmp_path):
 
     def opened(root, scale="glyphs", width=1280, dark=False):
         runs = find_runs([root])[0]
-        text = page.page(compare.compare(runs, published, scale), runs, published, "a command", tmp_path)
+        text = page.page(compare.compare(runs, published, scale), runs, published, "a command")
         (tmp_path / "page.html").write_text(text, encoding="utf-8")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
@@ -118,9 +119,13 @@ def test_smoothing_axes_and_single_seeds(opened, write, tmp_path):
     choose(browser, "y", "share")
     assert drawn(browser, "ours")["iid_batchnorm/val_top1"] == pytest.approx([100 * 40 / 60, 100])
     choose(browser, "y", "percent")
-    script = "const s = document.getElementById('smooth'); s.value = 0.5; s.dispatchEvent(new Event('input'))"
+    assert drawn(browser, "ours")["iid_batchnorm/val_top1"] == [40, 60]  # accuracies are smoothed where asked for
+    script = "const s = document.getElementById('smooth'); s.value = 0.2; s.dispatchEvent(new Event('input'))"
     browser.execute_script(script)
-    assert drawn(browser, "ours")["iid_batchnorm/val_top1"] == pytest.approx([40, (10 + 30) / 0.75])
+    weight = math.exp(-100 / 40)  # 100 steps ago, over a fifth of 200
+    smoothed = [40, (40 * weight + 60) / (weight + 1)]
+    assert drawn(browser, "ours")["iid_batchnorm/val_top1"] == pytest.approx(smoothed)
+    assert "smoothed over 20% of the training's steps" in browser.find_element("css selector", "#about").text
 
     # 100 steps of 12 images at 10 a second, then 100 at 20: 2 and 3 minutes.
     choose(browser, "x", "time")
@@ -204,3 +209,76 @@ def test_configs_differences_and_links(opened, write, published, tmp_path):
     assert "/runs/*/*/*/wandb/offline-run-*" in browser.find_element("css selector", "#runs").text
     missing = browser.find_element("css selector", "#missing").text
     assert "python train.py experiment=iid_batchnorm seed=0" in missing
+
+
+RANGE = "return document.getElementById('chart').layout.yaxis2.range"
+
+
+def zoom(browser):
+    """Drags a rectangle over the middle of our panel, as a hand does."""
+    from selenium.webdriver import ActionChains
+
+    panel = browser.find_element("css selector", '#chart .nsewdrag[data-subplot="x2y2"]')
+    mouse = ActionChains(browser).move_to_element_with_offset(panel, -60, -50).click_and_hold()
+    mouse.move_by_offset(60, 50).move_by_offset(60, 50).release().perform()
+
+
+def test_a_zoom_stays_when_a_curve_is_toggled(opened, fill):
+    browser = opened(fill(seeds=[0]))
+    assert browser.execute_script(RANGE)[0] < 40
+    zoom(browser)
+    zoomed = browser.execute_script(RANGE)
+    assert zoomed[0] > 40
+    click(browser, '#legend button[data-id="noniid_renorm/val_top1"]')
+    assert browser.execute_script(RANGE) == zoomed
+    click(browser, '[data-view="fig1"]')  # another figure is another question
+    assert browser.execute_script(RANGE)[0] < 40
+    titles = browser.execute_script(
+        "const l = document.getElementById('chart').layout; return [l.yaxis.title.text, l.yaxis2.title.text]"
+    )
+    assert titles == ["top-1 accuracy, %"] * 2
+    buttons = browser.execute_script(
+        "return [...document.querySelectorAll('#chart .modebar-btn')].map(b => b.dataset.title).join().toLowerCase()"
+    )
+    assert "zoom" in buttons
+    assert not {"cloud", "upload", "edit", "share"} & set(buttons.replace(",", " ").split())
+
+
+def test_what_is_shown_is_in_the_address(opened, fill):
+    browser = opened(fill(seeds=[0]))
+    click(browser, '[data-view="fig2"]')
+    click(browser, '#legend button[data-id="micro4_renorm/val_top1"]')
+    choose(browser, "y", "share")
+    click(browser, "#seeds")
+    before = set(drawn(browser, "seed 0"))
+    address = browser.current_url
+    browser.get("about:blank")
+    browser.get(address)
+    assert set(drawn(browser, "seed 0")) == before == {"iid_batchnorm/val_top1", "micro4_batchnorm/val_top1"}
+    assert browser.find_element("css selector", "#y").get_attribute("value") == "share"
+    browser.get("about:blank")
+    browser.get(address.split("#")[0] + "#view=nonsense&x=nonsense&smooth=nonsense")
+    assert drawn(browser, "ours")  # what no page has said is left out
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_tables_are_sorted_by_a_click(opened, write, tmp_path):
+    for experiment, last in (("iid_batchnorm", 60.0), ("iid_renorm", 9.5), ("micro4_renorm", 70.0)):
+        write(tmp_path, experiment, 0, {"val_top1": [(100, last)]}, steps=100)
+    browser = opened(tmp_path)
+    column = "return [...document.querySelector('#tables tbody').rows].map(r => r.cells[2].textContent)"
+    head = "#tables th:nth-child(3) button"
+    click(browser, head)
+    assert browser.execute_script(column)[:4] == ["9.5", "60.0", "70.0", "\N{EN DASH}"]
+    click(browser, head)
+    assert browser.execute_script(column)[:4] == ["70.0", "60.0", "9.5", "\N{EN DASH}"]
+    files = [a.get_attribute("href").rpartition("/")[2] for a in browser.find_elements("css selector", "#files a")]
+    assert files == ["glyphs.csv", "glyphs-claims.csv", "glyphs-checks.csv"]
+
+
+def test_ours_and_the_papers_are_compared_best_with_best(opened, write, tmp_path):
+    write(tmp_path, "noniid_renorm", 0, {"val_top1": [(100, 64.0), (200, 50.0)]}, steps=200)
+    browser = opened(tmp_path)
+    text = browser.find_element("css selector", '#legend button[data-id="noniid_renorm/val_top1"]').text
+    assert text.split("\n")[1:] == ["best 64.0%", "at the end 50.0%", "paper's best 78.5%*"]
+    assert "78.6% in its figure 3" in browser.find_element("css selector", "#about").text

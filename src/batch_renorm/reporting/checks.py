@@ -48,6 +48,8 @@ class Check:
     @property
     def needed(self) -> str:
         unit = {"points": " points"}.get(self.unit, self.unit)
+        if -inf < self.low and self.high < inf:
+            return f"within {self.high:g}{unit}"
         return f"≤ {self.high:g}{unit}" if self.high < inf else f"> {self.low:g}{unit}"
 
     def by_seed(self, runs: Sequence[Run]) -> dict[int, float]:
@@ -119,6 +121,20 @@ def checks(published: Published) -> list[Check]:
             )
         )
     return found
+
+
+def own_checks(runs: Sequence[Run]) -> list[Check]:
+    """What our control should show, once it has run: it sees no minibatch, so that none of them changes it."""
+    there, ours = {run.experiment for run in runs}, "not the paper's: our control"
+    return [
+        Check(
+            f"GroupNorm: {regime} level with i.i.d.",
+            _difference((name, VAL), ("iid_groupnorm", VAL)),
+            -2.0, 2.0, "points", ours, (name, "iid_groupnorm"),
+        )
+        for name, regime in (("micro4_groupnorm", "groups of 4"), ("noniid_groupnorm", "non-i.i.d."))
+        if {name, "iid_groupnorm"} <= there
+    ]  # fmt: skip
 
 
 def _clipped(name: str, letter: str) -> Callable[[dict[str, Run]], float | None]:

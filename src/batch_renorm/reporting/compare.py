@@ -9,15 +9,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Protocol
 
 import numpy as np
 
-from batch_renorm.reporting.checks import Check, checks
-from batch_renorm.reporting.missing import missing_commands, other_compositions, unequal_lengths
+from batch_renorm.reporting.checks import Check, checks, own_checks
+from batch_renorm.reporting.lists import figures_of, title
+from batch_renorm.reporting.missing import missing_commands, not_drawn, other_compositions, set_apart
 from batch_renorm.reporting.paper import (
     BASELINE,
     BATCH_STATISTICS,
@@ -29,6 +30,7 @@ from batch_renorm.reporting.paper import (
     VAL,
     Claim,
     Curve,
+    Figure,
     Published,
     Series,
 )
@@ -118,6 +120,10 @@ class Comparison:
     shares: tuple[float, ...]  # of the baseline's best, one for each threshold; empty where accuracies were given
     missing: tuple[str, ...]  # commands that make what is missing
     notes: tuple[str, ...] = field(default=())
+    data: str | None = (
+        None  # the data set's name where it is not the scale's: then the paper's accuracies are no matter
+    )
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
 def compare(
@@ -126,8 +132,12 @@ def compare(
     scale: str,
     notes: Sequence[str] = (),
     accuracies: Sequence[float] = (),
+    figures: Sequence[Figure] = (),
 ) -> Comparison:
-    """`accuracies`, in percent, are those that steps are counted to; by default SHARES of each own baseline."""
+    """`accuracies`, in percent, are those that steps are counted to; by default SHARES of each own baseline.
+
+    `figures` are drawn besides the paper's.
+    """
     runs = [run for run in runs if run.scale == scale]
     baseline = published.number(BASELINE)
     theirs = tuple(accuracies) or tuple(s * baseline.top1 for s in SHARES if baseline)
@@ -141,35 +151,43 @@ def compare(
         scale,
         tuple(_row(runs, published, s, label, ours, theirs, scale == "imagenet") for s, label in series.items()),
         tuple(check(claim, runs, published) for claim in CLAIMS),
-        tuple(_checked(c, runs) for c in checks(published)),
-        tuple(_company(runs, name) for name in EXPERIMENTS),
+        tuple(_checked(c, runs) for c in (*checks(published), *own_checks(runs))),
+        tuple(_company(runs, series[0], label) for series, label in series_of(runs).items() if series[1] == VAL),
         ours,
         theirs,
         () if accuracies else SHARES,
         tuple(missing_commands(runs, scale)),
-        (*notes, *unequal_lengths(runs), *other_compositions(runs)),
+        (*notes, *set_apart(runs), *not_drawn(runs), *other_compositions(runs)),
+        next((run.data for run in runs if run.data), None),
+        figures_of(runs, figures),
     )
 
 
-def _company(runs: Sequence[Run], experiment: str) -> Company:
+def _company(runs: Sequence[Run], experiment: str, label: str) -> Company:
     averages, pairs, alone = (
         _sample(values_by_seed(runs, (experiment, metric), "final").values())
         for metric in (VAL, BATCH_STATISTICS, NO_COUNTERPART)
     )
     worth = paired(runs, (experiment, BATCH_STATISTICS), (experiment, NO_COUNTERPART), "final")
-    return Company(EXPERIMENTS[experiment].title, averages, pairs, alone, worth)
+    return Company(label, averages, pairs, alone, worth)
 
 
 def series_of(runs: Sequence[Run]) -> dict[Series, str]:
-    """What is compared, with its label: the paper's curves, ours below those of their experiment, other experiments."""
-    found = {}
-    for series, label in SERIES.items():
-        found[series] = label
-        if series == ("noniid_batchnorm", BATCH_STATISTICS):
-            own = {run.experiment for run in runs for metric in run.curve if (run.experiment, metric) in OWN_SERIES}
-            found |= {s: label for s, label in OWN_SERIES.items() if s[0] in own}
-    others = {run.experiment for run in runs if VAL in run.curve} - set(EXPERIMENTS)
-    return found | {(name, VAL): name for name in sorted(others)}
+    """What is compared, with its label: the paper's curves, ours below those of their experiment, other experiments.
+
+    Rows that differ from an experiment stand below it; all of an own data set have its name.
+    """
+    there = {run.experiment: run.of for run in runs}
+    own = {run.experiment for run in runs for metric in run.curve if (run.experiment, metric) in OWN_SERIES}
+    data = next((f", {run.data}" for run in runs if run.data), "")
+    found: dict[Series, str] = {}
+    for of in (*EXPERIMENTS, *sorted(set(there.values()) - set(EXPERIMENTS))):
+        if of in EXPERIMENTS or of in there:
+            found[of, VAL] = title(of) + data
+        found |= {s: label for s, label in SERIES.items() if s[0] == of and s[1] != VAL}
+        found |= {s: label for s, label in OWN_SERIES.items() if s[0] == of and of in own}
+        found |= {(name, VAL): name + data for name in sorted(there) if there[name] == of != name}
+    return found
 
 
 def values_by_seed(runs: Sequence[Run], series: Series, which: str) -> dict[int, float]:
@@ -217,13 +235,15 @@ def verdict(claim: Statement, values: Sample | None) -> str:
 
 
 def mean_curve(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """steps, mean, least, largest over the runs, on all steps that lie within every one of them."""
+    """steps, mean, least, largest over the runs, on all steps that lie within every one of them; None without any."""
     curves = [run.curve[metric] for run in runs if metric in run.curve]
     if not curves:
         return None
     first, last = max(s[0] for s, _ in curves), min(s[-1] for s, _ in curves)
     steps = np.unique(np.concatenate([s for s, _ in curves]))
     steps = steps[(steps >= first) & (steps <= last)]
+    if not len(steps):
+        return None
     values = np.stack([np.interp(steps, s, v) for s, v in curves])
     return steps, values.mean(0), values.min(0), values.max(0)
 
@@ -241,9 +261,9 @@ def _row(
     ours = [run for run in runs if run.experiment == experiment]
     finished = [run for run in ours if run.finished and metric in run.curve]
     final, best = (_sample(values_by_seed(runs, series, which).values()) for which in ("final", "best"))
-    number = published.number(series)
+    number = None if any(run.data for run in runs) else published.number(series)
     reached = [[steps_to_reach(run.curve[metric], t) for run in finished] for t in thresholds]
-    walls = [run.info["wall_seconds"] for run in finished if run.info.get("wall_seconds")]
+    walls = [w for run in finished if isinstance(w := run.info.get("wall_seconds"), int | float) and w > 0]
     return Row(
         series,
         label,

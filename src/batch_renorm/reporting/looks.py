@@ -1,11 +1,13 @@
 """How a curve looks, in every drawing alike: a hue for each norm, a tone and a mark for what is trained and evaluated.
 
-Orange is batchnorm, blue Batch Renorm: Okabe and Ito's pair, which colour-blind readers tell apart. Within a hue
-tones differ in lightness, and marks tell curves apart without any colour. The tones for dark pages are lighter.
+Orange is batchnorm, blue Batch Renorm: Okabe and Ito's pair, which colour-blind readers tell apart; their green is
+our GroupNorm, and purples and greys are what else is not the paper's. Within a hue tones differ in lightness, and
+marks tell curves apart without any colour, also in print. The tones for dark pages are lighter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from batch_renorm.reporting.paper import AS_TRAINED, BATCH_STATISTICS, NO_COUNTERPART, TRAIN, Series
@@ -26,8 +28,11 @@ TONES = {
     "noniid_batchnorm": ("#d04f00", "#ff8f45"),
     "noniid_halves_batchnorm": ("#b07a45", "#c39a72"),
     "noniid_renorm": ("#0072b2", "#5bb8ff"),
+    "iid_groupnorm": ("#00523b", "#a5e3cc"),
+    "micro4_groupnorm": ("#5cb893", "#2f9a72"),
+    "noniid_groupnorm": ("#009e73", "#3fcf9f"),
 }
-OTHER = ("#6b6b6b", "#a5a5a5")  # experiments that are not the paper's
+OTHERS = (("#6b6b6b", "#a5a5a5"), ("#7b4a9e", "#c39ae0"), ("#3d3d3d", "#d0d0d0"), ("#b06aa0", "#e3a8d4"))
 EVALUATIONS = {  # of noniid_batchnorm, besides the paper's usual one
     TRAIN: ("#f29a55", "#ffc08f"),
     BATCH_STATISTICS: ("#8a3600", "#d9671a"),
@@ -35,9 +40,14 @@ EVALUATIONS = {  # of noniid_batchnorm, besides the paper's usual one
     AS_TRAINED: ("#5e2a05", "#b5561a"),
 }
 MARKS = {
-    "micro4_batchnorm": "o",
-    "micro4_renorm": "o",
+    "iid_renorm": "^",
+    "micro4_batchnorm": "s",
+    "micro4_renorm": "P",
     "noniid_halves_batchnorm": "D",
+    "noniid_renorm": "o",
+    "iid_groupnorm": "X",
+    "micro4_groupnorm": "*",
+    "noniid_groupnorm": "v",
     TRAIN: "^",
     BATCH_STATISTICS: "s",
     NO_COUNTERPART: "v",
@@ -52,9 +62,22 @@ INK, FAINT = "#222222", "#767676"
 
 
 def look(series: Series) -> Look:
+    """The same at every place, for what has a place of its own; of other experiments see `looks_of`."""
     experiment, metric = series
-    light, dark = EVALUATIONS.get(metric, TONES.get(experiment, OTHER))
+    light, dark = EVALUATIONS[metric] if metric in EVALUATIONS else TONES.get(experiment, OTHERS[0])
     return Look(light, dark, MARKS.get(metric, MARKS.get(experiment, "")))
+
+
+def looks_of(lines: Iterable[Series]) -> dict[Series, Look]:
+    """A look for each of some curves that share their axes: none twice, as long as there are enough."""
+    found: dict[Series, Look] = {}
+    spare = [Look(*tone, mark) for mark in ("o", "s", "^", "D", "v", "X", "P", "*", "") for tone in OTHERS]
+    for series in lines:
+        own = look(series)
+        if series[0] not in TONES or own in found.values():
+            own = next((one for one in spare if one not in found.values()), own)
+        found[series] = own
+    return found
 
 
 def is_renorm(experiment: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from batch_renorm.reporting.compare import Comparison
-from batch_renorm.reporting.paper import FIGURES
 from batch_renorm.reporting.tables import Table, tables
 
 FURTHER = {  # drawn where runs have what they show: figure -> heading
@@ -30,7 +29,7 @@ def markdown(c: Comparison, command: str, paper: str = "paper/", drawn: Iterable
     ]
     for table in others:
         text += section(table)
-    text += ["## Curves", "", *(f"![{figure.title}]({figures}/{name}.png)" for name, figure in FIGURES.items())]
+    text += ["## Curves", "", *(f"![{figure.title}]({figures}/{name}.png)" for name, figure in c.figures.items())]
     for name, title in FURTHER.items():
         if name in drawn:
             text += ["", f"## {title}", "", f"![{title}]({figures}/{name}.png)"]

@@ -29,17 +29,21 @@ Measured = dict[str, dict[str, float]]  # measure -> at -> value
 
 
 def read(run: Run) -> Measured | None:
-    """None where it was not measured."""
+    """None where it was not measured, or not all of it can be read."""
     path = run.folder / FILE
     if not path.is_file():
         return None
     found: Measured = {}
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["measure"], {})[row["at"]] = float(row["value"])
-            if row["theory"]:
-                found.setdefault("theory", {})[row["at"]] = float(row["theory"])
-    return found
+        try:
+            for row in csv.DictReader(file):
+                found.setdefault(row["measure"], {})[row["at"]] = float(row["value"])
+                if row["theory"]:
+                    found.setdefault("theory", {})[row["at"]] = float(row["theory"])
+        except (KeyError, TypeError, ValueError, csv.Error):  # another file of this name, or half of one
+            return None
+    whole = COMPANIES.keys() <= found.get("company", {}).keys() and found.get("output") and found.get("theory")
+    return found if whole and all(at.isdigit() for at in found["output"]) else None
 
 
 def draw_mechanism(runs: Sequence[Run]) -> Any | None:
@@ -79,8 +83,11 @@ def _mean(found: list[Measured]) -> Measured:
     if not found:
         return {}
     return {
-        measure: {at: float(np.mean([m[measure][at] for m in found])) for at in values}
+        measure: {
+            at: float(np.mean([m[measure][at] for m in found])) for at in values if all(at in m[measure] for m in found)
+        }
         for measure, values in found[0].items()
+        if all(measure in m for m in found)
     }
 
 
@@ -92,5 +99,9 @@ def _legend(canvas: Any, names: list[str]) -> None:
         hue = look((name, VAL)).light if name else FAINT
         style: dict[str, Any] = {"color": hue, "lw": 3} if name else {"color": hue, "lw": 1.4, "ls": (0, (4, 3))}
         canvas.add_artist(Line2D([x, x + 0.03], [y, y], **style))
-        text = EXPERIMENTS[name].title if name else "sqrt(m / k - 1), a group of 16".replace("-", MINUS)
+        text = (
+            EXPERIMENTS[name].title
+            if name
+            else "formula: sqrt(m / k - 1), m = 16 images in a group".replace("-", MINUS)
+        )
         canvas.text(x + 0.04, y, text, va="center_baseline", fontsize=12)

@@ -2,28 +2,77 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from batch_renorm.reporting.paper import EXPERIMENTS
+import yaml
+
+from batch_renorm.reporting.differences import leaves
+from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.runs import Run
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+MOST = 2 / 3  # of the experiments have a seed: then the others miss it. Some arms may have more seeds on purpose.
 
 
 def missing_commands(runs: Sequence[Run], scale: str) -> list[str]:
-    """The commands that would complete the table: each experiment with each seed that any experiment has."""
-    seeds = sorted({run.seed for run in runs}) or [0]
-    there = {(run.experiment, run.seed): run for run in runs}
-    extra = "" if scale == "glyphs" else f" scale={scale}"
-    if scale == "imagenet":
+    """The commands that would complete the table: every experiment with the seeds that most have, unfinished runs."""
+    there = {(run.experiment, run.seed): run for run in runs if run.experiment in EXPERIMENTS}
+    begun = {experiment for experiment, _ in there}
+    have = Counter(seed for _, seed in there)
+    seeds = sorted(seed for seed, n in have.items() if n >= MOST * len(begun)) or sorted(have)[:1] or [0]
+    model = next((run for run in runs if run.data), None)
+    base = scale.removesuffix(f"-{model.data}") if model else scale
+    if (CONFIGS / "scale").is_dir() and not (CONFIGS / "scale" / f"{base}.yaml").is_file():
+        return []  # a scale that is not, or not any more, in configs/scale: no command would run it
+    extra = "" if base == "glyphs" else f" scale={base}"
+    if model:
+        extra += "".join(f" {option}" for option in data_options(model))
+    elif base == "imagenet":
         extra += f" data.root={_data_root(runs)}"
     commands = []
     for experiment in EXPERIMENTS:
-        for seed in seeds:
+        begun_here = {s for (name, s), run in there.items() if name == experiment and not run.finished}
+        for seed in sorted({*seeds} | begun_here):
             run = there.get((experiment, seed))
             if run is None or not run.finished:
                 why = f"  # resumes: {run.progress}" if run else ""
-                commands.append(f"python train.py experiment={experiment} seed={seed}{extra}{why}")
+                where = _folder(model, experiment, seed) if model else ""
+                commands.append(f"python train.py experiment={experiment} seed={seed}{extra}{where}{why}")
     return commands
+
+
+def data_options(run: Run) -> list[str]:
+    """What a command needs to train on the run's data set: `data=<choice>` and the options that differ from it.
+
+    The choice is the file of configs/data that says the most of what the run's config does.
+    """
+    own = dict(leaves(run.config["data"]))
+    choices = {}
+    for file in sorted((CONFIGS / "data").glob("*.yaml")):
+        choice = dict(leaves(yaml.safe_load(file.read_text())))
+        if choice.get("_target_") == own.get("_target_") and choice.keys() >= own.keys():
+            choices[file.stem] = choice
+    if not choices:
+        return [f"data.{option}={_quoted(value)}" for option, value in own.items()]
+    best = max(choices, key=lambda name: sum(choices[name].get(option) == value for option, value in own.items()))
+    differing = {option: value for option, value in own.items() if choices[best].get(option) != value}
+    return [f"data={best}", *(f"data.{option}={_quoted(value)}" for option, value in differing.items())]
+
+
+def _quoted(value: object) -> str:
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value))
+
+
+def _folder(model: Run, experiment: str, seed: int) -> str:
+    """Beside a run of the comparison, where that has been sent to a folder of its own."""
+    folder = model.config.get("folder")
+    if not isinstance(folder, str) or Path(folder).parts[-2:] != (model.of, f"seed{model.seed}"):
+        return ""
+    return " folder=" + shlex.quote((Path(folder).parent.parent / experiment / f"seed{seed}").as_posix())
 
 
 def _data_root(runs: Sequence[Run]) -> str:
@@ -35,20 +84,22 @@ def _data_root(runs: Sequence[Run]) -> str:
     return "/path/to/imagenet"
 
 
-def unequal_lengths(runs: Sequence[Run]) -> list[str]:
-    """Runs of another length were trained on another schedule and are no comparison."""
-    lengths: dict[int, list[str]] = {}
+def set_apart(runs: Sequence[Run]) -> list[str]:
+    """Rows that no verdict counts, as they were not trained as the paper's experiments were."""
+    rows: dict[str, list[int]] = {}
     for run in runs:
-        if run.steps is not None:
-            lengths.setdefault(run.steps, []).append(f"{run.experiment} seed {run.seed}")
-    if len(lengths) < 2:
+        if run.differs:
+            rows.setdefault(run.experiment, []).append(run.seed)
+    if not rows:
         return []
-    usual = max(lengths, key=lambda steps: len(lengths[steps]))
-    return [
-        f"not comparable: {', '.join(who)} planned {steps} steps, the others {usual}"
-        for steps, who in sorted(lengths.items())
-        if steps != usual
-    ]
+    text = "; ".join(f"{name} (seed {', '.join(map(str, sorted(seeds)))})" for name, seeds in sorted(rows.items()))
+    return [f"in rows of their own and in no verdict, as they differ from their experiments: {text}"]
+
+
+def not_drawn(runs: Sequence[Run]) -> list[str]:
+    """Runs whose curves are less than a table or a figure asks for."""
+    without = [f"{run.experiment} seed {run.seed}" for run in runs if VAL not in run.curve]
+    return [f"without {VAL}, so that only their other metrics are drawn: {', '.join(sorted(without))}"] * bool(without)
 
 
 def other_compositions(runs: Sequence[Run]) -> list[str]:

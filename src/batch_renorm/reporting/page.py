@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.compare import Comparison, series_of, values_by_seed
-from batch_renorm.reporting.looks import SHADES, look
+from batch_renorm.reporting.differences import leaves
+from batch_renorm.reporting.lists import title
+from batch_renorm.reporting.looks import SHADES, Look, look, looks_of
 from batch_renorm.reporting.paper import (
     BASELINE,
     EXPERIMENTS,
-    FIGURES,
     VAL,
     Curve,
     Published,
@@ -31,28 +29,36 @@ from batch_renorm.reporting.runs import Run
 from batch_renorm.reporting.samples import Sample
 from batch_renorm.reporting.tables import NONE, tables
 
-SYMBOLS = {"": "", "o": "circle", "^": "triangle-up", "s": "square", "D": "diamond", "P": "cross", "v": "triangle-down"}
+SYMBOLS = {"": "", "o": "circle", "^": "triangle-up", "s": "square", "D": "diamond", "P": "cross", "v": "triangle-down",
+           "X": "x", "*": "star"}  # fmt: skip
 OF_THE_MACHINE = ("seed", "folder", "fresh", "trainer", "logger", "experiment")
 """Config sections in which runs of one comparison may differ without being different experiments."""
 
 
-def page(c: Comparison, runs: Sequence[Run], published: Published, command: str, out: Path) -> str:
-    """The whole page. Links to run folders are relative to `out`, where it will lie."""
+def page(c: Comparison, runs: Sequence[Run], published: Published, command: str) -> str:
+    """The whole page. It links to the CSV files beside it, and to run folders by their full places."""
     from plotly.io import templates
     from plotly.offline import get_plotlyjs
 
+    series = series_of(runs)
+    looks = looks_of(series)
     data = {
         "scale": c.scale,
         "command": command,
         "onImagenet": c.scale == "imagenet",
-        "series": [_series(s, label, published) for s, label in series_of(runs).items()],
+        "series": [_series(s, label, published, looks[s], c.data is None) for s, label in series.items()],
+        "files": [f"{c.scale}{part}.csv" for part in ("", "-claims", "-checks")],
         "figures": [
             {"name": f.name, "title": f.title, "lines": [{"id": "/".join(s), "label": n} for s, n in f.lines.items()]}
-            for f in FIGURES.values()
+            for f in c.figures.values()
         ],
-        "experiments": {name: {"title": title, **_look((name, VAL))} for name, title in _titles(runs).items()},
+        "experiments": {
+            name: {"title": text, **_look(looks.get((name, VAL), look((name, VAL))))}
+            for name, text in _titles(runs).items()
+        },
+        "footnotes": published.footnotes(series) if c.data is None else [],
         "baseline": {"ours": _mean(runs), "theirs": number.top1 if (number := published.number(BASELINE)) else None},
-        "runs": [_run(run, out) for run in runs],
+        "runs": [_run(run) for run in runs],
         "tables": [vars(table) for table in tables(c)],
         "configs": config_differences(runs),
         "missing": c.missing,
@@ -80,9 +86,8 @@ def page(c: Comparison, runs: Sequence[Run], published: Published, command: str,
 
 
 def _titles(runs: Sequence[Run]) -> dict[str, str]:
-    """The paper's experiments by their titles, other ones by their names."""
-    known = {e.name: e.title for e in EXPERIMENTS.values()}
-    return known | {name: name for name in sorted({run.experiment for run in runs} - set(known))}
+    """Every row's experiment -> its title, the paper's first."""
+    return {name: title(name) for name in (*EXPERIMENTS, *sorted({run.experiment for run in runs} - set(EXPERIMENTS)))}
 
 
 def _mean(runs: Sequence[Run]) -> float | None:
@@ -90,8 +95,7 @@ def _mean(runs: Sequence[Run]) -> float | None:
     return Sample(values).mean if values else None
 
 
-def _look(series: Series) -> dict[str, str]:
-    style = look(series)
+def _look(style: Look) -> dict[str, str]:
     return {"light": style.light, "dark": style.dark, "mark": SYMBOLS[style.mark]}
 
 
@@ -106,23 +110,25 @@ def _curve(curve: Curve | None) -> dict[str, list[float]] | None:
     return {"x": [float(f"{x:.8g}") for x in curve[0]], "y": [float(f"{y:.5g}") for y in curve[1]]}
 
 
-def _series(series: Series, label: str, published: Published) -> dict[str, Any]:
+def _series(series: Series, label: str, published: Published, style: Look, beside: bool) -> dict[str, Any]:
+    """`beside`: the paper's curve and number are worth a look beside ours."""
     experiment, metric = series
     if label.startswith("- "):
-        label = f"{EXPERIMENTS[experiment].title}: {label.removeprefix('- ')}"
+        label = f"{title(experiment)}: {label.removeprefix('- ')}"
     number = published.number(series)
     return {
         "id": f"{experiment}/{metric}",
         "experiment": experiment,
         "metric": metric,
         "label": label,
-        "paper": _curve(published.curves.get(series)),
-        "printed": number.top1 if number else None,
-        **_look(series),
+        "paper": _curve(published.curves.get(series)) if beside else None,
+        "printed": number.top1 if number and beside else None,
+        "noted": bool(published.footnotes([series])) and beside,
+        **_look(style),
     }
 
 
-def _run(run: Run, out: Path) -> dict[str, Any]:
+def _run(run: Run) -> dict[str, Any]:
     info = run.info
     versions = info.get("versions") if isinstance(info.get("versions"), dict) else {}
     return {
@@ -132,7 +138,7 @@ def _run(run: Run, out: Path) -> dict[str, Any]:
         "progress": run.progress,
         "step": run.step,
         "steps": run.steps,
-        "folder": quote(Path(os.path.relpath(run.folder, out)).as_posix()),
+        "folder": run.folder.resolve().as_uri(),  # stays right where the page is moved
         "place": run.folder.as_posix(),
         "wandb": wandb_link(run),
         "offline": any((run.folder / "wandb").glob("offline-run-*")),
@@ -155,15 +161,6 @@ def wandb_link(run: Run) -> str | None:
     except OSError:
         return None
     return url if url.startswith(("https://", "http://")) else None
-
-
-def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of everything in a nested config."""
-    if not isinstance(config, dict):
-        yield prefix, config
-        return
-    for key, value in config.items():
-        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Accuracies are percent (0..100), differences are points, steps are optimiser upd
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,11 +201,21 @@ class Published:
     numbers: dict[Series, list[Number]]
     curves: dict[Series, Curve]
 
-    def number(self, series: Series, printed_in: str | None = None) -> Number | None:
-        """The number printed there, else the first one, which is the text's."""
-        numbers = self.numbers.get(series, [])
-        there = [n for n in numbers if n.printed_in == printed_in]
-        return next(iter(there + numbers), None)
+    def number(self, series: Series) -> Number | None:
+        """The first number, which is the text's: the one that is compared with, everywhere."""
+        return next(iter(self.numbers.get(series, [])), None)
+
+    def footnotes(self, lines: Iterable[Series]) -> list[str]:
+        """Where the paper prints two numbers for one curve."""
+        found = []
+        for series in lines:
+            first, *others = self.numbers.get(series) or [Number(0.0, None, "")]
+            found += [
+                f"* {first.top1:.1f}% in the paper's text, which is taken here, {n.top1:.1f}% in its {n.printed_in}"
+                for n in others
+                if n.top1 != first.top1
+            ]
+        return found
 
     def difference(self, left: Series, right: Series) -> float | None:
         a, b = self.number(left), self.number(right)

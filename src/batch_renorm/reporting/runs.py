@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from batch_renorm.reporting.differences import Expected, apart
 from batch_renorm.reporting.paper import Curve
 
 FILES = (
@@ -28,8 +29,13 @@ FILES = (
 )  # small; checkpoints and W&B's files stay where they are
 
 
+SEED = r"seed\d+"  # a run folder's name
+
+
 @dataclass(frozen=True)
 class Run:
+    """A run folder. `scale` is the comparison that it is in and `experiment` the row (differences.py tells both)."""
+
     folder: Path
     scale: str
     experiment: str
@@ -41,6 +47,13 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)  # run.json
     notes: tuple[str, ...] = ()
+    differs: tuple[str, ...] = ()  # from the experiment, for instance ("ramp.rmax=5",)
+    data: str | None = None  # the data set's name, where it is not the scale's
+
+    @property
+    def of(self) -> str:
+        """The experiment, without what differs from it."""
+        return self.experiment.removesuffix(", " + ", ".join(self.differs)) if self.differs else self.experiment
 
     @property
     def finished(self) -> bool:
@@ -80,7 +93,7 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
     The last line counts only with its line end: a torn "3000,val_top1,7" of 71.2 would read as a number. Where
     a step was logged twice the later value counts.
     """
-    text = path.read_text()
+    text = path.read_text(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
     lines = text.splitlines()
     if lines and not text.endswith("\n"):
         lines.pop()
@@ -117,51 +130,74 @@ def read_run(folder: Path) -> Run:
     info = _mapping(folder / "run.json", notes)
 
     # A run's place says what it is; the config, which was written by the run itself, says it better.
-    *_, scale, experiment, name = folder.resolve().parts
-    seed = int(name.removeprefix("seed"))
-    place = f"{scale}/{experiment}/seed{seed}"
-    scale = config["scale"] if isinstance(config.get("scale"), str) else scale
-    experiment = config["experiment"] if isinstance(config.get("experiment"), str) else experiment
-    seed = config["seed"] if isinstance(config.get("seed"), int) else seed
-    if place != f"{scale}/{experiment}/seed{seed}":
-        notes.append(f"{folder}: read as {scale}/{experiment}/seed{seed}, which its config.yaml says")
+    *_, scale, experiment, name = ("", "", *folder.resolve().parts)
+    place: dict[str, Any] = {"scale": scale, "experiment": experiment.partition(",")[0]}
+    place |= {"seed": int(name.removeprefix("seed"))} if re.fullmatch(SEED, name) else {}
+    said = {k: v for k, v in config.items() if k in (*place, "seed") and type(v) is (int if k == "seed" else str)}
+    if "seed" not in said | place:
+        raise ValueError(f"{folder}: neither its name (seed<k>) nor a config.yaml says which seed this is, left out")
+    what = place | said
+    if "seed" in place and what != place and experiment == place["experiment"] and not _own_place(folder, config):
+        notes.append(f"{folder}: read as {what['scale']}/{what['experiment']}/seed{what['seed']}, "
+                     "which its config.yaml says")  # fmt: skip
 
-    steps = next((s for s in (info.get("steps"), config.get("steps")) if isinstance(s, int)), None)
+    steps = next((s for s in (info.get("steps"), _planned(config)) if isinstance(s, int)), None)
     step = max(int(s[-1]) for s, _ in curve.values())
     if isinstance(info.get("step"), int):
         step = max(step, info["step"])
     state = str(info.get("state", "unknown"))
-    return Run(folder, scale, experiment, seed, steps, step, state, curve, config, info, tuple(notes))
+    return Run(
+        folder, what["scale"], what["experiment"], what["seed"], steps, step, state, curve, config, info, tuple(notes)
+    )
 
 
-def find_runs(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def _own_place(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether the run was sent to this folder (folder=...): then its place means nothing else."""
+    where = config.get("folder")
+    return isinstance(where, str) and folder.resolve().parts[-3:] == Path(where).parts[-3:]
+
+
+def _planned(config: dict[str, Any]) -> Any:
+    size = config.get("size")
+    return config.get("steps", size.get("steps") if isinstance(size, dict) else None)
+
+
+def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[list[Run], list[str]]:
     """All runs under the roots, and a line for each folder that could not be read.
 
-    A root may hold scales, be one scale, one experiment or one run. Of two runs of the same scale, experiment
-    and seed the one under the earlier root counts.
+    A root may hold scales, be one scale, one experiment or one run. Of two runs of the same scale, row and seed the
+    one under the earlier root counts. `expected` is that of differences.apart, which names the rows.
     """
-    runs: dict[tuple[str, str, int], Run] = {}
-    problems = []
+    problems: list[str] = []
+    found: list[Run] = []
     for root in roots:
-        places = {p for pattern in ("seed*", "*/seed*", "*/*/seed*") for p in root.glob(pattern)} | {root}
-        # An exact name: a run that `fresh=true` moved aside is not a run any more.
-        for folder in sorted(p for p in places if p.is_dir() and re.fullmatch(r"seed\d+", p.name)):
+        levels = ("", "*/", "*/*/", "*/*/*/")
+        places = {p.parent for level in levels for name in FILES[:3] for p in root.glob(level + name)}
+        places |= {p for level in levels[:3] for p in root.glob(f"{level}seed*") if p.is_dir()}
+        # A run that `fresh=true` moved aside (seed0.old) is not a run any more; what holds runs is none itself.
+        places = {p for p in places if not re.fullmatch(rf"{SEED}\..+", p.resolve().name)}
+        for folder in sorted(
+            p for p in places if re.fullmatch(SEED, p.resolve().name) or (p / "config.yaml").is_file()
+        ):
+            if folder in {run.folder for run in found}:
+                continue
             try:
-                run = read_run(folder)
+                found.append(read_run(folder))
             except (ValueError, OSError) as error:
                 problems.append(str(error))
-                continue
-            first = runs.setdefault((run.scale, run.experiment, run.seed), run)
-            if first is run:
-                problems.extend(run.notes)
-            else:
-                problems.append(f"{folder}: left out, {first.folder} is the same run and comes first")
+    runs: dict[tuple[str, str, int], Run] = {}
+    for run in apart(found, expected):
+        first = runs.setdefault((run.scale, run.experiment, run.seed), run)
+        if first is run:
+            problems.extend(run.notes)
+        else:
+            problems.append(f"{run.folder}: left out, {first.folder} is the same run and comes first")
     return list(runs.values()), problems
 
 
 def keep(run: Run, root: Path) -> Path:
-    """Copies the run's small files to `<root>/<scale>/<experiment>/seed<k>/`."""
-    place = root / run.scale / run.experiment / f"seed{run.seed}"
+    """Copies the run's small files to `<root>/<scale>/<row>/seed<k>/`."""
+    place = root / run.scale / run.experiment.replace(", ", ",").replace("/", "_") / f"seed{run.seed}"
     if place.resolve() != run.folder.resolve():
         place.mkdir(parents=True, exist_ok=True)
         for name in FILES:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from batch_renorm.reporting.compare import values_by_seed
+from batch_renorm.reporting.compare import paired, values_by_seed
 from batch_renorm.reporting.figures import WIDTH
 from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
@@ -30,8 +30,17 @@ def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
         {name: fmean(v.values()) for name in EXPERIMENTS if (v := values_by_seed(runs, (name, VAL), "final"))},
     ]
     rows, depth = _rows()
-    canvas = Canvas(figsize=(WIDTH, 4.7))
+    canvas = Canvas(figsize=(WIDTH, 5.5))
+    canvas.suptitle(message(runs), x=0.012, y=0.985, ha="left", va="top", fontsize=14, weight="bold")
+    legend = (
+        "Dashed: batchnorm on i.i.d. minibatches, the baseline. Bars go from it to the best; a dotted way to a ring, "
+    )
+    canvas.text(0.012, 0.058, legend + "to where the curve ends.", fontsize=10.5, color=FAINT)
+    footnotes = [] if any(run.data for run in runs) else published.footnotes((name, VAL) for name in EXPERIMENTS)
+    canvas.text(0.012, 0.022, "; ".join(footnotes), fontsize=10.5, color=FAINT)
     panels = {"The paper: Inception-v3, ImageNet": theirs, f"Ours: {scale}, a dot a seed": ours}
+    if any(run.data for run in runs):  # of one's own: the paper's accuracies say nothing about it
+        panels, ends = {f"Ours: {scale}, a dot a seed": ours}, ends[1:]
     offsets = [v - _level(values) for values in panels.values() for seeds in values.values() for v in seeds]
     offsets += [
         v - _level(values) for values, end in zip(panels.values(), ends, strict=True) if any(values.values())
@@ -39,30 +48,48 @@ def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
     ]  # fmt: skip
     least, most = min(0, *offsets), max(0, *offsets)
     for i, (title, values) in enumerate(panels.items()):
-        axes = canvas.add_axes((0.265 + i * 0.375, 0.13, 0.345, 0.775))
+        axes = canvas.add_axes((0.265 + i * 0.375, 0.2, 0.345 if len(panels) > 1 else 0.72, 0.66))
         axes.set_title(title, pad=8)
-        axes.set(ylim=(depth - 0.6, 0.6), yticks=[], xlabel="best top-1, %; ring: at the end")
+        axes.set(ylim=(depth - 0.6, 0.6), yticks=[], xlabel="best top-1 accuracy, %")
         axes.spines["left"].set_visible(False)
         if not any(values.values()):
             axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=FAINT)
             axes.set(xticks=[])
-            continue
-        room, level = most - least, _level(values)
-        axes.set_xlim(level + least - 0.1 * room, level + most + 0.25 * room)  # the numbers need some on the right
+            if len(panels) > 1:
+                continue
+        room, level = max(most - least, 1.0), _level(values)
+        axes.set_xlim(level + least - 0.2 * room, level + most + 0.25 * room)  # the numbers need some on the right
         axes.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
         for at, name, text in rows:
             if i == 0:
-                where = (-0.68 if name else -0.735, at)
+                across = 1.0 if len(panels) > 1 else 0.345 / 0.72
+                where = (across * (-0.68 if name else -0.735), at)
                 style: dict[str, Any] = {} if name else {"weight": "bold", "fontsize": 12}
                 axes.text(*where, text, transform=axes.get_yaxis_transform(), va="center_baseline", **style)
             if name:
                 hue, gap = look((name, VAL)).light, 0.035 * room
-                _draw_dots(axes, at, values[name], hue, level, gap)
+                star = "*" if values is theirs and published.footnotes([(name, VAL)]) else ""
+                _draw_dots(axes, at, values[name], hue, level, gap, star)
                 if values[name] and name in ends[i] and fmean(values[name]) - ends[i][name] > FALL:
                     _draw_end(axes, at, fmean(values[name]), ends[i][name], hue, gap)
         if values[BASELINE[0]]:
             axes.axvline(level, color=look(BASELINE).light, lw=1.2, ls=(0, (4, 3)), zorder=1)
     return canvas
+
+
+def message(runs: Sequence[Run]) -> str:
+    """What the runs say about the paper's main claim, from the finished seeds' final values."""
+    losses = {
+        norm: paired(runs, (f"iid_{norm}", VAL), (f"noniid_{norm}", VAL), "final") for norm in ("batchnorm", "renorm")
+    }
+    if not losses["batchnorm"] or not losses["renorm"]:
+        return "Every experiment's best accuracy, from batchnorm's on i.i.d. minibatches"
+    batchnorm, renorm = losses["batchnorm"].mean, losses["renorm"].mean
+    return f"On pairs batchnorm ends {_points(batchnorm)} its i.i.d. self, Batch Renorm {_points(renorm)}"
+
+
+def _points(loss: float) -> str:
+    return f"{abs(loss):.1f} points {'below' if loss >= 0 else 'above'}"
 
 
 def _draw_end(axes: Any, at: float, best: float, end: float, hue: str, gap: float) -> None:
@@ -92,7 +119,7 @@ def _level(values: dict[str, list[float]]) -> float:
     return means.get(BASELINE[0], max(means.values(), default=0.0))
 
 
-def _draw_dots(axes: Any, at: float, seeds: list[float], hue: str, level: float, gap: float) -> None:
+def _draw_dots(axes: Any, at: float, seeds: list[float], hue: str, level: float, gap: float, star: str) -> None:
     if not seeds:
         across = axes.get_yaxis_transform()
         axes.text(0.02, at, "no finished run", transform=across, va="center_baseline", color=FAINT)
@@ -100,4 +127,4 @@ def _draw_dots(axes: Any, at: float, seeds: list[float], hue: str, level: float,
     mean = sum(seeds) / len(seeds)
     axes.plot([level, mean], [at, at], color=hue, lw=3, alpha=0.35, solid_capstyle="butt", zorder=2)
     axes.plot(seeds, [at] * len(seeds), "o", color=hue, mec="white", mew=0.8, ms=7.5, zorder=3)
-    axes.text(max(*seeds, level) + gap, at, f"{mean:.1f}", va="center_baseline")
+    axes.text(max(*seeds, level) + gap, at, f"{mean:.1f}{star}", va="center_baseline")

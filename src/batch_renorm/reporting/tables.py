@@ -107,20 +107,22 @@ def measured(result: CheckResult) -> str:
 
 def accuracy_table(c: Comparison) -> Table:
     on_imagenet = c.scale == "imagenet"
-    head = ["", "seeds", "final", "range", "best", "paper"] + ["gap"] * on_imagenet
+    beside = c.data is None  # of a data set of one's own the paper says nothing
+    head = ["", "seeds", "final", "range", "best"] + ["paper"] * beside + ["gap"] * on_imagenet
     head += ["to baseline: ours", "to baseline: paper", "minutes a run"]
     rows = []
     for row in c.rows:
         spread = f"{row.final.range[0]:.1f} to {row.final.range[1]:.1f}" if row.final else NONE
         cells = [row.label, _seeds(row), final(row), spread, accuracy(row.best)]
-        cells += [f"{row.published:.1f}" if row.published else NONE] + [points(row.gap)] * on_imagenet
+        cells += [f"{row.published:.1f}" if row.published else NONE] * beside + [points(row.gap)] * on_imagenet
         cells += [difference(row.to_baseline), points(row.published_to_baseline)]
         rows.append((*cells, f"{row.minutes:.1f}" if row.minutes else NONE))
+    other = "Another data set" if beside else f"The data set {c.data}, another"
     data = (
         "The same data set as the paper's: *gap* is best minus published, in points."
         if on_imagenet
-        else "Another data set than the paper's ImageNet: compare *to baseline* and the shapes of the curves, "
-        "not the accuracies themselves."
+        else f"{other} than the paper's ImageNet: compare *to baseline* and the shapes of the curves, not the "
+        "accuracies themselves."
     )
     text = (
         "Top-1 in percent of the inference model. *final* is the last evaluation, *best* the best one: mean ± "

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batch_renorm.reporting.compare import Comparison, mean_curve
+from batch_renorm.reporting.compare import Comparison, mean_curve, values_by_seed
 from batch_renorm.reporting.looks import is_renorm
 from batch_renorm.reporting.paper import (
     AS_TRAINED,
     BATCH_STATISTICS,
-    FIGURES,
     NO_COUNTERPART,
     TRAIN,
     Curve,
@@ -27,7 +27,12 @@ from batch_renorm.reporting.tables import NONE, accuracy, difference, final, mea
 if TYPE_CHECKING:
     from rich.console import Console
 
-ORANGES, BLUE = (208, 172, 222, 137), 39  # of the 256 colours that nearly every terminal has
+ORANGES, BLUE, OTHERS = (
+    (208, 172, 222, 137),
+    39,
+    (35, 72, 114, 140),
+)  # of the 256 colours that nearly every terminal has
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHORT = {  # beside the experiment's own row
     TRAIN: "  on training images",
     BATCH_STATISTICS: "  with batch statistics",
@@ -50,7 +55,7 @@ def show(c: Comparison, runs: Sequence[Run], published: Published) -> None:
 
     console = Console()
     runs = [run for run in runs if run.scale == c.scale]
-    for figure in FIGURES.values():
+    for figure in c.figures.values():
         _plot(console, figure, runs, published, c.scale)
     _accuracies(console, c)
     _verdicts(console, c)
@@ -121,11 +126,12 @@ def _plot(console: Console, figure: Figure, runs: Sequence[Run], published: Publ
         own = [run for run in runs if run.experiment == series[0] and series[1] in run.curve]
         if curve := mean_curve([run for run in own if run.finished] or own, series[1]):
             ours[series] = curve[0], curve[1]
-    theirs = {series: published.curves[series] for series in figure.lines}
-    panels = {"the paper": (theirs, (30.0, 80.0)), f"ours, {scale}": (ours, _range(ours.values()))}
+    theirs = {series: published.curves[series] for series in figure.lines if series in published.curves}
+    panels = {"the paper": (theirs, (30.0, 80.0))} if theirs and not any(run.data for run in runs) else {}
+    panels |= {f"ours, {scale}": (ours, _range(ours.values()))}
     canvas = plotext.figure
     canvas.clear()
-    canvas.subplots(1, 2)
+    canvas.subplots(1, len(panels))
     names, hues = list(figure.lines), _hues(figure)
     for i, (title, (curves, (low, high))) in enumerate(panels.items()):
         axes = canvas.subplot(1, i + 1)
@@ -133,7 +139,7 @@ def _plot(console: Console, figure: Figure, runs: Sequence[Run], published: Publ
         axes.canvas("default")
         if not curves:
             continue
-        last = max(at[-1] for at, _ in curves.values())
+        last = max(1, *(at[-1] for at, _ in curves.values()))
         last = float(10_000 * ceil(last / 10_000) if last > 20_000 else last)
         axes.ruler("x").lim(0, last)
         axes.ruler("x").ticks([0, last / 2, last], ["0", steps(last / 2), steps(last)])
@@ -147,24 +153,31 @@ def _plot(console: Console, figure: Figure, runs: Sequence[Run], published: Publ
             )
             axes.draw(line.lines())
         for series, (at, values) in curves.items():  # above all lines, each at another place
-            x = min(last * (0.93 - 0.14 * names.index(series)), at[-1])
-            letter = plotext.colorize("ABCDE"[names.index(series)], hues[series])
+            x = min(last * (0.93 - 0.14 * (names.index(series) % 6)), at[-1])
+            letter = plotext.colorize(LETTERS[names.index(series) % len(LETTERS)], hues[series])
             axes.draw(axes.text(x, float(np.interp(x, at, values)), letter))
     canvas.plot_size(min(console.width, 110) - 1, 13)
     console.print(Text(figure.title, style="bold"))
     console.print(Text.from_ansi(str(canvas.build())))
     for series, name in figure.lines.items():
-        number = published.number(series, printed_in=figure.name.replace("fig", "figure "))
-        last = f"{ours[series][1][-1]:.1f}" if series in ours else NONE
-        line = Text(" ").append("ABCDE"[names.index(series)], style=f"color({hues[series]})")
+        number = published.number(series)
+        seeds = list(values_by_seed(runs, series, "best").values())
+        best = f"{sum(seeds) / len(seeds):.1f}" if seeds else NONE
+        if not seeds and series in ours:
+            best = f"{ours[series][1].max():.1f} so far"
+        line = Text(" ").append(LETTERS[names.index(series) % len(LETTERS)], style=f"color({hues[series]})")
         line.append(f" {name:<44}")
-        console.print(line.append(f"paper {number.top1 if number else NONE}, ours {last}"))
+        theirs_best = f"paper {number.top1}, " if number and len(panels) > 1 else ""
+        console.print(line.append(f"best: {theirs_best}ours {best}"))
     console.print()
 
 
 def _hues(figure: Figure) -> dict[Series, int]:
-    oranges = iter(ORANGES)
-    return {series: BLUE if is_renorm(series[0]) else next(oranges) for series in figure.lines}
+    oranges, others = cycle(ORANGES), cycle(OTHERS)
+    return {
+        series: BLUE if is_renorm(series[0]) else next(oranges if "batchnorm" in series[0] else others)
+        for series in figure.lines
+    }
 
 
 def _range(curves: Iterable[Curve]) -> tuple[float, float]:

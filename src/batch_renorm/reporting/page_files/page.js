@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const PAPER_STEPS = 140000; // where figures 1 and 3 end
 const ACCURACIES = new Set(D.series.map((s) => s.metric));
-const state = { view: "fig3", metric: "", x: "steps", y: "percent", smooth: 0, paper: true, seeds: false, hidden: new Set() };
+const state = { view: "fig3", metric: "", x: "steps", y: "percent", smooth: 0, smoothOther: 0.02, paper: true, seeds: false, hidden: new Set() };
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -28,21 +28,24 @@ function interpolate(curve, at) {
 }
 /** The mean, least and largest of some curves, on all steps that lie within every one of them. */
 function band(curves) {
+  if (!curves.length) return { x: [] };
   const first = Math.max(...curves.map((c) => c.x[0])), last = Math.min(...curves.map((c) => c.x[c.x.length - 1]));
   const x = [...new Set(curves.flatMap((c) => c.x))].filter((s) => s >= first && s <= last).sort((a, b) => a - b);
   const columns = x.map((at) => curves.map((c) => interpolate(c, at)));
   return { x, y: columns.map(mean), low: columns.map((c) => Math.min(...c)), high: columns.map((c) => Math.max(...c)) };
 }
-/** Exponential smoothing without the pull of its start. */
-function smooth(values, weight) {
-  if (!weight) return values;
+/** The mean of all values so far, those of `steps` ago with a weight of 1/e: by steps, however many evaluations they hold. */
+function smooth(x, values, steps) {
+  if (!steps) return values;
   let sum = 0, norm = 0;
-  return values.map((value) => {
-    sum = weight * sum + (1 - weight) * value;
-    norm = weight * norm + (1 - weight);
+  return values.map((value, i) => {
+    const kept = i ? Math.exp((x[i - 1] - x[i]) / steps) : 0;
+    sum = kept * sum + value;
+    norm = kept * norm + 1;
     return sum / norm;
   });
 }
+const smoothing = () => (isAccuracy() ? state.smooth : state.smoothOther); // share of the training
 
 /* What is drawn: the curves of a figure, all accuracies, or one other metric of every experiment. */
 function lines() {
@@ -86,28 +89,29 @@ function traces() {
     const hover = (who) => `%{y:${digits}}${unit()}<extra>${line.label}, ${who}</extra>`;
     if (state.paper && line.paper && state.x !== "time") {
       const x = state.x === "share" ? line.paper.x.map((s) => s / PAPER_STEPS) : line.paper.x;
-      const y = smooth(line.paper.y, state.smooth).map((v) => level(v, D.baseline.theirs));
+      const y = smooth(line.paper.x, line.paper.y, smoothing() * PAPER_STEPS).map((v) => level(v, D.baseline.theirs));
       found.push({ x, y, mode: "lines", line: { color, width: two ? 2 : 1.2 }, hovertemplate: hover("the paper"),
         name: `${line.label}, the paper`, meta: { id: line.id, who: "paper" } });
       if (two && line.mark) found.push(sparse(x, y, marker(8), {}));
     }
-    const all = ours(line), finished = all.filter((r) => r.finished), many = state.seeds ? [] : finished;
+    const all = ours(line), finished = all.filter((r) => r.finished), together = band(finished.map((r) => r.curves[line.metric]));
+    const many = state.seeds || !together.x.length ? [] : finished, planned = (r) => smoothing() * (r.steps || r.step);
     if (many.length) {
-      const b = band(many.map((r) => r.curves[line.metric])), x = along(many, b.x);
+      const b = together, x = along(many, b.x);
       const lift = (values) => values.map((v) => level(v, D.baseline.ours));
       if (many.length > 1)
         found.push({ x: [...x, ...[...x].reverse()], y: lift([...b.high, ...[...b.low].reverse()]), fill: "toself",
           fillcolor: fade(color, dark.matches ? 0.22 : 0.16), line: { width: 0 }, mode: "lines", hoverinfo: "skip", ...axes });
-      if (state.smooth)
+      if (smoothing())
         found.push({ x, y: lift(b.y), mode: "lines", line: { color: fade(color, 0.35), width: 1.2 }, hoverinfo: "skip", ...axes });
-      const y = lift(smooth(b.y, state.smooth)), seeds = many.length > 1 ? `mean of ${many.length} seeds` : `seed ${many[0].seed}`;
+      const y = lift(smooth(b.x, b.y, planned(many[0]))), seeds = many.length > 1 ? `mean of ${many.length} seeds` : `seed ${many[0].seed}`;
       found.push({ x, y, mode: "lines", line: { color, width: 3 }, hovertemplate: hover(`ours, ${seeds}`),
         name: `${line.label}, ours`, meta: { id: line.id, who: "ours" }, ...axes });
       if (line.mark) found.push(sparse(x, y, marker(9), axes));
     }
-    for (const run of all.filter((r) => state.seeds || !r.finished)) {
+    for (const run of all.filter((r) => !many.includes(r))) {
       const { x: steps, y: raw } = run.curves[line.metric], x = along([run], steps);
-      const y = smooth(raw, state.smooth).map((v) => level(v, D.baseline.ours)), last = x.length - 1;
+      const y = smooth(steps, raw, planned(run)).map((v) => level(v, D.baseline.ours)), last = x.length - 1;
       found.push({ x, y, mode: "lines", line: { color: fade(color, run.finished ? 0.85 : 0.6), width: 1.8 },
         hovertemplate: hover(`seed ${run.seed}${run.finished ? "" : ", " + run.progress}`),
         name: `${line.label}, seed ${run.seed}`, meta: { id: line.id, who: `seed ${run.seed}` }, ...axes });
@@ -133,17 +137,18 @@ function axisX() {
 }
 /** The paper's proportions: its axis starts at 3/8 of its end, and so does ours, unless a curve ends below. */
 function fitted() {
-  const shown = lines().filter((l) => !state.hidden.has(l.id));
-  const values = shown.flatMap((l) => ours(l).map((r) => r.curves[l.metric].y));
+  const values = lines().flatMap((l) => ours(l).map((r) => r.curves[l.metric].y));
   if (!isAccuracy() || relative() || !values.length) return undefined;
   const top = Math.min(100, 5 * Math.ceil((Math.max(...values.flat()) + 0.5) / 5));
   return [Math.max(0, 5 * Math.floor(Math.min((top * 30) / 80, ...values.map((v) => v[v.length - 1] - 2)) / 5)), top];
 }
 function layout() {
   const two = panels(), stacked = two && thin();
-  const y = { gridcolor: css("--grid"), zeroline: false, automargin: true, ticksuffix: isAccuracy() ? "%" : "" };
+  const title = relative() ? "% of the baseline's best" : isAccuracy() ? "top-1 accuracy, %" : state.metric.replaceAll("_", " ");
+  const y = { title: { text: title, standoff: 8 }, gridcolor: css("--grid"), zeroline: false, automargin: true };
   const accuracy = relative() ? { range: [40, 105] } : {};
   const result = base(stacked ? 640 : thin() ? 400 : 470);
+  result.uirevision = [state.view, state.metric, state.x, state.y, two].join(); // a zoom stays while curves come and go
   result.hovermode = thin() ? "closest" : "x unified";
   if (!two) {
     result.xaxis = axisX();
@@ -173,7 +178,7 @@ function base(height) {
     hoverlabel: { bgcolor: css("--raised"), bordercolor: css("--rule"), font: { color: css("--ink"), size: 13 }, namelength: -1 },
   };
 }
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const CONFIG = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 
 function draw() {
   const figure = D.figures.find((f) => f.name === state.view);
@@ -184,17 +189,41 @@ function draw() {
   else if (D.runs.length) told.push("Thick lines are ours, bands the range over seeds" + (state.paper && state.x !== "time" && lines().some((l) => l.paper) ? "; thin ones are the paper's." : "."));
   if (state.x === "time") told.push("Time spent training, from the images per second that runs recorded: evaluations are left out, and the paper gives none.");
   if (D.runs.some((r) => !r.finished)) told.push("Faint lines to a ring are runs that have not finished.");
+  if (smoothing()) told.push(`Lines are smoothed over ${(100 * smoothing()).toFixed(0)}% of the training's steps; the faint ones are not.`);
+  told.push(...D.footnotes.filter(() => lines().some((l) => l.noted)));
   $("about").textContent = told.join(" ");
+  $("smooth").value = smoothing();
+  $("smoothed").textContent = smoothing() ? `${(100 * smoothing()).toFixed(0)}% of the training` : "off";
+  remember();
   legend();
+}
+/* What is shown is in the address: a link shows the same, and going back, too. */
+function remember() {
+  const kept = Object.fromEntries(Object.entries(state).filter(([name, value]) => name !== "hidden" && String(value) !== START[name]));
+  if (state.hidden.size) kept.hidden = [...state.hidden].join("|");
+  const address = new URLSearchParams(kept).toString();
+  history.replaceState(null, "", address ? `#${address}` : location.href.split("#")[0]);
+}
+const START = Object.fromEntries(Object.entries(state).map(([name, value]) => [name, String(value)]));
+function recall() {
+  const views = new Set(["all", "metric", ...D.figures.map((f) => f.name)]);
+  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
+    if (name === "hidden") state.hidden = new Set(text.split("|"));
+    else if (name in START) state[name] = typeof state[name] === "boolean" ? text === "true" : typeof state[name] === "number" ? Math.min(0.2, Math.max(0, +text || 0)) : text;
+  }
+  if (!views.has(state.view) || (state.view === "metric" && !D.runs.some((r) => r.curves[state.metric]))) state.view = "fig3";
+  if (!["steps", "time", "share"].includes(state.x)) state.x = "steps";
+  if (!["percent", "share"].includes(state.y)) state.y = "percent";
 }
 function legend() {
   const digits = (v) => (isAccuracy() ? v.toFixed(1) + "%" : Number(v.toPrecision(4)).toString());
   $("legend").replaceChildren(...lines().map((line) => {
     const runs = ours(line), finished = runs.filter((r) => r.finished), shown = finished.length ? finished : runs;
-    const last = shown.map((r) => r.curves[line.metric].y.at(-1));
-    const numbers = element("span", { class: "numbers" });
-    numbers.append(last.length ? digits(mean(last)) + (finished.length ? "" : " so far") : "not run");
-    if (line.printed) numbers.append(element("small", {}, `paper's best ${line.printed.toFixed(1)}%`));
+    const last = shown.map((r) => r.curves[line.metric].y.at(-1)), best = shown.map((r) => Math.max(...r.curves[line.metric].y));
+    const numbers = element("span", { class: "numbers" }), so = finished.length ? "" : " so far";
+    numbers.append(!last.length ? "not run" : isAccuracy() ? `best ${digits(mean(best))}${so}` : digits(mean(last)) + so);
+    if (last.length && isAccuracy()) numbers.append(element("small", {}, `at the end ${digits(mean(last))}`));
+    if (line.printed) numbers.append(element("small", {}, `paper's best ${line.printed.toFixed(1)}%${line.noted ? "*" : ""}`));
     const button = element("button", { "aria-pressed": String(!state.hidden.has(line.id)), "data-id": line.id }, sample(line), element("span", {}, line.label), numbers);
     button.onclick = () => {
       state.hidden.has(line.id) ? state.hidden.delete(line.id) : state.hidden.add(line.id);
@@ -207,7 +236,8 @@ function sample(line) {
   const shapes = {
     circle: '<circle cx="17" cy="8" r="4"/>', square: '<rect x="13.2" y="4.2" width="7.6" height="7.6"/>',
     diamond: '<path d="M17 3l5 5-5 5-5-5z"/>', "triangle-up": '<path d="M17 3.2l4.8 8.6h-9.6z"/>',
-    "triangle-down": '<path d="M17 12.8l4.8-8.6h-9.6z"/>', cross: '<path d="M15.4 3.5h3.2v2.9h2.9v3.2h-2.9v2.9h-3.2v-2.9h-2.9v-3.2h2.9z"/>',
+    "triangle-down": '<path d="M17 12.8l4.8-8.6h-9.6z"/>', x: '<path d="M13 4l8 8M21 4l-8 8"/>', star: '<path d="M17 2l1.8 4h4.2l-3.3 2.8 1.2 4.2-3.9-2.4-3.9 2.4 1.2-4.2L11 6h4.2z"/>',
+    cross: '<path d="M15.4 3.5h3.2v2.9h2.9v3.2h-2.9v2.9h-3.2v-2.9h-2.9v-3.2h2.9z"/>',
   };
   const holder = element("span");
   holder.innerHTML = `<svg width="34" height="16" aria-hidden="true"><path d="M1 8h32" stroke="${hue(line)}" stroke-width="3" stroke-linecap="round"/>` +
@@ -296,8 +326,26 @@ function table(head, rows, options = {}) {
     else { node.textContent = String(cell ?? "–").replace(/^- /, ""); if (/^- /.test(cell)) node.className = "inner"; }
     return node;
   })));
-  const top = element("tr", {}, ...head.map((text, i) => element("th", { scope: "col", ...(words.includes(i) ? { class: "words" } : {}) }, text)));
-  return element("div", { class: "scroll", tabindex: "0" }, element("table", {}, element("thead", {}, top), element("tbody", {}, ...body)));
+  const rowsOf = element("tbody", {}, ...body);
+  const top = element("tr", {}, ...head.map((text, i) => {
+    const node = element("th", { scope: "col", ...(words.includes(i) ? { class: "words" } : {}) });
+    const button = element("button", { title: "sort" }, text || "experiment");
+    button.onclick = () => sort(node, rowsOf, i);
+    node.append(button);
+    return node;
+  }));
+  return element("div", { class: "scroll", tabindex: "0" }, element("table", {}, element("thead", {}, top), rowsOf));
+}
+/** Sorts by a column's first numbers, or as words where it has none; once more turns it round. What is empty comes last. */
+function sort(head, body, i) {
+  const up = head.getAttribute("aria-sort") !== "ascending", text = (row) => row.cells[i].textContent;
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const value = (row) => parseFloat(text(row).replace("−", "-").replace(/^[^\d-]+(?=[\d-])/, "").replace(/(\d)k/, "$1e3"));
+  const numbers = [...body.rows].some((row) => /^[(+−\d]/.test(text(row)));
+  const order = (a, b) => numbers ? value(a) - value(b) : text(a).localeCompare(text(b));
+  const empty = (row) => (numbers ? Number.isNaN(value(row)) : text(row) === "–");
+  body.append(...[...body.rows].sort((a, b) => empty(a) - empty(b) || (empty(a) ? 0 : up ? order(a, b) : order(b, a))));
 }
 /** The verdict next to its claim, and what is needed for it last: on a phone the first columns are what is seen. */
 function arranged({ head, rows }) {
@@ -331,6 +379,7 @@ function tables() {
     const where = offline.place.split("/").slice(0, -3).concat("*", "*", "*").join("/");
     $("runs").append(element("p", { class: "note" }, "Logged offline; they come to W&B with ", element("code", {}, `wandb sync ${where}/wandb/offline-run-*`)));
   }
+  $("files").replaceChildren("The numbers as CSV: ", ...D.files.flatMap((f, i) => [i ? ", " : "", element("a", { href: encodeURIComponent(f) }, f)]), ".");
   $("missing").hidden = !D.missing.length;
   $("missing").querySelector("pre").textContent = D.missing.join("\n");
   $("made").textContent = `Made by ${D.command}`;
@@ -345,7 +394,7 @@ function choose(view) {
   draw();
 }
 function controls() {
-  const views = [...D.figures.map((f) => [f.name, f.name.replace("fig", "Figure ")]), ["all", "All"]];
+  const views = [...D.figures.map((f) => [f.name, /^fig\d$/.test(f.name) ? f.name.replace("fig", "Figure ") : f.name.replace(/^own/, "Own ")]), ["all", "All"]];
   $("views").append(...views.map(([view, text]) => {
     const button = element("button", { "data-view": view }, text);
     button.onclick = () => choose(view);
@@ -358,13 +407,18 @@ function controls() {
   $("y").append(...[["percent", "percent"], ["share", "percent of the baseline's best"]].map(([v, t]) => element("option", { value: v }, t)));
   for (const name of ["x", "y"]) $(name).onchange = (e) => { state[name] = e.target.value; draw(); };
   for (const name of ["paper", "seeds"]) $(name).onchange = (e) => { state[name] = e.target.checked; draw(); };
-  $("smooth").oninput = (e) => { state.smooth = +e.target.value; $("smoothed").textContent = e.target.value; draw(); };
+  $("smooth").oninput = (e) => { state[isAccuracy() ? "smooth" : "smoothOther"] = +e.target.value; draw(); };
+  for (const name of ["x", "y"]) $(name).value = state[name];
+  for (const name of ["paper", "seeds"]) $(name).checked = state[name];
+  $("metric").value = state.view === "metric" ? state.metric : "";
 }
 
+recall();
 controls();
 tables();
-choose("fig3");
+choose(state.view);
 activations();
 dark.addEventListener("change", () => { draw(); activations(); });
 let narrow = thin();
+addEventListener("hashchange", () => location.reload());
 addEventListener("resize", () => { if (narrow !== thin()) { narrow = thin(); draw(); activations(); } });

@@ -1,0 +1,163 @@
+"""A run is what its config says: runs that were trained differently are rows of their own, named by what differs.
+
+A run is held against `expected`, what its scale and experiment compose to today. Where that cannot be told, for an own
+experiment whose file is gone or an option that configs had in other versions, it is held against what most runs of the
+same experiment say. Options of the machine are left out: they cannot change what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batch_renorm.reporting.runs import Run
+
+Config = Mapping[str, Any]
+Expected = Callable[[Config], Mapping[str, Any] | None]
+"""config -> dotted option -> the value that it has where only the config's scale and experiment are chosen; None where
+no such thing composes."""
+
+NEUTRAL = frozenset(
+    {
+        *("seed", "scale", "experiment", "folder", "fresh", "trainer", "logger", "debug", "tags", "notes", "dataset"),
+        *("data.root", "data.decode", "data.on_error", "size.evaluate_every", "size.evaluation_batch"),
+        *("evaluation.every", "evaluation.batch_size"),
+    }
+)
+"""Sections and options in which runs may differ without being trained differently."""
+IMAGENET = {"classes": 1000, "train_images": 1281167, "val_images": 50000}  # checked by a run before it starts
+SHOWN = 3  # differences in a row's name; more are told by the page's table of configs
+STEPS = "size.steps"
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of everything in a nested config; lists are values."""
+    if not isinstance(config, Mapping):
+        yield prefix, config
+        return
+    for key, value in config.items():
+        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def trained(run: Run) -> dict[str, str]:
+    """Dotted option -> value, as text, of all that decides what is trained."""
+    own = {k: _text(v) for k, v in leaves(run.config) if not {k, k.split(".")[0]} & NEUTRAL}
+    if run.steps is not None and "steps" not in own:
+        own.setdefault(STEPS, _text(run.steps))
+    return own
+
+
+def data_set(config: Config) -> str | None:
+    """The data set's name: that of the config, else of its folder, else of its class; None where nothing is said."""
+    data = config.get("data")
+    if not isinstance(data, Mapping):
+        return None
+    if all(data.get(option) == number for option, number in IMAGENET.items()):
+        return "imagenet"
+    for name in (config.get("dataset"), data.get("name")):
+        if isinstance(name, str) and name:
+            return name.lower()
+    target = str(data.get("_target_", "")).rpartition(".")[2]
+    if target == "Images":
+        return PurePath(str(data.get("root"))).name or "folder"
+    return target.lower() or None
+
+
+def apart(runs: Sequence[Run], expected: Expected | None = None) -> list[Run]:
+    """The runs, each with the row that it belongs to as its `experiment` and its comparison as its `scale`.
+
+    A run of another data set than its scale's is of the comparison `<scale>-<data set>`; a run that differs from its
+    experiment is of the row "<experiment>, <option>=<value>".
+    """
+    there = [(expected(run.config) if expected and run.config else None) for run in runs]
+    own_data = _own_data(runs, there)
+    runs = [
+        replace(r, data=name, scale=f"{r.scale}-{name}" if name else r.scale)
+        for r, name in zip(runs, own_data, strict=True)
+    ]
+    options = [trained(run) for run in runs]
+    usual = _usual(runs, options)
+    found: list[dict[str, str]] = []
+    for run, own, composed in zip(runs, options, there, strict=True):
+        reference = {k: _text(v) for k, v in (composed or {}).items() if not (run.data and k.startswith("data."))}
+        differing = {}
+        for option, value in own.items():
+            least = reference.get(option, usual(run, option))
+            if value != least:
+                differing[option] = value
+        found.append(dict(sorted(differing.items(), key=lambda d: d[0] not in ("steps", STEPS))))
+    return [_renamed(run, own, found, runs) for run, own in zip(runs, found, strict=True)]
+
+
+def _renamed(run: Run, own: dict[str, str], found: Sequence[dict[str, str]], runs: Sequence[Run]) -> Run:
+    if not own:
+        return run
+    texts = [_named(option, value) for option, value in own.items()]
+    peers = [d for r, d in zip(runs, found, strict=True) if (r.scale, r.of) == (run.scale, run.of) and d != own]
+    short = (*texts[:SHOWN], f"and {len(texts) - SHOWN} more") if len(texts) > SHOWN + 1 else tuple(texts)
+    alike = any(list(d.items())[:SHOWN] == list(own.items())[:SHOWN] and len(d) == len(own) for d in peers)
+    differs = tuple(texts) if alike else short
+    return replace(run, experiment=", ".join((run.of, *differs)), differs=differs)
+
+
+def _named(option: str, value: str) -> str:
+    """ "ramp.rmax=5", and "model=TimmModel" for the class that a section constructs."""
+    if option.endswith("._target_"):
+        return f"{option.removesuffix('._target_')}={value.rpartition('.')[2]}"
+    return f"{option}={value}"
+
+
+def _own_data(runs: Sequence[Run], there: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
+    """The name of each run's data set where it is not its scale's, which most runs say where no config composes."""
+    names = [data_set(run.config) for run in runs]
+    most: dict[str, Counter[str]] = defaultdict(Counter)
+    for run, name in zip(runs, names, strict=True):
+        if name:
+            most[run.scale][name] += 1
+    found = []
+    for run, name, composed in zip(runs, names, there, strict=True):
+        if composed is not None:
+            data = {k.removeprefix("data."): v for k, v in composed.items() if k.startswith("data.")}
+            usual = data_set({"data": data, "dataset": composed.get("dataset")})
+        else:
+            usual = "imagenet" if run.scale == "imagenet" else next(iter(dict(most[run.scale].most_common(1))), None)
+        found.append(name if name and name != usual else None)
+    return found
+
+
+def _usual(runs: Sequence[Run], options: Sequence[dict[str, str]]) -> Callable[[Run, str], str | None]:
+    """(run, option) -> what most runs of its experiment have, None where most have no such option.
+
+    A run's length is the same for all experiments of a comparison. Of equally many the first in the order of folders
+    counts.
+    """
+    experiments: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    scales: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for run, own in zip(runs, options, strict=True):
+        experiments[run.scale, run.of].append(own)
+        scales[run.scale].append(own)
+
+    def usual(run: Run, option: str) -> str | None:
+        peers = scales[run.scale] if option in ("steps", STEPS) else experiments[run.scale, run.of]
+        if option in ("steps", STEPS):
+            peers = [own for own in peers if option in own]
+        return Counter(own.get(option) for own in peers).most_common(1)[0][0]
+
+    return usual
+
+
+def _text(value: Any) -> str:
+    """One text for a value, however it is written: 5, 5.0 and, as YAML 1.1 reads 1e-3, "1e-3"."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, default=str).replace('"', "")

@@ -1,0 +1,240 @@
+"""Whatever run folders there are, the report draws what it can and names the rest; what differs is never averaged."""
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+import yaml
+
+from batch_renorm.reporting.differences import apart, data_set
+from batch_renorm.reporting.runs import find_runs
+from tests.conftest import ROOT
+
+VAL = "val_top1"
+TWO = {VAL: [(100, 50.0), (200, 60.0)]}
+
+
+@pytest.fixture
+def report(run_script, monkeypatch, tmp_path):
+    """report(*arguments): scripts/report.py's status, output and errors, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return lambda *arguments: run_script(ROOT / "scripts/report.py", *arguments)
+
+
+@pytest.fixture
+def trained(compose, tmp_path):
+    """trained(*overrides, curve=...): the folder of a finished run, its config as train.py writes it."""
+
+    def trained(*overrides, curve=((100, 50.0), (200, 60.0)), root=tmp_path / "runs"):
+        config = compose(*overrides)
+        folder = root / config["folder"].removeprefix("runs/")
+        folder.mkdir(parents=True)
+        config = {name: value for name, value in config.items() if name != "fresh"}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        (folder / "curve.csv").write_text("step,metric,value\n" + "".join(f"{s},{VAL},{v}\n" for s, v in curve))
+        steps = config["size"]["steps"]
+        (folder / "run.json").write_text(json.dumps({"state": "finished", "step": steps, "steps": steps}))
+        return folder
+
+    return trained
+
+
+def accuracies(tmp_path, scale="glyphs"):
+    """label -> cells of the accuracy table"""
+    text = (tmp_path / "report" / f"{scale}.md").read_text().split("## Accuracy")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    return {row[0]: row[1:] for row in rows}
+
+
+KINDS = {
+    "no curve": lambda f: (f / "curve.csv").unlink(),
+    "empty curve": lambda f: (f / "curve.csv").write_text(""),
+    "a head alone": lambda f: (f / "curve.csv").write_text("step,metric,value\n"),
+    "bytes": lambda f: (f / "curve.csv").write_bytes(b"\xff\xfe\x00\x01"),
+    "no val_top1": lambda f: (f / "curve.csv").write_text("step,metric,value\n100,loss,3.0\n"),
+    "one point": lambda f: (f / "curve.csv").write_text(f"step,metric,value\n100,{VAL},50\n"),
+    "step 0": lambda f: (f / "curve.csv").write_text(f"step,metric,value\n0,{VAL},0\n"),
+    "another grid": lambda f: (f / "curve.csv").write_text(f"step,metric,value\n7,{VAL},5\n13,{VAL},6\n"),
+    "foreign config": lambda f: (f / "config.yaml").write_text("lr: 0.1\nmodel: resnet\ndata: cifar\nsize: 3\n"),
+    "config of lists": lambda f: (f / "config.yaml").write_text("scale: [a]\nexperiment: {b: c}\nseed: x\ndata: []\n"),
+    "no config": lambda f: (f / "config.yaml").unlink(),
+    "odd run.json": lambda f: (f / "run.json").write_text(
+        '{"state": 3, "step": "x", "steps": [], "wall_seconds": "y"}'
+    ),
+    "missing keys": lambda f: (f / "run.json").write_text("{}"),
+    "mechanism": lambda f: (f / "mechanism.csv").write_text("measure,at,value,theory\ncompany,neither,x,\n"),
+    "layers": lambda f: (f / "curve.csv").write_text(
+        f"step,metric,value\n100,{VAL},50\n100,activation_distance/a,0.5\n7,activation_distance/b,0.5\n"
+    ),
+    "a file": lambda f: (shutil.rmtree(f), f.write_text("not a folder")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("others", [True, False], ids=["beside others", "alone"])
+def test_no_run_folder_makes_it_fail(report, write, tmp_path, kind, others, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # which takes the time
+    KINDS[kind](write(tmp_path / "runs", "noniid_renorm", 0, TWO))
+    if others:
+        write(tmp_path / "runs", "noniid_renorm", 1, TWO)
+        write(tmp_path / "runs", "iid_batchnorm", 1, TWO)
+    for arguments in ([], ["--show"]):
+        code, out, err = report(*arguments)
+        assert code == (0 if others or "wrote" in out or "best:" in out else 1), err
+    if kind in ("no curve", "empty curve", "a head alone", "bytes"):
+        assert "noniid_renorm/seed0" in err  # named
+    if others:
+        assert accuracies(tmp_path)["Batchnorm, i.i.d."][1] == "60.0"
+
+
+def test_all_of_them_at_once_are_drawn(report, write, tmp_path):
+    for seed, spoil in enumerate(KINDS.values()):
+        spoil(write(tmp_path / "runs", "noniid_batchnorm", seed, TWO))
+    assert report()[0] == 0
+
+
+def test_seeds_that_share_no_span_of_steps(report, trained, tmp_path):
+    """The first failure that was seen: a short run's seeds, evaluated at other steps."""
+    trained("experiment=noniid_renorm", "seed=0", curve=[(20, 10.0), (60, 12.0)])
+    trained("experiment=noniid_renorm", "seed=1", curve=[(500, 60.0), (6000, 70.0)])
+    code, _, err = report()
+    assert code == 0, err
+
+
+def test_what_differs_is_a_row_of_its_own(report, trained, tmp_path):
+    trained("experiment=noniid_renorm", curve=[(100, 70.0)])
+    trained("experiment=noniid_batchnorm", curve=[(100, 60.0)])
+    for i, (options, value) in enumerate((
+        (["ramp.rmax=5"], 10.0), (["size.steps=60", "size.evaluate_every=20"], 20.0), (["data.labels=12"], 30.0),
+        (["norm.alpha=0.1"], 40.0), (["model=timm", "model.name=resnet10t"], 50.0),
+    )):  # fmt: skip
+        trained("experiment=noniid_renorm", f"folder=runs/own{i}/x/seed0", *options, curve=[(100, value)])
+    code, _, err = report()
+    assert code == 0, err
+    rows = accuracies(tmp_path)
+    assert rows["Batch Renorm, non-i.i.d."][1] == "70.0"
+    own = {label: cells[1] for label, cells in rows.items() if label.startswith("noniid_renorm, ")}
+    assert own.pop("noniid_renorm, ramp.rmax=5") == "10.0"
+    assert own.pop("noniid_renorm, size.steps=60") == "20.0"  # the shorter ramp follows from the steps
+    assert own.pop("noniid_renorm, data.labels=12") == "30.0"
+    assert own.pop("noniid_renorm, norm.alpha=0.1") == "40.0"
+    [(label, value)] = own.items()
+    assert "model.name=resnet10t" in label or "model=" in label
+    assert value == "50.0"
+    page = (tmp_path / "report/glyphs.md").read_text()
+    assert "in no verdict" in page
+    [claim] = [line for line in page.splitlines() if line.startswith("| non-i.i.d.: Batch Renorm above batchnorm |")]
+    assert "| +11.5 | +10.0 |" in claim  # of the two runs that are the paper's
+
+
+def test_the_machine_is_no_difference(report, trained, tmp_path):
+    options = ["trainer=cpu", "trainer.threads=3", "trainer.precision=32", "logger=csv", "trainer.loader_processes=2"]
+    trained("experiment=noniid_renorm")
+    trained("experiment=noniid_renorm", "seed=1", "size.evaluate_every=100", *options)
+    assert report()[0] == 0
+    assert accuracies(tmp_path)["Batch Renorm, non-i.i.d."][0] == "0, 1"
+
+
+def test_without_a_config_of_that_experiment_most_runs_decide(write, tmp_path):
+    for seed, alpha in ((0, 0.01), (1, 0.01), (2, 0.1)):
+        folder = write(tmp_path, "my_idea", seed, TWO)
+        config = yaml.safe_load((folder / "config.yaml").read_text()) | {"norm": {"alpha": alpha}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    found, _ = find_runs([tmp_path])
+    assert [(run.experiment, run.seed) for run in found] == [
+        ("my_idea", 0),
+        ("my_idea", 1),
+        ("my_idea, norm.alpha=0.1", 2),
+    ]
+    assert apart([]) == []
+
+
+def test_the_recorded_runs_are_the_papers_experiments():
+    """An older commit's configs lack today's options; that is no difference."""
+    spec = importlib.util.spec_from_file_location("report_script", ROOT / "scripts/report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found, problems = find_runs([ROOT / "results/runs"], module.expected)
+    assert len(found) >= 25
+    assert not [run.experiment for run in found if run.differs or run.data]
+    assert not problems
+
+
+def test_a_data_set_of_ones_own_has_a_report_of_its_own(report, trained, tmp_path, compose):
+    trained("experiment=iid_batchnorm")
+    options = ["data=folder", f"data.root={tmp_path}/my birds", "data.size=32"]
+    trained(
+        "experiment=iid_batchnorm", *map(quoted, options), "folder=runs/mine/iid_batchnorm/seed0", curve=[(100, 33.0)]
+    )
+    code, out, err = report()
+    assert code == 0, err
+    assert accuracies(tmp_path)["Batchnorm, i.i.d."][1] == "60.0"
+    own = accuracies(tmp_path, "glyphs-my birds")
+    assert own["Batchnorm, i.i.d., my birds"][1] == "33.0"
+    assert "78.5" not in (tmp_path / "report/glyphs-my birds.md").read_text().split("## The paper's orderings")[0]
+    missing = [line.split("missing: ")[1] for line in out.splitlines() if "missing:" in line and "birds" in line]
+    assert len(missing) == 6
+    for command in missing:
+        python, script, *overrides = shlex.split(command, comments=True)
+        assert (python, script) == ("python", "train.py")
+        config = compose(*map(quoted, overrides))
+        assert config["data"] == compose(*map(quoted, options))["data"]
+        assert config["folder"] == f"runs/mine/{config['experiment']}/seed0"
+
+
+def quoted(override):
+    """As train.py takes paths with spaces."""
+    name, _, value = override.partition("=")
+    return f"{name}='{value}'" if " " in value else override
+
+
+def test_imagenet_is_told_by_its_numbers_of_images(compose):
+    imagenet = compose("scale=imagenet", "data.root=/a/b")
+    assert data_set(imagenet) == "imagenet"
+    assert data_set(compose("scale=imagenet", "data=folder", "data.root=/a/birds")) == "birds"
+    assert data_set(compose("scale=imagenet", "data=imagenet", "data.root=/a/b", "data.classes=100")) == "b"
+    assert data_set(compose("data=cifar100")) == "cifar100"
+
+
+def test_figures_of_ones_own_choice(report, trained, tmp_path):
+    trained("experiment=iid_batchnorm")
+    trained("experiment=noniid_renorm", "ramp.rmax=5")
+    (tmp_path / "figures.yaml").write_text(
+        'bounds: {title: "A looser bound", lines: [noniid_renorm, "noniid_renorm, ramp.rmax=5"]}\n'
+    )
+    code, _, err = report("--figure", "iid_batchnorm", "noniid_batchnorm/train_top1", "--figures", "figures.yaml")
+    assert code == 0, err
+    text = (tmp_path / "report/glyphs.md").read_text()
+    for name, title in (("own1", "iid_batchnorm, noniid_batchnorm/train_top1"), ("bounds", "A looser bound")):
+        assert f"![{title}](figures/glyphs/{name}.png)" in text
+        assert "no runs" not in (tmp_path / f"report/figures/glyphs/{name}.svg").read_text()
+    page = (tmp_path / "report/glyphs.html").read_text()
+    assert "A looser bound" in page
+    code, _, err = report("--figure", "iid_batchnrm")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean 'iid_batchnorm'" in err
+    (tmp_path / "figures.yaml").write_text("bounds: [a, b]\n")
+    code, _, err = report("--figures", "figures.yaml")
+    assert code == 2
+    assert re.search("figures.yaml: bounds needs `lines", err)
+
+
+def test_group_norm_is_ours_and_stands_beside_the_papers(report, write, tmp_path):
+    for experiment, last in (("iid_batchnorm", 60.0), ("iid_groupnorm", 58.0), ("noniid_groupnorm", 57.5)):
+        for seed in range(2):
+            write(tmp_path / "runs", experiment, seed, {VAL: [(100, 50.0), (200, last)]})
+    code, _, err = report("--no-page")
+    assert code == 0, err
+    text = (tmp_path / "report/glyphs.md").read_text()
+    assert "figures/glyphs/groupnorm.png" in text
+    assert accuracies(tmp_path)["GroupNorm, non-i.i.d. (ours)"][1] == "57.5 ± 0.0"
+    assert (
+        "| GroupNorm: non-i.i.d. level with i.i.d. | within 2 points | not the paper's: our control | \N{MINUS SIGN}0.5"
+        in text
+    )
