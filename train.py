@@ -8,14 +8,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from batch_renorm.training.cli import as_hydra_reads, debugged, explained
+from batch_renorm.running.cli import as_hydra_reads, debugged, explained
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train, or tell what was trained; gives a search its objective, the final val_top1."""
-    from batch_renorm.training.result import accuracy, told_before
-    from batch_renorm.training.screen import say, tell_result
+    from batch_renorm.running.result import accuracy, told_before
+    from batch_renorm.running.screen import say, tell_result
 
     with explained():
         settings: Any = OmegaConf.to_container(debugged(config), resolve=True)
@@ -24,7 +24,7 @@ def main(config: DictConfig) -> float | None:
             return accuracy(Path(settings["folder"]))
         if "torch" not in sys.modules and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             say(f"{settings['experiment']}, scale {settings['scale']}, seed {settings['seed']}: loading torch")
-        from batch_renorm.training.run import train
+        from batch_renorm.running.run import train
 
         train(settings)
         return accuracy(Path(settings["folder"]))

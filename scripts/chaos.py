@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 from chaos_stores import torment_store
+from wandb_file import history, offline_files
 
-from batch_renorm.training.checkpoints import checkpoints
-from batch_renorm.training.cli import explained
-from batch_renorm.training.curve import BY_THE_CLOCK, read_rows
-from batch_renorm.training.folder import commit
-from batch_renorm.training.wandb_file import history, offline_files
+from batch_renorm.records.curve import BY_THE_CLOCK, read_rows
+from batch_renorm.running.checkpoints import checkpoints
+from batch_renorm.running.cli import explained
+from batch_renorm.running.folder import commit
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

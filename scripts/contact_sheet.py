@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from PIL import Image, ImageDraw, ImageFont
 
 from batch_renorm.data.glyphs import Glyphs, font_files
-from batch_renorm.training.cli import exit_with, explained
+from batch_renorm.running.cli import exit_with, explained
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GAP, CAPTION = 4, 14  # screen pixels between images, and for the label below one

@@ -26,10 +26,10 @@ from batch_renorm.data.kept import KeptImages
 from batch_renorm.data.loaders import in_batches
 from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import stock
-from batch_renorm.training import checkpoints
-from batch_renorm.training.build import construct, load
-from batch_renorm.training.cli import explained
-from batch_renorm.training.curve import read_rows
+from batch_renorm.records.curve import read_rows
+from batch_renorm.running import checkpoints
+from batch_renorm.running.build import construct, load
+from batch_renorm.running.cli import explained
 from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import count_correct, evaluate
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import to_batchnorm
 from batch_renorm.norm.layers import has_layers
-from batch_renorm.training import checkpoints
-from batch_renorm.training.build import load, target
-from batch_renorm.training.cli import explained
+from batch_renorm.running import checkpoints
+from batch_renorm.running.build import load, target
+from batch_renorm.running.cli import explained
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -11,9 +11,9 @@ import csv
 from pathlib import Path
 
 from batch_renorm.data.glyphs import Glyphs
-from batch_renorm.training import checkpoints
-from batch_renorm.training.build import load
-from batch_renorm.training.cli import explained
+from batch_renorm.running import checkpoints
+from batch_renorm.running.build import load
+from batch_renorm.running.cli import explained
 from batch_renorm.training.mechanism import Row, measure
 
 

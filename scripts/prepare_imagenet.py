@@ -21,7 +21,7 @@ from tqdm import tqdm
 from batch_renorm.data.files import Found
 from batch_renorm.data.sources import find
 from batch_renorm.data.store import check, prepare
-from batch_renorm.training.cli import explained
+from batch_renorm.running.cli import explained
 
 IMAGENET = {"classes": 1000, "train": 1_281_167, "val": 50_000}
 

@@ -25,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from batch_renorm.records.config import options
 from batch_renorm.reporting import compare, differences, lists, missing, paper, runs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -107,7 +108,7 @@ def composed(scale: str, experiment: str) -> Any | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    import batch_renorm.training.cli  # noqa: F401  (registers what configs compute with)
+    import batch_renorm.running.cli  # noqa: F401  (registers what configs compute with)
 
     if not all((CONFIGS / group / f"{name}.yaml").is_file() for group, name in
                (("scale", scale), ("experiment", experiment))):  # fmt: skip
@@ -131,20 +132,24 @@ def expected(config: differences.Config) -> Mapping[str, Any] | None:
     raw = composed(str(config.get("scale")), str(config.get("experiment")))
     if raw is None:
         return None
-    own, written = dict(differences.leaves(config)), dict(differences.leaves(OmegaConf.to_container(raw)))
+    own, written = dict(options(config)), dict(options(OmegaConf.to_container(raw)))
     plain = {option: value for option, value in written.items() if "${" not in str(value)}
     with_own = raw.copy()
     for option in plain.keys() & own.keys():
         OmegaConf.update(with_own, option, own[option])
     try:
-        followed = dict(differences.leaves(OmegaConf.to_container(with_own, resolve=True)))
+        followed = dict(options(OmegaConf.to_container(with_own, resolve=True)))
     except (OmegaConfBaseException, ValueError):  # the run's options do not fit these configs
         return None
     return followed | plain
 
 
 def write(
-    c: compare.Comparison, own: list[runs.Run], published: paper.Published, options: argparse.Namespace, command: str
+    c: compare.Comparison,
+    own: list[runs.RecordedRun],
+    published: paper.Published,
+    options: argparse.Namespace,
+    command: str,
 ) -> None:
     from batch_renorm.reporting import csv_files, figures, markdown, page
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from batch_renorm.data.loaders import Draw, Source
-from batch_renorm.training.build import construct, target
-from batch_renorm.training.cli import CONFIGS, as_hydra_reads, explained
+from batch_renorm.running.build import construct, target
+from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
 
 ROWS, COLUMNS, GAP = 6, 8, 4
 

@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 
 from batch_renorm.data.workers import balance, busy, workers_of_rank
 from batch_renorm.reporting import paper
-from batch_renorm.training.cli import CONFIGS, as_hydra_reads, explained
-from batch_renorm.training.folder import differences, with_places
+from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
+from batch_renorm.running.folder import differences, with_places
 
 EXPERIMENTS = tuple(sorted(paper.EXPERIMENTS))  # the seven; others of configs/experiment are not the paper's
 

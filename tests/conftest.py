@@ -49,7 +49,7 @@ def compose():
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import batch_renorm.training.cli  # noqa: F401  (registers the configs' resolver)
+    import batch_renorm.running.cli  # noqa: F401  (registers the configs' resolver)
 
     def composed(*overrides):
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):

@@ -9,7 +9,7 @@ import yaml
 import train
 from batch_renorm.norm.layers import layers_of
 from batch_renorm.reporting import paper
-from batch_renorm.training.build import build
+from batch_renorm.running.build import build
 from tests.conftest import ROOT, TINY
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))

@@ -53,7 +53,7 @@ def test_experiments_of_ones_own(tmp_path, monkeypatch):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from batch_renorm.training.build import build
+    from batch_renorm.running.build import build
 
     text = (ROOT / OWN).read_text()
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

@@ -9,22 +9,23 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "src/batch_renorm"
-ROOMS = ["norm", "data", "models", "training", "reporting"]
+ROOMS = ["norm", "data", "models", "training", "running", "reporting"]
 MAY_IMPORT = {
     "norm": set(),
     "data": set(),
     "models": {"norm"},
-    "training": {"norm", "data", "models"},
+    "training": {"norm", "data"},
+    "running": {"norm", "data", "models", "training"},
     "reporting": set(),  # reads run folders, never models
 }
 LIBRARIES = {  # where each may be known
-    "pytorch_lightning": {"training"},
-    "wandb": {"training", "reporting"},
-    "hydra": {"training"},
-    "omegaconf": {"training"},
+    "pytorch_lightning": {"training", "running"},
+    "wandb": {"running", "reporting"},
+    "hydra": {"running"},
+    "omegaconf": {"running"},
     "timm": {"models", "training", "norm"},  # in norm: only where a timm layer is made again
     "triton": {"norm", "data"},
-    "torch": {"norm", "data", "models", "training"},
+    "torch": {"norm", "data", "models", "training", "running"},
     "wandb_workspaces": {"reporting"},
     "plotly": {"reporting"},
     "plotext": {"reporting"},

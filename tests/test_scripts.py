@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from batch_renorm.models.glyph_inception import GlyphInception
-from batch_renorm.training.build import load
-from batch_renorm.training.checkpoints import newest_readable
-from batch_renorm.training.wandb_file import records
+from batch_renorm.running.build import load
+from batch_renorm.running.checkpoints import newest_readable
+from scripts.wandb_file import records
 from tests.conftest import ROOT, TINY
 
 

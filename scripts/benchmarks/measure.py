@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from batch_renorm.training.allocator import keep_freed_memory
-from batch_renorm.training.folder import commit
+from batch_renorm.running.allocator import keep_freed_memory
+from batch_renorm.running.folder import commit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BATCHNORM = "nn.BatchNorm2d"

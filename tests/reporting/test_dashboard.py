@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from batch_renorm.reporting import dashboard, paper
-from batch_renorm.training.wandb_file import history, records
+from scripts.wandb_file import history, records
 from tests.conftest import ROOT
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from batch_renorm.training.checkpoints import checkpoints
+from batch_renorm.running.checkpoints import checkpoints
 from tests.conftest import ROOT, TINY
+from tests.running.checkpoint_files import assert_close, curve, final_state
 from tests.slurm.cluster import Cluster, cluster, missing
-from tests.training.checkpoint_files import assert_close, curve, final_state
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

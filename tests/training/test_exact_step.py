@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from batch_renorm.norm import BatchRenorm2d
-from batch_renorm.training.build import build
-from batch_renorm.training.fitting import fit
-from batch_renorm.training.folder import Folder, prepare
+from batch_renorm.running.build import build
+from batch_renorm.running.fitting import fit
+from batch_renorm.running.folder import Folder, prepare
 from tests.conftest import TINY
-from tests.training.checkpoint_files import assert_close, curve, final_state, mu_and_sigma
+from tests.running.checkpoint_files import assert_close, curve, final_state, mu_and_sigma
 
 STEPS = 4
 OVERRIDES = [

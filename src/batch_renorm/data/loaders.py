@@ -196,6 +196,6 @@ def in_batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def share(batches: list[np.ndarray], rank: int, ranks: int) -> list[np.ndarray]:
+def rank_share(batches: list[np.ndarray], rank: int, ranks: int) -> list[np.ndarray]:
     """A rank's contiguous share of evaluation batches; together the ranks visit every image once."""
     return [batches[i] for i in split_evenly(range(len(batches)), ranks)[rank]]

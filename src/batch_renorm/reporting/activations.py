@@ -17,10 +17,10 @@ from batch_renorm.reporting.compare import mean_curve
 from batch_renorm.reporting.figures import MARK, WIDTH, draw_line
 from batch_renorm.reporting.looks import FAINT, SHADES, Look, is_renorm, look
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL, Experiment
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 
 
-def distances(runs: Sequence[Run], experiment: str) -> tuple[np.ndarray, list[str], np.ndarray] | None:
+def distances(runs: Sequence[RecordedRun], experiment: str) -> tuple[np.ndarray, list[str], np.ndarray] | None:
     """steps (s,), layers (l,) and the mean over seeds (l, s), from finished runs or, without one, from all."""
     own = [run for run in runs if run.experiment == experiment and run.layers(DISTANCE)]
     own = [run for run in own if run.finished] or own
@@ -33,7 +33,7 @@ def distances(runs: Sequence[Run], experiment: str) -> tuple[np.ndarray, list[st
     return (steps, layers, np.stack(rows)) if rows and len(steps) else None
 
 
-def draw_activations(runs: Sequence[Run]) -> Any | None:
+def draw_activations(runs: Sequence[RecordedRun]) -> Any | None:
     """None while no run has measured them."""
     found = {name: d for name in EXPERIMENTS if (d := distances(runs, name))}
     if not found:

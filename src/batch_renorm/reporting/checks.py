@@ -21,7 +21,7 @@ from batch_renorm.reporting.paper import (
     Published,
     Series,
 )
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 
 DISTANCE = "activation_distance"
 LATE = 0.1  # "at the end": the mean over this last share of the steps, as a single step's fraction is noisy
@@ -32,7 +32,7 @@ class Check:
     """`low < value <= high`, for a value that every run or every pair of runs of a seed has."""
 
     text: str
-    value: Callable[[dict[str, Run]], float | None]  # the finished runs of one seed, by experiment
+    value: Callable[[dict[str, RecordedRun]], float | None]  # the finished runs of one seed, by experiment
     low: float
     high: float
     unit: str  # "%", "points" or "" (a ratio)
@@ -52,7 +52,7 @@ class Check:
             return f"within {self.high:g}{unit}"
         return f"≤ {self.high:g}{unit}" if self.high < inf else f"> {self.low:g}{unit}"
 
-    def by_seed(self, runs: Sequence[Run]) -> dict[int, float]:
+    def by_seed(self, runs: Sequence[RecordedRun]) -> dict[int, float]:
         found = {}
         for seed in sorted({run.seed for run in runs}):
             own = {run.experiment: run for run in runs if run.seed == seed and run.finished}
@@ -61,7 +61,7 @@ class Check:
         return found
 
 
-def late_percent(run: Run, metric: str) -> float | None:
+def late_percent(run: RecordedRun, metric: str) -> float | None:
     """Mean of a fraction over the last steps, in percent."""
     if metric not in run.curve:
         return None
@@ -123,7 +123,7 @@ def checks(published: Published) -> list[Check]:
     return found
 
 
-def own_checks(runs: Sequence[Run]) -> list[Check]:
+def own_checks(runs: Sequence[RecordedRun]) -> list[Check]:
     """What our control should show, once it has run: it sees no minibatch, so that none of them changes it."""
     there, ours = {run.experiment for run in runs}, "not the paper's: our control"
     return [
@@ -137,18 +137,18 @@ def own_checks(runs: Sequence[Run]) -> list[Check]:
     ]  # fmt: skip
 
 
-def _clipped(name: str, letter: str) -> Callable[[dict[str, Run]], float | None]:
+def _clipped(name: str, letter: str) -> Callable[[dict[str, RecordedRun]], float | None]:
     return lambda own: late_percent(own[name], f"{letter}_clipped")
 
 
-def _fall(experiment: str, metric: str) -> Callable[[dict[str, Run]], float | None]:
+def _fall(experiment: str, metric: str) -> Callable[[dict[str, RecordedRun]], float | None]:
     return lambda own: drop(own[experiment].curve.get(metric))
 
 
-def _difference(left: Series, right: Series) -> Callable[[dict[str, Run]], float | None]:
+def _difference(left: Series, right: Series) -> Callable[[dict[str, RecordedRun]], float | None]:
     """The final value of one minus that of the other."""
 
-    def value(own: dict[str, Run]) -> float | None:
+    def value(own: dict[str, RecordedRun]) -> float | None:
         a, b = (own[experiment].final(metric) for experiment, metric in (left, right))
         return a - b if a is not None and b is not None else None
 

@@ -34,7 +34,7 @@ from batch_renorm.reporting.paper import (
     Published,
     Series,
 )
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 from batch_renorm.reporting.samples import Sample
 
 HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"
@@ -69,7 +69,7 @@ class Row:
     series: Series
     label: str
     seeds: tuple[int, ...]  # finished
-    unfinished: tuple[Run, ...]
+    unfinished: tuple[RecordedRun, ...]
     final: Sample | None
     best: Sample | None
     published: float | None
@@ -127,7 +127,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
     published: Published,
     scale: str,
     notes: Sequence[str] = (),
@@ -163,7 +163,7 @@ def compare(
     )
 
 
-def _company(runs: Sequence[Run], experiment: str, label: str) -> Company:
+def _company(runs: Sequence[RecordedRun], experiment: str, label: str) -> Company:
     averages, pairs, alone = (
         _sample(values_by_seed(runs, (experiment, metric), "final").values())
         for metric in (VAL, BATCH_STATISTICS, NO_COUNTERPART)
@@ -172,7 +172,7 @@ def _company(runs: Sequence[Run], experiment: str, label: str) -> Company:
     return Company(label, averages, pairs, alone, worth)
 
 
-def series_of(runs: Sequence[Run]) -> dict[Series, str]:
+def series_of(runs: Sequence[RecordedRun]) -> dict[Series, str]:
     """What is compared, with its label: the paper's curves, ours below those of their experiment, other experiments.
 
     Rows that differ from an experiment stand below it; all of an own data set have its name.
@@ -190,20 +190,20 @@ def series_of(runs: Sequence[Run]) -> dict[Series, str]:
     return found
 
 
-def values_by_seed(runs: Sequence[Run], series: Series, which: str) -> dict[int, float]:
+def values_by_seed(runs: Sequence[RecordedRun], series: Series, which: str) -> dict[int, float]:
     """seed -> the "final" or "best" value of the finished runs."""
     experiment, metric = series
     found = {r.seed: getattr(r, which)(metric) for r in runs if r.finished and r.experiment == experiment}
     return {seed: found[seed] for seed in sorted(found) if found[seed] is not None}
 
 
-def paired(runs: Sequence[Run], left: Series, right: Series, which: str) -> Sample | None:
+def paired(runs: Sequence[RecordedRun], left: Series, right: Series, which: str) -> Sample | None:
     """left - right for every seed that has both."""
     a, b = values_by_seed(runs, left, which), values_by_seed(runs, right, which)
     return _sample(a[seed] - b[seed] for seed in a if seed in b)
 
 
-def check(claim: Claim, runs: Sequence[Run], published: Published) -> ClaimResult:
+def check(claim: Claim, runs: Sequence[RecordedRun], published: Published) -> ClaimResult:
     final = paired(runs, claim.left, claim.right, "final")
     best = paired(runs, claim.left, claim.right, "best")
     return ClaimResult(claim, published.difference(claim.left, claim.right), final, best, verdict(claim, final))
@@ -217,7 +217,7 @@ class Statement(Protocol):
     def agrees(self, value: float, /) -> bool: ...
 
 
-def _checked(check: Check, runs: Sequence[Run]) -> CheckResult:
+def _checked(check: Check, runs: Sequence[RecordedRun]) -> CheckResult:
     values = _sample(check.by_seed(runs).values())
     there = {run.experiment for run in runs if run.finished} >= set(check.experiments)
     return CheckResult(check, values, NOT_MEASURED if values is None and there else verdict(check, values))
@@ -234,7 +234,9 @@ def verdict(claim: Statement, values: Sample | None) -> str:
     return FAILS if interval and (interval[1] < low or interval[0] > high) else FAILS_UNSURE
 
 
-def mean_curve(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+def mean_curve(
+    runs: Sequence[RecordedRun], metric: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """steps, mean, least, largest over the runs, on all steps that lie within every one of them; None without any."""
     curves = [run.curve[metric] for run in runs if metric in run.curve]
     if not curves:
@@ -249,7 +251,7 @@ def mean_curve(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _row(
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
     published: Published,
     series: Series,
     label: str,

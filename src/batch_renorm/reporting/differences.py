@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batch_renorm.reporting.runs import Run
+    from batch_renorm.records.config import options
+from batch_renorm.reporting.runs import RecordedRun
 
 Config = Mapping[str, Any]
 Expected = Callable[[Config], Mapping[str, Any] | None]
@@ -35,18 +36,9 @@ SHOWN = 3  # differences in a row's name; more are told by the page's table of c
 STEPS = "size.steps"
 
 
-def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of everything in a nested config; lists are values."""
-    if not isinstance(config, Mapping):
-        yield prefix, config
-        return
-    for key, value in config.items():
-        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def trained(run: Run) -> dict[str, str]:
+def trained(run: RecordedRun) -> dict[str, str]:
     """Dotted option -> value, as text, of all that decides what is trained."""
-    own = {k: _text(v) for k, v in leaves(run.config) if not {k, k.split(".")[0]} & NEUTRAL}
+    own = {k: _text(v) for k, v in options(run.config) if not {k, k.split(".")[0]} & NEUTRAL}
     if run.steps is not None and "steps" not in own:
         own.setdefault(STEPS, _text(run.steps))
     return own
@@ -68,7 +60,7 @@ def data_set(config: Config) -> str | None:
     return target.lower() or None
 
 
-def apart(runs: Sequence[Run], expected: Expected | None = None) -> list[Run]:
+def apart(runs: Sequence[RecordedRun], expected: Expected | None = None) -> list[RecordedRun]:
     """The runs, each with the row that it belongs to as its `experiment` and its comparison as its `scale`.
 
     A run of another data set than its scale's is of the comparison `<scale>-<data set>`; a run that differs from its
@@ -94,7 +86,9 @@ def apart(runs: Sequence[Run], expected: Expected | None = None) -> list[Run]:
     return [_renamed(run, own, found, runs) for run, own in zip(runs, found, strict=True)]
 
 
-def _renamed(run: Run, own: dict[str, str], found: Sequence[dict[str, str]], runs: Sequence[Run]) -> Run:
+def _renamed(
+    run: RecordedRun, own: dict[str, str], found: Sequence[dict[str, str]], runs: Sequence[RecordedRun]
+) -> RecordedRun:
     if not own:
         return run
     texts = [_named(option, value) for option, value in own.items()]
@@ -112,7 +106,7 @@ def _named(option: str, value: str) -> str:
     return f"{option}={value}"
 
 
-def _own_data(runs: Sequence[Run], there: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
+def _own_data(runs: Sequence[RecordedRun], there: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
     """The name of each run's data set where it is not its scale's, which most runs say where no config composes."""
     names = [data_set(run.config) for run in runs]
     most: dict[str, Counter[str]] = defaultdict(Counter)
@@ -130,7 +124,7 @@ def _own_data(runs: Sequence[Run], there: Sequence[Mapping[str, Any] | None]) ->
     return found
 
 
-def _usual(runs: Sequence[Run], options: Sequence[dict[str, str]]) -> Callable[[Run, str], str | None]:
+def _usual(runs: Sequence[RecordedRun], options: Sequence[dict[str, str]]) -> Callable[[RecordedRun, str], str | None]:
     """(run, option) -> what most runs of its experiment have, None where most have no such option.
 
     A run's length is the same for all experiments of a comparison. Of equally many the first in the order of folders
@@ -142,7 +136,7 @@ def _usual(runs: Sequence[Run], options: Sequence[dict[str, str]]) -> Callable[[
         experiments[run.scale, run.of].append(own)
         scales[run.scale].append(own)
 
-    def usual(run: Run, option: str) -> str | None:
+    def usual(run: RecordedRun, option: str) -> str | None:
         peers = scales[run.scale] if option in ("steps", STEPS) else experiments[run.scale, run.of]
         if option in ("steps", STEPS):
             peers = [own for own in peers if option in own]

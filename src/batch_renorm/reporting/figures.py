@@ -16,7 +16,7 @@ from typing import Any
 from batch_renorm.reporting.compare import mean_curve, values_by_seed
 from batch_renorm.reporting.looks import FAINT, INK, Look, looks_of
 from batch_renorm.reporting.paper import FIGURES, Curve, Figure, Published, Series
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 from batch_renorm.reporting.samples import Sample
 from batch_renorm.reporting.tables import NONE
 
@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_all(
-    runs: Sequence[Run], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure] = FIGURES
+    runs: Sequence[RecordedRun], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure] = FIGURES
 ) -> list[Path]:
     """Writes the figures and the summary, and activations and mechanism where a run has them, as PNG and SVG."""
     from matplotlib import rc_context
@@ -75,7 +75,7 @@ def draw_all(
     return written
 
 
-def draw_curves(figure: Figure, runs: Sequence[Run], published: Published, scale: str) -> Any:
+def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Published, scale: str) -> Any:
     from matplotlib.figure import Figure as Canvas
 
     on_imagenet, looks = scale == "imagenet", looks_of(figure.lines)
@@ -136,7 +136,7 @@ def draw_line(axes: Any, style: Look, curve: Curve, lw: float, zorder: float) ->
     axes.plot(steps, values, color=style.light, lw=lw, zorder=zorder, **options)
 
 
-def _draw_seeds(axes: Any, series: Series, style: Look, runs: Sequence[Run]) -> None:
+def _draw_seeds(axes: Any, series: Series, style: Look, runs: Sequence[RecordedRun]) -> None:
     """The finished seeds' mean and range; an unfinished one on its own, faint, with a ring at its end.
 
     Seeds that share no span of steps have no mean: then each is drawn on its own.
@@ -159,7 +159,7 @@ def _draw_seeds(axes: Any, series: Series, style: Look, runs: Sequence[Run]) -> 
             axes.plot(steps[-1], values[-1], "o", color=hue, mfc="white", ms=8, mew=1.8, zorder=5)
 
 
-def _fit(axes: Any, lines: Sequence[Series], runs: Sequence[Run]) -> None:
+def _fit(axes: Any, lines: Sequence[Series], runs: Sequence[RecordedRun]) -> None:
     curves = [run.curve[m] for e, m in lines for run in runs if run.experiment == e and m in run.curve]
     if not curves:
         axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center", color=FAINT)
@@ -186,7 +186,7 @@ def _number_table(
     canvas: Any,
     figure: Figure,
     looks: Mapping[Series, Look],
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
     published: Published,
     row: float,
     height: float,

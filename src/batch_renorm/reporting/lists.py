@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from batch_renorm.reporting.paper import EXPERIMENTS, FIGURES, OWN_SERIES, SERIES, VAL, Figure, Series
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 
 OURS = " (ours)"
 REGIMES = {"iid": "i.i.d.", "micro4": "groups of 4", "noniid": "non-i.i.d."}
@@ -47,14 +47,14 @@ def title(experiment: str) -> str:
     return f"{name}{OURS}"
 
 
-def figures_of(runs: Sequence[Run], asked: Sequence[Figure] = ()) -> dict[str, Figure]:
+def figures_of(runs: Sequence[RecordedRun], asked: Sequence[Figure] = ()) -> dict[str, Figure]:
     """What is drawn of some runs, by name: the paper's figures, the control where it has run, what was asked for."""
     own = {experiment for experiment, _ in CONTROL.lines} - set(EXPERIMENTS)
     control = [CONTROL] if any(run.experiment in own for run in runs) else []
     return FIGURES | {figure.name: figure for figure in (*control, *asked)}
 
 
-def asked_for(lists: Sequence[Sequence[str]], files: Sequence[Path], runs: Sequence[Run]) -> list[Figure]:
+def asked_for(lists: Sequence[Sequence[str]], files: Sequence[Path], runs: Sequence[RecordedRun]) -> list[Figure]:
     """The figures of the command line, `own1`, `own2`, ..., and of YAML files: name -> {title: ..., lines: [...]}.
 
     Raises:
@@ -88,7 +88,7 @@ def _read(file: Path) -> dict[Any, Any]:
     return figures
 
 
-def _series(line: str, runs: Sequence[Run]) -> Series:
+def _series(line: str, runs: Sequence[RecordedRun]) -> Series:
     rows = {run.experiment for run in runs} | set(EXPERIMENTS) | {experiment for experiment, _ in CONTROL.lines}
     metrics = {metric for run in runs for metric in run.curve} | {metric for _, metric in (*SERIES, *OWN_SERIES)}
     row, slash, metric = line.rpartition("/")
@@ -107,7 +107,7 @@ def _series(line: str, runs: Sequence[Run]) -> Series:
     return series
 
 
-def _label(line: str, runs: Sequence[Run]) -> str:
+def _label(line: str, runs: Sequence[RecordedRun]) -> str:
     experiment, metric = _series(line, runs)
     known = {**SERIES, **OWN_SERIES}.get((experiment, metric), metric.replace("_", " ")).removeprefix("- ")
     return title(experiment) if metric == VAL else f"{title(experiment)}: {known}"

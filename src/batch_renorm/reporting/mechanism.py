@@ -15,7 +15,7 @@ import numpy as np
 from batch_renorm.reporting.figures import WIDTH, draw_line
 from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 from batch_renorm.reporting.tables import MINUS
 
 FILE = "mechanism.csv"
@@ -28,7 +28,7 @@ SHOWN = ("iid_batchnorm", "noniid_batchnorm", "noniid_halves_batchnorm", "noniid
 Measured = dict[str, dict[str, float]]  # measure -> at -> value
 
 
-def read(run: Run) -> Measured | None:
+def read(run: RecordedRun) -> Measured | None:
     """None where it was not measured, or not all of it can be read."""
     path = run.folder / FILE
     if not path.is_file():
@@ -46,7 +46,7 @@ def read(run: Run) -> Measured | None:
     return found if whole and all(at.isdigit() for at in found["output"]) else None
 
 
-def draw_mechanism(runs: Sequence[Run]) -> Any | None:
+def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
     """None while no run has measured it. Of several seeds the mean is drawn."""
     measured = {name: _mean([m for run in runs if run.experiment == name and (m := read(run))]) for name in SHOWN}
     measured = {name: m for name, m in measured.items() if m}

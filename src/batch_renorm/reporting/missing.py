@@ -10,15 +10,15 @@ from pathlib import Path
 
 import yaml
 
-from batch_renorm.reporting.differences import leaves
+from batch_renorm.records.config import options
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 MOST = 2 / 3  # of the experiments have a seed: then the others miss it. Some arms may have more seeds on purpose.
 
 
-def missing_commands(runs: Sequence[Run], scale: str) -> list[str]:
+def missing_commands(runs: Sequence[RecordedRun], scale: str) -> list[str]:
     """The commands that would complete the table: every experiment with the seeds that most have, unfinished runs."""
     there = {(run.experiment, run.seed): run for run in runs if run.experiment in EXPERIMENTS}
     begun = {experiment for experiment, _ in there}
@@ -45,15 +45,15 @@ def missing_commands(runs: Sequence[Run], scale: str) -> list[str]:
     return commands
 
 
-def data_options(run: Run) -> list[str]:
+def data_options(run: RecordedRun) -> list[str]:
     """What a command needs to train on the run's data set: `data=<choice>` and the options that differ from it.
 
     The choice is the file of configs/data that says the most of what the run's config does.
     """
-    own = dict(leaves(run.config["data"]))
+    own = dict(options(run.config["data"]))
     choices = {}
     for file in sorted((CONFIGS / "data").glob("*.yaml")):
-        choice = dict(leaves(yaml.safe_load(file.read_text())))
+        choice = dict(options(yaml.safe_load(file.read_text())))
         if choice.get("_target_") == own.get("_target_") and choice.keys() >= own.keys():
             choices[file.stem] = choice
     if not choices:
@@ -67,7 +67,7 @@ def _quoted(value: object) -> str:
     return shlex.quote(value if isinstance(value, str) else json.dumps(value))
 
 
-def _folder(model: Run, experiment: str, seed: int) -> str:
+def _folder(model: RecordedRun, experiment: str, seed: int) -> str:
     """Beside a run of the comparison, where that has been sent to a folder of its own."""
     folder = model.config.get("folder")
     if not isinstance(folder, str) or Path(folder).parts[-2:] != (model.of, f"seed{model.seed}"):
@@ -75,7 +75,7 @@ def _folder(model: Run, experiment: str, seed: int) -> str:
     return " folder=" + shlex.quote((Path(folder).parent.parent / experiment / f"seed{seed}").as_posix())
 
 
-def _data_root(runs: Sequence[Run]) -> str:
+def _data_root(runs: Sequence[RecordedRun]) -> str:
     """Where the runs that are there have their images from."""
     for run in runs:
         data = run.config.get("data")
@@ -84,7 +84,7 @@ def _data_root(runs: Sequence[Run]) -> str:
     return "/path/to/imagenet"
 
 
-def set_apart(runs: Sequence[Run]) -> list[str]:
+def set_apart(runs: Sequence[RecordedRun]) -> list[str]:
     """Rows that no verdict counts, as they were not trained as the paper's experiments were."""
     rows: dict[str, list[int]] = {}
     for run in runs:
@@ -96,13 +96,13 @@ def set_apart(runs: Sequence[Run]) -> list[str]:
     return [f"in rows of their own and in no verdict, as they differ from their experiments: {text}"]
 
 
-def not_drawn(runs: Sequence[Run]) -> list[str]:
+def not_drawn(runs: Sequence[RecordedRun]) -> list[str]:
     """Runs whose curves are less than a table or a figure asks for."""
     without = [f"{run.experiment} seed {run.seed}" for run in runs if VAL not in run.curve]
     return [f"without {VAL}, so that only their other metrics are drawn: {', '.join(sorted(without))}"] * bool(without)
 
 
-def other_compositions(runs: Sequence[Run]) -> list[str]:
+def other_compositions(runs: Sequence[RecordedRun]) -> list[str]:
     """The paper evaluates batch statistics on minibatches of 25 labels x 2, and trains on minibatches of 32."""
     found = set()
     for run in runs:

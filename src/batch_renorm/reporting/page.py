@@ -12,9 +12,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from batch_renorm.records.config import options
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.compare import Comparison, series_of, values_by_seed
-from batch_renorm.reporting.differences import leaves
 from batch_renorm.reporting.lists import title
 from batch_renorm.reporting.looks import SHADES, Look, look, looks_of
 from batch_renorm.reporting.paper import (
@@ -25,7 +25,7 @@ from batch_renorm.reporting.paper import (
     Published,
     Series,
 )
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 from batch_renorm.reporting.samples import Sample
 from batch_renorm.reporting.tables import NONE, tables
 
@@ -35,7 +35,7 @@ OF_THE_MACHINE = ("seed", "folder", "fresh", "trainer", "logger", "experiment")
 """Config sections in which runs of one comparison may differ without being different experiments."""
 
 
-def page(c: Comparison, runs: Sequence[Run], published: Published, command: str) -> str:
+def page(c: Comparison, runs: Sequence[RecordedRun], published: Published, command: str) -> str:
     """The whole page. It links to the CSV files beside it, and to run folders by their full places."""
     from plotly.io import templates
     from plotly.offline import get_plotlyjs
@@ -85,12 +85,12 @@ def page(c: Comparison, runs: Sequence[Run], published: Published, command: str)
     return text
 
 
-def _titles(runs: Sequence[Run]) -> dict[str, str]:
+def _titles(runs: Sequence[RecordedRun]) -> dict[str, str]:
     """Every row's experiment -> its title, the paper's first."""
     return {name: title(name) for name in (*EXPERIMENTS, *sorted({run.experiment for run in runs} - set(EXPERIMENTS)))}
 
 
-def _mean(runs: Sequence[Run]) -> float | None:
+def _mean(runs: Sequence[RecordedRun]) -> float | None:
     values = tuple(values_by_seed(runs, BASELINE, "best").values())
     return Sample(values).mean if values else None
 
@@ -128,7 +128,7 @@ def _series(series: Series, label: str, published: Published, style: Look, besid
     }
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: RecordedRun) -> dict[str, Any]:
     info = run.info
     versions = info.get("versions") if isinstance(info.get("versions"), dict) else {}
     return {
@@ -154,7 +154,7 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def wandb_link(run: Run) -> str | None:
+def wandb_link(run: RecordedRun) -> str | None:
     """The run's place at Weights & Biases, which training leaves in `wandb/url` once it is there."""
     try:
         url = (run.folder / "wandb" / "url").read_text().strip()
@@ -163,10 +163,10 @@ def wandb_link(run: Run) -> str | None:
     return url if url.startswith(("https://", "http://")) else None
 
 
-def config_differences(runs: Sequence[Run]) -> dict[str, Any]:
+def config_differences(runs: Sequence[RecordedRun]) -> dict[str, Any]:
     """Every option in which two of the runs differ: its value by experiment, or by seed where seeds disagree."""
     found = [
-        (run, dict(leaves({k: v for k, v in run.config.items() if k not in OF_THE_MACHINE})))
+        (run, dict(options({k: v for k, v in run.config.items() if k not in OF_THE_MACHINE})))
         for run in sorted(runs, key=lambda run: run.seed)
         if run.config
     ]

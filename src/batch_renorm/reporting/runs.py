@@ -5,7 +5,6 @@ A run may be in the middle of writing, killed or broken: whatever can be read is
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from batch_renorm.records.curve import HEADER, lines_of, parsed
 from batch_renorm.reporting.differences import Expected, apart
 from batch_renorm.reporting.paper import Curve
 
@@ -33,7 +33,7 @@ SEED = r"seed\d+"  # a run folder's name
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A run folder. `scale` is the comparison that it is in and `experiment` the row (differences.py tells both)."""
 
     folder: Path
@@ -93,24 +93,19 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
     The last line counts only with its line end: a torn "3000,val_top1,7" of 71.2 would read as a number. Where
     a step was logged twice the later value counts.
     """
-    text = path.read_text(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-    lines = text.splitlines()
-    if lines and not text.endswith("\n"):
+    lines = lines_of(path)
+    if lines and not lines[-1].endswith("\n"):
         lines.pop()
     points: dict[str, dict[int, float]] = {}
     bad: list[int] = []
-    for number, row in enumerate(csv.reader(lines), 1):
-        if number == 1 and row == ["step", "metric", "value"]:
+    for number, line in enumerate(lines, 1):
+        if number == 1 and line.strip() == ",".join(HEADER):
             continue
-        try:
-            step, metric, value = int(row[0]), row[1], float(row[2])
-        except (ValueError, IndexError):
+        row = parsed(line)
+        if row is None or not math.isfinite(row[2]):
             bad.append(number)
-            continue
-        if math.isfinite(value):
-            points.setdefault(metric, {})[step] = value
         else:
-            bad.append(number)
+            points.setdefault(row[1], {})[row[0]] = row[2]
     curve = {}
     for metric, values in points.items():
         steps = sorted(values)
@@ -119,7 +114,7 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
     return curve, notes
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RecordedRun:
     """Reads one run folder. Raises ValueError, in one line, where there is nothing to show."""
     if not (folder / "curve.csv").is_file():
         raise ValueError(f"{folder}: no curve.csv, nothing to show yet")
@@ -146,7 +141,7 @@ def read_run(folder: Path) -> Run:
     if isinstance(info.get("step"), int):
         step = max(step, info["step"])
     state = str(info.get("state", "unknown"))
-    return Run(
+    return RecordedRun(
         folder, what["scale"], what["experiment"], what["seed"], steps, step, state, curve, config, info, tuple(notes)
     )
 
@@ -162,14 +157,14 @@ def _planned(config: dict[str, Any]) -> Any:
     return config.get("steps", size.get("steps") if isinstance(size, dict) else None)
 
 
-def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[list[Run], list[str]]:
+def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[list[RecordedRun], list[str]]:
     """All runs under the roots, and a line for each folder that could not be read.
 
     A root may hold scales, be one scale, one experiment or one run. Of two runs of the same scale, row and seed the
     one under the earlier root counts. `expected` is that of differences.apart, which names the rows.
     """
     problems: list[str] = []
-    found: list[Run] = []
+    found: list[RecordedRun] = []
     for root in roots:
         levels = ("", "*/", "*/*/", "*/*/*/")
         places = {p.parent for level in levels for name in FILES[:3] for p in root.glob(level + name)}
@@ -185,7 +180,7 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
                 found.append(read_run(folder))
             except (ValueError, OSError) as error:
                 problems.append(str(error))
-    runs: dict[tuple[str, str, int], Run] = {}
+    runs: dict[tuple[str, str, int], RecordedRun] = {}
     for run in apart(found, expected):
         first = runs.setdefault((run.scale, run.experiment, run.seed), run)
         if first is run:
@@ -195,7 +190,7 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
     return list(runs.values()), problems
 
 
-def keep(run: Run, root: Path) -> Path:
+def keep(run: RecordedRun, root: Path) -> Path:
     """Copies the run's small files to `<root>/<scale>/<row>/seed<k>/`."""
     place = root / run.scale / run.experiment.replace(", ", ",").replace("/", "_") / f"seed{run.seed}"
     if place.resolve() != run.folder.resolve():

@@ -10,12 +10,12 @@ from batch_renorm.reporting.compare import paired, values_by_seed
 from batch_renorm.reporting.figures import WIDTH
 from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 
 FALL = 1.5  # points from the best to the end that are worth a ring
 
 
-def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
+def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) -> Any:
     """The seven experiments' best accuracies (what the paper prints), a dot for each seed, bars from the baseline.
 
     Where a curve ends clearly below its best, a ring is where it ends. Both panels are as many points wide and their
@@ -77,7 +77,7 @@ def draw_summary(runs: Sequence[Run], published: Published, scale: str) -> Any:
     return canvas
 
 
-def message(runs: Sequence[Run]) -> str:
+def message(runs: Sequence[RecordedRun]) -> str:
     """What the runs say about the paper's main claim, from the finished seeds' final values."""
     losses = {
         norm: paired(runs, (f"iid_{norm}", VAL), (f"noniid_{norm}", VAL), "final") for norm in ("batchnorm", "renorm")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from batch_renorm.reporting.compare import CheckResult, Comparison, Row
 from batch_renorm.reporting.paper import VAL, Claim, Series
-from batch_renorm.reporting.runs import Run
+from batch_renorm.reporting.runs import RecordedRun
 from batch_renorm.reporting.samples import Sample
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -59,14 +59,14 @@ def needed(claim: Claim) -> str:
     return f"{sides} {'≥' if claim.relation == '>=' else '>'} {low}"
 
 
-def share(run: Run) -> str:
+def progress(run: RecordedRun) -> str:
     """How far it has come, for instance 40%."""
     return f"{run.step / run.steps:.0%}" if run.steps else f"step {run.step}"
 
 
 def _seeds(row: Row) -> str:
     parts = [", ".join(map(str, row.seeds))] if row.seeds else []
-    parts += [f"{run.seed} ({run.state}, {share(run)})" for run in row.unfinished]
+    parts += [f"{run.seed} ({run.state}, {progress(run)})" for run in row.unfinished]
     return "; ".join(parts) or NONE
 
 

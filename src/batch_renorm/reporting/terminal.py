@@ -21,8 +21,8 @@ from batch_renorm.reporting.paper import (
     Published,
     Series,
 )
-from batch_renorm.reporting.runs import Run
-from batch_renorm.reporting.tables import NONE, accuracy, difference, final, measured, points, share, steps
+from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.tables import NONE, accuracy, difference, final, measured, points, progress, steps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +49,7 @@ VERDICTS = {
 }
 
 
-def show(c: Comparison, runs: Sequence[Run], published: Published) -> None:
+def show(c: Comparison, runs: Sequence[RecordedRun], published: Published) -> None:
     """Prints plots, tables and what is missing."""
     from rich.console import Console
 
@@ -84,7 +84,7 @@ def _accuracies(console: Console, c: Comparison) -> None:
     of = " of the baseline's best" if c.shares else ""
     table = _table(f"Top-1 in percent, scale {c.scale}; steps to {level}{of}", *heads, wrapped=())
     for row in c.rows:
-        unfinished = [f"{run.seed}: {share(run)}" for run in row.unfinished]
+        unfinished = [f"{run.seed}: {progress(run)}" for run in row.unfinished]
         seeds = "\n".join([",".join(map(str, row.seeds))] * bool(row.seeds) + unfinished) or NONE
         cells = [
             SHORT.get(row.series[1], row.label.replace(" on halves", ", halves")),
@@ -116,7 +116,7 @@ def _verdicts(console: Console, c: Comparison) -> None:
     console.print(table)
 
 
-def _plot(console: Console, figure: Figure, runs: Sequence[Run], published: Published, scale: str) -> None:
+def _plot(console: Console, figure: Figure, runs: Sequence[RecordedRun], published: Published, scale: str) -> None:
     """The paper's curves beside ours; letters name them, so that nothing depends on colours."""
     import plotext
     from rich.text import Text

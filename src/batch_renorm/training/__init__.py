@@ -1,1 +1,1 @@
-"""Training: Lightning is known here and nowhere else."""
+"""What the paper describes: the step, the optimiser, the average, and what is measured of them."""

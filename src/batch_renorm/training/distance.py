@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from batch_renorm.data.loaders import Source, share
+from batch_renorm.data.loaders import Source, rank_share
 from batch_renorm.norm import training_normalization
 from batch_renorm.norm.layers import has_layers, layers_of
 
@@ -38,7 +38,7 @@ def activation_distances(
         return {}
     names = list(layers_of(model))
     sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)
-    for indices in share(list(minibatches[:MINIBATCHES]), rank, ranks):
+    for indices in rank_share(list(minibatches[:MINIBATCHES]), rank, ranks):
         fetched = source.fetch("val", indices, None)
         images = source.images([fetched], device).contiguous(memory_format=torch.channels_last)
         with training_normalization(model):

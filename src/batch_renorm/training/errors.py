@@ -1,32 +1,5 @@
-"""Errors that are about the run, not about the program."""
-
-import os
-import signal
-from pathlib import Path
+"""Errors of training itself."""
 
 
 class NotFiniteError(RuntimeError):
     """The loss or the gradient became NaN or infinite."""
-
-
-class DiskFullError(RuntimeError):
-    """A file of the run does not fit the disk any more."""
-
-    def __init__(self, path: Path, missing: int) -> None:
-        super().__init__(
-            f"the disk is full: {path} needs {missing:,} bytes more. The last checkpoint is good: make room, and the "
-            "same command goes on from there"
-        )
-
-
-class Stopped(RuntimeError):
-    """The run was asked to stop and has written a checkpoint; `status` is the program's exit status.
-
-    130 after Ctrl-C, as a shell has it; otherwise 75, sysexits' "temporary failure: run me again".
-    """
-
-    def __init__(self, cause: signal.Signals, step: int, steps: int) -> None:
-        super().__init__(
-            f"stopped by {cause.name} after step {step:,} of {steps:,}; the same command goes on from there"
-        )
-        self.status = 130 if cause is signal.SIGINT else os.EX_TEMPFAIL

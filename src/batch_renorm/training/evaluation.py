@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from batch_renorm.data.kept import KeptImages
-from batch_renorm.data.loaders import Source, in_batches, share
+from batch_renorm.data.loaders import Source, in_batches, rank_share
 from batch_renorm.data.minibatches import EVALUATION, distinct_minibatches, generator, paired_minibatches
 from batch_renorm.norm import batch_statistics, training_normalization
 
@@ -151,7 +151,7 @@ def evaluate(
     model.eval()
     kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")
     measurements = {
-        name: (split, share(batches, rank, ranks), normalization)
+        name: (split, rank_share(batches, rank, ranks), normalization)
         for name, (split, batches, normalization) in evaluation.measurements(source).items()
     }
     visits = [(split, indices) for split, batches, _ in measurements.values() for indices in batches]

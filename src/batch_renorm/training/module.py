@@ -9,7 +9,7 @@ optimisation is manual.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,19 @@ from batch_renorm.norm.layers import BatchRenorm, has_layers
 from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.errors import NotFiniteError
 from batch_renorm.training.optimizer import Optimization
-from batch_renorm.training.signals import Stop
 from batch_renorm.training.stages import Stages
 
 LOOKED_AT = 10  # first steps of a process whose loss is looked at on any device
+
+
+class Vote(Protocol):
+    """Whether the run is to stop: ranks vote in the all-reduce of every step, so that all stop after the same one."""
+
+    def ballot(self, device: torch.device) -> Tensor:
+        """This rank's vote, float32 (2,), to be summed over the ranks."""
+
+    def decide(self, votes: Tensor | None) -> None:
+        """Take the decision of a step from the sum, or on a single rank from nothing."""
 
 
 class Training(LightningModule):
@@ -41,6 +50,7 @@ class Training(LightningModule):
         average_decay: of the inference model.
         examples: workers x minibatch size, what a step's loss is the mean over.
         log_every: steps between recorded rows of loss, rates and clipping.
+        vote: on stopping; None where nobody asks.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class Training(LightningModule):
         average_decay: float,
         examples: int,
         log_every: int,
+        vote: Vote | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -65,7 +76,7 @@ class Training(LightningModule):
         self.average = InferenceModel(model, average_decay)
         self.statistics = StepStatistics(model) if groups else NoStatistics()
         self.latest: dict[str, float] = {}
-        self.stop = Stop()
+        self.vote = vote
         self.stages = Stages()
         self._replaced: Tensor | float = 0.0
         self.bf16, self.memory_format = False, torch.channels_last
@@ -154,11 +165,13 @@ class Training(LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         assert self._loss_sum is not None
         replaced = torch.full_like(self._loss_sum, self.stages.replaced())
-        summed = self.statistics.update(extra=torch.cat([self._loss_sum, replaced, self.stop.ballot(self.device)]))
+        ballot = [] if self.vote is None else [self.vote.ballot(self.device)]
+        summed = self.statistics.update(extra=torch.cat([self._loss_sum, replaced, *ballot]))
         assert summed is not None
-        loss, replaced, votes = summed.split([1, 1, 2])
+        loss, replaced, *votes = summed.split([1, 1, *map(len, ballot)])
         self._replaced += replaced
-        self.stop.decide(votes if self.trainer.world_size > 1 else None)
+        if self.vote is not None:
+            self.vote.decide(votes[0] if self.trainer.world_size > 1 else None)
         self._loss_sum = None
         self.average.update_parameters(self.model)
         self.stages.stop("step", self.device)

@@ -12,18 +12,12 @@ Metrics, in seconds a step, of rank 0:
 - seconds_wait: everything else; where it is large, images come too slowly.
 """
 
-import os
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-
-SHARED_MEMORY = "/dev/shm"
-PREFETCHED = 2
-"""Passes that a loader process prepares ahead; torch's default."""
 
 
 class Stages:
@@ -85,35 +79,3 @@ def _now(device: torch.device) -> Any:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
-
-
-def shared_memory_fits(image_bytes: int, images: int, ranks: int) -> int | None:
-    """The most loader processes that each rank can have in four fifths of the free shared memory; None: no bound."""
-    if not os.path.isdir(SHARED_MEMORY):
-        return None
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    return int(0.8 * free / (image_bytes * images * PREFETCHED * ranks))
-
-
-def check_shared_memory(image_bytes: int, images: int, processes: int, ranks: int) -> None:
-    """Loader processes hand images on in shared memory, which containers often have little of.
-
-    Args:
-        image_bytes: of one image as loader processes hand it on.
-        images: of the largest pass, and of what an evaluation asks of a process: both may be underway together.
-        processes: loader processes of a rank.
-        ranks: on this machine.
-
-    Raises:
-        ValueError: too little; where it runs out, a loader process dies in the middle of a run.
-    """
-    needed = image_bytes * images * PREFETCHED * processes * ranks
-    if not needed or not os.path.isdir(SHARED_MEMORY):
-        return
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if needed > free:
-        raise ValueError(
-            f"{processes} loader processes of {ranks} ranks need {needed / 1e9:.1f} GB of {SHARED_MEMORY}, "
-            f"{free / 1e9:.1f} GB are free: give it more (docker run --shm-size={needed // 10**9 + 1}g), or lower "
-            "trainer.loader_processes or trainer.workers_per_pass"
-        )

@@ -1,0 +1,13 @@
+"""config.yaml as flat options."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of everything in a nested config; lists are values."""
+    if not isinstance(config, Mapping):
+        yield prefix, config
+        return
+    for key, value in config.items():
+        yield from options(value, f"{prefix}.{key}" if prefix else str(key))

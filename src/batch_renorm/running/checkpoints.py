@@ -1,0 +1,144 @@
+"""Checkpoints: written whole or not at all, the last two and the best kept, read back past a damaged one."""
+
+import io
+import uuid
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from batch_renorm.data import durable
+from batch_renorm.running.build import Config
+from batch_renorm.running.folder import Folder, differences, room_for
+
+KEPT = 2
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's file format, made durable: a temporary file, fsync, a rename, fsync of the folder.
+
+    Raises:
+        DiskFullError: the disk does not hold the file; nothing of it is left, and earlier ones are as they were.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        content = io.BytesIO()  # how much is missing on a full disk is known only of what is whole
+        torch.save(checkpoint, content)
+        with room_for(path, content.getbuffer().nbytes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with durable.whole(path) as temporary:
+                temporary.write_bytes(content.getbuffer())
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoint files of a run, newest first."""
+    return sorted((folder / "checkpoints").glob("step*.ckpt"), reverse=True)
+
+
+def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint that loads, and the newer ones that do not."""
+    damaged: list[Path] = []
+    for path in checkpoints(folder):
+        if readable(path):
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def choose(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
+    """The checkpoint to go on from, and newer damaged ones, which get out of the way (`.damaged`).
+
+    Raises:
+        ValueError: it is the checkpoint of another config; names what differs.
+    """
+    for rest in (folder.path / "checkpoints").glob("*.part"):  # of a start that was killed while it wrote
+        rest.unlink()
+    path, damaged = newest_readable(folder.path)
+    if path is not None:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        known = held.get("config") if isinstance(held, dict) else None
+        differing = differences(known, config) if isinstance(known, dict) else []
+        if differing:
+            raise ValueError(
+                f"{path} is the checkpoint of another config; it differs in {', '.join(differing)}. Move it away, or "
+                "add fresh=true to move the whole run aside"
+            )
+    for other in damaged:
+        other.replace(other.with_suffix(".damaged"))
+    return path, damaged
+
+
+def readable(path: Path) -> bool:
+    """Whether a checkpoint loads and every byte is as it was written: torch's files are zip archives with checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return False
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return True
+    except Exception:  # whatever a damaged file may make of its readers
+        return False
+
+
+def load_weights(training: LightningModule, path: Path) -> None:
+    """A checkpoint's weights and averages into the run that it is of.
+
+    Raises:
+        ValueError: it cannot be read, or is of another run; says what differs.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}")
+    if not readable(path):
+        raise ValueError(f"{path} is damaged, or no checkpoint of a run: name another one (checkpoint=FILE)")
+    held = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        training.load_state_dict(held["state_dict"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[1] if len(lines) > 1 else f"it lacks {lines[0]}"
+        raise ValueError(f"{path} is not a checkpoint of this run: {reason}") from error
+
+
+def step_of(path: Path) -> int:
+    """The number of updates before a checkpoint, from its name; best.ckpt is a link to one that has it.
+
+    Raises:
+        ValueError: the file is named otherwise.
+    """
+    number = path.resolve().stem.removeprefix("step")
+    if not number.isdecimal():
+        raise ValueError(f"{path} does not say its step: a run's checkpoints are named step00000300.ckpt")
+    return int(number)
+
+
+def write(trainer: Trainer, folder: Path, step: int, best: int | None) -> None:
+    """The checkpoint of the model after `step` updates, by all ranks; see :func:`remove_old` for what stays.
+
+    Args:
+        best: the step with the highest val_top1, of equals the first; None before the first evaluation.
+    """
+    trainer.save_checkpoint(folder / "checkpoints" / f"step{step:08d}.ckpt")
+    remove_old(folder, best)
+
+
+@rank_zero_only
+def remove_old(folder: Path, best: int | None) -> None:
+    """Remove what is neither among the last two nor the best, to which best.ckpt then points."""
+    every = checkpoints(folder)
+    kept = every[:KEPT]
+    for path in every:
+        if best is not None and step_of(path) == best:
+            kept.append(path)
+            link, temporary = path.with_name("best.ckpt"), path.with_name(f"best.{uuid.uuid4().hex[:12]}.part")
+            with suppress(OSError):  # a file system without links has the file, under its own name
+                temporary.symlink_to(path.name)
+                temporary.replace(link)
+    for path in every:
+        if path not in kept:
+            path.unlink()

@@ -1,0 +1,251 @@
+"""One clear line for what a user got wrong, instead of a traceback or a page of Hydra's."""
+
+import os
+import re
+import shlex
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from batch_renorm.running import naming
+from batch_renorm.running.errors import DiskFullError, Stopped
+from batch_renorm.training.errors import NotFiniteError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+PATHS = ("folder", "data.root")
+IN_EVERY_PLACE = ("scale", "experiment", "seed")
+"""What the default folder is made of."""
+DEBUG_STEPS, DEBUG_IMAGES = 4, 64
+LONGEST = 120  # characters of a sweep's options in a folder's name; file systems take 255 in all
+
+
+def knee(numerator: int, denominator: int, *, _root_: OmegaConf) -> int:
+    """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
+    steps = _root_.size.steps  # type: ignore[attr-defined]
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"size.steps must be a whole number of at least 1, got {steps}")
+    return round(steps * numerator / denominator)
+
+
+def half(size: int) -> int:
+    """The config's ${half:n}: n / 2 for an even n."""
+    if size % 2:
+        raise ValueError(f"a minibatch of {size} has no halves: size.minibatch must be even")
+    return size // 2
+
+
+def swept() -> str:
+    """The config's ${swept:}: what tells a sweep's jobs apart besides scale, experiment and seed.
+
+    Nothing for a run on its own, and in a sweep over these three; `,ramp.rmax=5` in one over ramp.rmax=3,5. It is part
+    of the run's folder, so that every job has its own.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ""
+    options = re.sub(r"[^\w.,+=-]+", "_", HydraConfig.get().job.override_dirname)
+    if len(options) > LONGEST:
+        options = f"{options[:LONGEST]}-{zlib.crc32(options.encode()):08x}"
+    return f",{options}" if options else ""
+
+
+def proportional(part: int, whole: int, size: int) -> int:
+    """The config's ${proportional:25,32,n}: 25 / 32 of n, rounded down, at least 1."""
+    return max(1, part * size // whole)
+
+
+OmegaConf.register_new_resolver("knee", knee, replace=True)
+OmegaConf.register_new_resolver("half", half, replace=True)
+OmegaConf.register_new_resolver("swept", swept, replace=True)
+
+
+def dataset(*, _root_: DictConfig) -> str:
+    """The config's ${dataset:}: a name for its images, see `naming.dataset_of`."""
+    return naming.dataset_of(_root_.data)
+
+
+def place(*, _root_: DictConfig) -> str:
+    """The config's ${place:}: the folder of the runs that belong together, see `naming.place_of`."""
+    return naming.place_of(_root_)
+
+
+OmegaConf.register_new_resolver("proportional", proportional, replace=True)
+OmegaConf.register_new_resolver("dataset", dataset, replace=True)
+OmegaConf.register_new_resolver("place", place, replace=True)
+
+
+def debugged(config: DictConfig) -> DictConfig:
+    """A config as it is, or with `debug=true` shrunk to a few steps with one of everything, changed in place."""
+    if config.debug is True:
+        few = {"steps": DEBUG_STEPS, "evaluate_every": DEBUG_STEPS, "train_sample": DEBUG_IMAGES}
+        for name, value in few.items():
+            config.size[name] = min(value, config.size[name])
+        config.trainer.log_every, config.fresh = 1, True
+        if config.logger.wandb is not None and config.logger.wandb.mode == "online":
+            config.logger.wandb.mode = "offline"
+    return config
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """End the program with one line on bad input; let anything else through with its traceback.
+
+    Stands around composing the config and, within Hydra's main, around the run: Hydra would print a
+    page of its own before an exception leaves its main.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises composition errors, too
+    try:
+        yield
+    except MissingConfigException as error:
+        exit_with(missing(error))
+    except OverrideParseException as error:
+        exit_with(unread(error.override))
+    except (ConfigCompositionException, OmegaConfBaseException, HydraException) as error:
+        exit_with(composition(error))
+    except NotFiniteError as error:  # every rank finds it; one says it
+        if os.environ.get("RANK", "0") == "0":
+            exit_with(str(error))
+        raise SystemExit(2) from None
+    except (ValueError, DiskFullError) as error:
+        exit_with(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        exit_with(f"cannot read or write {error.filename}: {error.strerror}")
+    except Stopped as stopped:
+        raise SystemExit(stopped.status) from None
+    except RuntimeError as error:
+        if not str(error).startswith("Unknown plugin class"):
+            raise
+        exit_with("hydra/sweeper=search needs hydra-optuna-sweeper: pip install hydra-optuna-sweeper")
+    except KeyboardInterrupt:  # before there is anything to finish
+        raise SystemExit(130) from None
+
+
+def exit_with(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if "SUBMITIT_EXECUTOR" in os.environ and sys.exception():
+        raise  # in a sweep's job on a cluster: the command that waits for it gets the exception, and explains it
+    raise SystemExit(2)
+
+
+def missing(error: MissingConfigException) -> str:
+    """An unknown choice of a group, with the near misses among the known ones."""
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if name == "submitit_slurm":
+        return "hydra/launcher=slurm needs hydra-submitit-launcher: pip install hydra-submitit-launcher"
+    options = list(error.options or [])
+    if not options:
+        return str(error).splitlines()[0]
+    close = get_close_matches(name, options, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}? All: " if close else "one of: "
+    return f"no {group}={name}; {hint}{', '.join(options)}"
+
+
+def composition(error: Exception) -> str:
+    """An unknown option, with the near misses among all options of the default run."""
+    text = str(error).strip() or str(error.__cause__)
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
+    ambiguous = re.match(r"Ambiguous value for argument '(.*)'\n", text)
+    if ambiguous is not None:
+        return unread(ambiguous[1]) + " (or, to try each of several values in turn, add -m)"
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match is None:
+        return text.splitlines()[0]
+    name = match[1]
+    close = get_close_matches(name, known_options(), n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(close)}?" if close else " (python train.py --help lists them)"
+    return f"no option {name}{hint}"
+
+
+def unread(override: str) -> str:
+    """An override that Hydra cannot read, and how it can be written."""
+    name, equals, value = override.partition("=")
+    if not equals:
+        return f"options are name=value, got {override!r}"
+    return (
+        f"the value of {name} has characters that mean something to Hydra: quote it, in the shell "
+        f"{shlex.quote(quoted(name, value))}"
+    )
+
+
+def quoted(name: str, value: str) -> str:
+    """An override whose value Hydra takes as it is."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+    return f'{name}="{escaped}"'
+
+
+def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
+    """A command line's arguments, paths as people write them quoted for Hydra, a sweep's jobs told apart.
+
+    Raises:
+        ValueError: a folder is given that several jobs of the sweep would share.
+    """
+    sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+    result = [as_path(argument, sweep) for argument in arguments]
+    return result + (placed(result) if sweep else [])
+
+
+def as_path(argument: str, sweep: bool) -> str:
+    """A path of PATHS quoted, where Hydra would take it for something else: ~, =, commas, parentheses, other letters.
+
+    In a sweep commas stay what they are there.
+    """
+    name, equals, value = argument.partition("=")
+    if not equals or name.lstrip("+") not in PATHS or not value:
+        return argument
+    override = parsed(argument)
+    plain = override is not None and isinstance(override.value(), str) and value == value.strip()
+    return argument if plain or (sweep and override is not None) else quoted(name, value)
+
+
+def parsed(argument: str) -> Override | None:
+    """An argument as Hydra reads it; None where it cannot, or where it is no override."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def placed(arguments: list[str]) -> list[str]:
+    """What a sweep is to be told besides: which options are the same in every job, and not part of a folder's name."""
+    overrides = [o for o in map(parsed, arguments) if o is not None and not o.key_or_group.startswith("hydra")]
+    varied = [override.key_or_group for override in overrides if override.is_sweep_override()]
+    given = next((o for o in overrides if o.key_or_group == "folder" and not o.is_sweep_override()), None)
+    if given is not None:
+        text = str(given.value())
+        shared = [name for name in varied if not re.search(rf"\$\{{({name}|hydra:runtime.choices.{name})\b", text)]
+        if "${swept:}" in text:
+            shared = [name for name in shared if name in IN_EVERY_PLACE]
+        if shared:
+            hint = "".join(f"${{{name}}}" for name in shared if name in IN_EVERY_PLACE)
+            hint += "${swept:}" * any(name not in IN_EVERY_PLACE for name in shared)
+            raise ValueError(
+                f"folder={text} is one place for all jobs that differ in {', '.join(shared)}: write {hint} in it"
+            )
+    same = [override.key_or_group for override in overrides if override.key_or_group not in varied]
+    excluded = ",".join(f"'{name}'" for name in dict.fromkeys([*IN_EVERY_PLACE, *same]))
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
+
+
+def known_options() -> list[str]:
+    """Dotted names of every option of the default run."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from batch_renorm.records.config import options
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return [name for name, _ in options(OmegaConf.to_container(compose("train")))]

@@ -1,0 +1,254 @@
+"""The run folder: its config, its record, and whether the same command starts, resumes or reports.
+
+A run folder belongs to one process at a time (`claimed`); what is written there is written whole (`durable`).
+"""
+
+import errno
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from batch_renorm.data import durable
+from batch_renorm.records.config import options
+from batch_renorm.running.errors import DiskFullError
+
+NOT_SCIENCE = ("trainer", "logger", "fresh", "folder", "dataset", "dataset_of_scale", "debug")
+"""Config sections that may differ between the parts of one run: they name it, or cannot change what is trained."""
+OURS = (
+    "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "*profile*", "slurm*",
+    "to-be-moved-aside-by-job-*", durable.LOCK,
+)  # fmt: skip
+"""What may stand in a run folder."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A run's place on disk."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.csv"
+
+    @property
+    def record_file(self) -> Path:
+        return self.path / "run.json"
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says; empty before the first start.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if not self.record_file.exists():
+            return {}
+        try:
+            found = json.loads(self.record_file.read_bytes())
+        except ValueError:  # not JSON, or not even text
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.record_file} is damaged: run the same train.py command, which makes it again")
+        return found
+
+    def write_record(self, **entries: Any) -> None:
+        """Change entries of run.json, atomically."""
+        write_atomically(self.record_file, json.dumps(self.record() | entries, indent=2) + "\n")
+
+
+def with_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """The config with ~ in its paths made a home folder.
+
+    Raises:
+        ValueError: a path is empty, as an unset variable of the shell makes it.
+    """
+    data = settings["data"]
+    for name, path in (("folder", settings["folder"]), ("data.root", data.get("root", "none"))):
+        if not str(path or "").strip():
+            raise ValueError(f"{name}= is empty: say {name}=PATH (is a variable of the shell not set?)")
+    if "root" in data:
+        data = data | {"root": os.path.expanduser(str(data["root"]))}
+    return settings | {"folder": os.path.expanduser(str(settings["folder"])), "data": data}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.yaml.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError):  # not YAML, or not even text
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: run the same train.py command, which makes it again")
+    return found
+
+
+def write_atomically(path: Path, text: str) -> None:
+    with room_for(path, len(text.encode())):
+        durable.write_text(path, text)
+
+
+@contextmanager
+def room_for(path: Path, size: int) -> Iterator[None]:
+    """Around writing `size` bytes of a file: where the disk is full, say so.
+
+    Raises:
+        DiskFullError: instead of the OSError of a full disk or an exhausted quota.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(path, max(1, size - shutil.disk_usage(path.parent).free)) from error
+
+
+@contextmanager
+def claimed(folder: Folder, fresh: bool) -> Iterator[None]:
+    """Make the folder and be its only writer; `fresh` first moves an earlier run aside.
+
+    Raises:
+        ValueError: another process trains there, it cannot be written, or `fresh` is asked to move what is no run.
+    """
+    path, cure = folder.path, "wait until it ends, or give this run its own place (folder=...)"
+    with ExitStack() as stack:
+        try:
+            if path.exists() and not path.is_dir():
+                raise ValueError(f"folder={path} is a file: choose another place for the run (folder=...)")
+            if fresh and path.is_dir() and any(path.iterdir()):
+                set_aside(path)
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(durable.only_writer(path, "the run folder", cure))
+        except OSError as error:
+            raise ValueError(
+                f"cannot write the run folder {path}: {error.strerror}; choose another (folder=...)"
+            ) from error
+        yield
+
+
+def set_aside(path: Path) -> None:
+    """Move an earlier run aside: nothing that is in use, and nothing that is not a run.
+
+    Raises:
+        ValueError: it is one of the two.
+    """
+    if not is_run(path):
+        raise ValueError(
+            f"fresh=true moves an earlier run aside, and {path} is none: choose another folder (folder=...)"
+        )
+    with durable.only_writer(path, "the run folder", "fresh=true moves only what is not in use"):
+        if (other := durable.in_use_below(path)) is not None:
+            raise ValueError(f"fresh=true moves only what is not in use, and {other}")
+        (move_aside(path) / durable.LOCK).unlink(missing_ok=True)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, also that of a start which failed at once."""
+    try:
+        return {"seed", "size", "norm", "minibatch"} <= read_config(path / "config.yaml").keys()
+    except (OSError, ValueError):  # missing, or damaged
+        pass
+    if any((path / "checkpoints").glob("step*.ckpt")):
+        return True
+    return all(any(fnmatch(entry.name, pattern) for pattern in OURS) for entry in path.iterdir())
+
+
+def prepare(folder: Folder, config: dict[str, Any]) -> list[str]:
+    """Make the folder ready for a run of this config; returns what a person should know of it.
+
+    What a power cut has damaged is put aside: checkpoints have the config, too, and a record begins anew.
+
+    Raises:
+        ValueError: the folder holds a run of another config, or cannot be written.
+    """
+    remarks = []
+    for path, read in ((folder.config, lambda: read_config(folder.config)), (folder.record_file, folder.record)):
+        try:
+            if path.exists():
+                read()
+        except ValueError:
+            aside = path.with_name(path.name + ".damaged")
+            path.replace(aside)
+            remarks.append(f"{path} is damaged: it is now {aside.name}, and the run goes on without it")
+    if folder.config.exists():
+        differing = differences(read_config(folder.config), config)
+        if differing:
+            raise ValueError(
+                f"{folder.path} holds a run of another config; it differs in {', '.join(differing)}. Give this "
+                "run its own place (folder=...), or add fresh=true to move the old one aside"
+            )
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        for rest in folder.path.glob("*.part"):  # of a start that was killed while it wrote
+            rest.unlink()
+        write_atomically(folder.config, yaml.safe_dump(config, sort_keys=False))
+        if not folder.record():
+            folder.write_record(id=uuid.uuid4().hex[:12], started=time.strftime("%Y-%m-%d %H:%M:%S"), wall_seconds=0)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the run folder {folder.path}: {error.strerror}; choose another (folder=...)"
+        ) from error
+    return remarks
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a run folder to the first free name.old, name.old2, ..."""
+    path = Path(os.path.abspath(path))  # a name such as . or .. cannot be renamed
+    number = 1
+    while (target := path.with_name(f"{path.name}.old{number if number > 1 else ''}")).exists():
+        number += 1
+    path.rename(target)
+    return target
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted names of the leaves of two configs that differ, where that means another run."""
+    old_leaves, new_leaves = (dict(options({k: v for k, v in c.items() if k not in NOT_SCIENCE})) for c in (old, new))
+    missing = object()
+    return sorted(
+        name for name in old_leaves | new_leaves if old_leaves.get(name, missing) != new_leaves.get(name, missing)
+    )
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """What a result depends on besides its config: commit, versions, machine."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "numpy")
+    return {
+        "commit": commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "device": device,
+        "cores": os.cpu_count(),
+    }
+
+
+def commit() -> str | None:
+    """The repository's commit, with a + where files differ from it; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

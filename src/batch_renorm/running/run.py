@@ -1,0 +1,157 @@
+"""One run, from a composed config to a finished run folder. What train.py calls."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from batch_renorm.data.loaders import Division
+from batch_renorm.running import checkpoints, curve_logger
+from batch_renorm.running.allocator import keep_freed_memory
+from batch_renorm.running.build import Config, Machine, build, construct
+from batch_renorm.running.errors import DiskFullError, Stopped
+from batch_renorm.running.fitting import fit
+from batch_renorm.running.folder import Folder, claimed, prepare, with_places
+from batch_renorm.running.launch import (
+    World,
+    all_ranks,
+    find_world,
+    from_rank_0,
+    tell_lightning_the_rank,
+    uses_gpu,
+)
+from batch_renorm.running.result import FINISHED, summary
+from batch_renorm.running.screen import say, tell_result
+from batch_renorm.running.signals import Stop
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What rank 0 has found in the run folder, and what all ranks therefore do."""
+
+    checkpoint: Path | None = None
+    finished: bool = False
+    refused: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def train(config: DictConfig | Config) -> dict[str, Any]:
+    """Start, resume or report the run of a config; returns its record (run.json).
+
+    Raises:
+        ValueError: a bad option, an unwritable folder, a folder with another run; one clear line.
+        NotFiniteError: the loss or gradient is not finite; the last checkpoint is kept.
+        DiskFullError: a file of the run cannot be written; the last checkpoint is kept.
+        Stopped: a signal asked for it; the last checkpoint is that of the step it stopped after.
+    """
+    settings: Config = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
+    settings = with_places(settings)
+    stop = Stop()
+    with stop.listening():
+        return start_or_resume(settings, stop)
+
+
+def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
+    silence_lightning()
+    machine: Machine = construct(Machine, settings, "trainer")
+    world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
+    tell_lightning_the_rank(world)
+    stop.talkative = world.rank == 0
+    if not uses_gpu(machine.accelerator):
+        keep_freed_memory()
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    science = {name: value for name, value in settings.items() if name != "fresh"}
+    run = build(science, stop)
+    Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
+    folder = Folder(Path(settings["folder"]))
+    with ExitStack() as claim:  # the folder is this process's until the run ends
+        start = choose_start(folder, science, settings["fresh"], claim) if world.rank == 0 else StartingPoint()
+        if world.launcher == "python" and (start.refused or start.finished):
+            return report_without_training(start, folder, world)
+        with all_ranks(world, settings, uses_gpu(machine.accelerator)):
+            start = from_rank_0(start, world)
+            if start.refused or start.finished:
+                return report_without_training(start, folder, world)
+            for remark in start.remarks:
+                if world.rank == 0:
+                    say(remark)
+            with large_enough(settings, world):
+                reached = fit(run, folder, start.checkpoint, world)
+    if stop.decided and reached < run.size.steps:
+        stopped = Stopped(stop.decided, reached, run.size.steps)
+        if world.rank == 0:
+            say(str(stopped))
+        raise stopped
+    if world.rank == 0:
+        tell_result(summary(folder))
+    return folder.record()
+
+
+@contextmanager
+def large_enough(settings: Config, world: World) -> Iterator[None]:
+    """Around the first step: say so where images are smaller than what a convolution or pooling looks at.
+
+    Raises:
+        ValueError: they are.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("Kernel size can't be greater than actual input size|Output size is too small", str(error)):
+            raise
+        if world.rank:
+            raise SystemExit(2) from error  # rank 0 says why
+        network = settings["model"].get("name") or settings["model"]["_target_"].rpartition(".")[2]
+        raise ValueError(
+            f"data.size={settings['data']['size']} is too small for {network} to train: its feature maps become "
+            "smaller than a kernel; take larger images"
+        ) from error
+
+
+def choose_start(folder: Folder, config: Config, fresh: bool, claim: ExitStack) -> StartingPoint:
+    """Rank 0's part: claim the folder, make it ready and choose where to begin, for all ranks."""
+    try:
+        claim.enter_context(claimed(folder, fresh))
+        found = prepare(folder, config)
+        if folder.record().get("state") == "finished":
+            return StartingPoint(finished=True)
+        checkpoint, damaged = checkpoints.choose(folder, config)
+        curve_logger.rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
+    except (ValueError, OSError, DiskFullError) as error:  # the other ranks must hear of it, not wait
+        return StartingPoint(refused=str(error))
+    fallen = [f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged]
+    return StartingPoint(checkpoint, remarks=tuple(found + fallen))
+
+
+def report_without_training(start: StartingPoint, folder: Folder, world: World) -> dict[str, Any]:
+    """The end of a run that does not begin."""
+    if start.refused:
+        if world.rank:
+            raise SystemExit(2)  # rank 0 says why
+        raise ValueError(start.refused)
+    if world.rank == 0:
+        tell_result(f"{FINISHED}\n{summary(folder)}")
+    return folder.record()
+
+
+def silence_lightning() -> None:
+    """Silence Lightning's tips and warnings that do not apply: what a run says is said by `say`."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*module.s. in eval mode.*",
+        ".*treespec.*",
+        ".*srun.*command is available.*",
+        ".*broadcast_buffers.*is deprecated.*",  # its successor does not do the same, as it says
+    ):
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,227 @@
+"""Weights & Biases as a follower of curve.csv: it can be late, absent or broken, and training does not notice.
+
+A thread of its own opens the run and logs. What it logs at every start is the whole curve so far: W&B cannot
+append to an offline run, and a run that was killed may have told W&B less, or more, than its last checkpoint
+covers. So the newest offline file always holds every step of the run once (those of earlier starts are put
+aside), and online, where W&B knows its last step, what is missing there is sent and nothing twice.
+"""
+
+import os
+import queue
+import re
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.loggers import Logger
+
+from batch_renorm.data.loaders import Draw
+from batch_renorm.records.curve import read_rows
+from batch_renorm.running.build import Run, Wandb
+from batch_renorm.running.naming import model_of, place_of
+
+AXES = ("images_seen", "train_seconds")
+SAMPLES = 16
+PATIENCE = {"online": 60.0, "offline": 600.0}
+"""Seconds that a run waits for W&B: for its servers not long, for its process on a busy machine as it takes."""
+
+
+class WandbLogger(Logger):
+    """Logs rows under their steps to the W&B run `id`; the first are those of the curve up to `step`.
+
+    Args:
+        run: what is trained; names the W&B run and is its config.
+        wandb: where it is kept.
+        folder: the run folder; W&B's files go to its `wandb`.
+        id: of the W&B run; the same after every start.
+        step: where this start begins; rows after it come by `log_metrics`.
+        facts: of this start, that W&B's table of runs can show: ranks, device, versions.
+    """
+
+    def __init__(
+        self, run: Run, wandb: Wandb, folder: Path, id: str, step: int, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.facts, self.axes = dict(facts or {}), Axes(run.training.examples)
+        self.samples = sample_images(run) if wandb.samples else []
+        self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
+        self.mode: Any = mode_of(wandb.mode, os.environ)
+        self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
+        self.given_up = False
+        self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
+        if self.mode == "disabled":
+            return
+        try:
+            own_service()
+        except ImportError:
+            self._complain("not installed")
+        else:
+            self.thread.start()
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return self.id
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        if not self.given_up and self.mode != "disabled":
+            self.rows.put((step, dict(metrics)))
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The W&B run is opened with its config."""
+
+    def finalize(self, status: str) -> None:
+        if self.thread.ident is None:
+            return
+        self.rows.put(0 if status == "success" else 1)
+        self.thread.join(PATIENCE[self.mode])
+        if self.thread.is_alive():
+            self._complain(
+                f"not done after {PATIENCE[self.mode]:.0f} s, its files are in {self.folder / 'wandb'} (wandb sync)"
+            )
+
+    def _follow(self) -> None:
+        import wandb
+
+        try:
+            live = self._open()
+            if self.mode == "online":  # the report links to it
+                (self.folder / "wandb").mkdir(exist_ok=True)
+                (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
+            begin = live.step  # online: after the last step that W&B has
+            if self.samples and begin == 0:
+                live.log({"samples": [wandb.Image(picture, caption=label) for picture, label in self.samples]}, step=0)
+            for step, metrics in self._rows():
+                row = metrics | self.axes.at(step, metrics)
+                if step >= begin:
+                    live.log(row, step=step)
+            if self.wandb.artifact and self.status == 0:
+                self._keep_checkpoint(live)
+            live.finish(exit_code=self.status)
+            wandb.teardown()  # waits for W&B's process, which writes the end of its file when finish() is long back
+        except Exception as error:
+            self._complain((str(error).strip() or type(error).__name__).splitlines()[0])
+
+    def _open(self) -> Any:
+        import wandb
+
+        offline, config = self.mode == "offline", self.run.config
+        if offline:
+            put_aside(self.folder / "wandb")
+        elif not wandb.login(prompt=False):
+            raise ValueError("no API key (wandb login, or WANDB_API_KEY)")
+        live = wandb.init(
+            project=self.wandb.project, entity=self.wandb.entity, mode=self.mode, dir=self.folder,
+            id=self.id, resume=None if offline else "allow", config=config | {"machine": self.facts},
+            allow_val_change=True,  # a run may go on on another machine
+            name=f"{config['experiment']}-seed{config['seed']}", group=group_of(config), job_type="train",
+            tags=tags_of(config, self.wandb.tags), notes=self.wandb.notes,
+            settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="wrap"),
+        )  # fmt: skip
+        for metric in AXES:
+            live.define_metric(metric, hidden=True)
+        for metric in ("val_top1", "val_top5", "train_top1"):
+            live.define_metric(metric, summary="max,last")  # in the summary as val_top1.max and val_top1.last
+        return live
+
+    def _keep_checkpoint(self, live: Any) -> None:
+        """The final checkpoint as the artifact model-<experiment>-seed<k>."""
+        import wandb
+
+        files = sorted((self.folder / "checkpoints").glob("step*.ckpt"))
+        if files:
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"model-{live.name}"), "model")
+            artifact.add_file(str(files[-1]))
+            live.log_artifact(artifact)
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
+        yield from earlier_rows(self.folder / "curve.csv", self.step)
+        while not isinstance(row := self.rows.get(), int):
+            yield row
+        self.status = row
+
+    def _complain(self, what: str) -> None:
+        if not self.given_up:
+            print(f"going on without W&B ({what}); curve.csv has everything", file=sys.stderr, flush=True)
+        self.given_up = True
+
+
+class Axes:
+    """What a row can be drawn over besides its step: images that were trained on, and seconds of training.
+
+    Both follow from the curve alone, so that a resumed run has the same; evaluations are not in the seconds.
+    """
+
+    def __init__(self, examples: int) -> None:
+        self.examples, self.step, self.seconds = examples, 0, 0.0
+
+    def at(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Of the next row; seconds only once a speed was measured."""
+        if "images_per_second" in metrics:
+            self.seconds += (step - self.step) * self.examples / metrics["images_per_second"]
+            self.step = step
+        return {"images_seen": step * self.examples} | ({"train_seconds": self.seconds} if self.seconds else {})
+
+
+def group_of(config: Mapping[str, Any]) -> str:
+    """The seeds of one experiment at one scale on one data set: glyphs/noniid_renorm."""
+    return f"{place_of(config)}/{config['experiment']}"
+
+
+def tags_of(config: Mapping[str, Any], own: Sequence[str] = ()) -> list[str]:
+    """Experiment, norm, minibatch, scale, data set, network and one's own, each once and as long as W&B takes them."""
+    names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
+    return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *own])]
+
+
+def sample_images(run: Run) -> list[tuple[np.ndarray, str]]:
+    """Some training images as the first step sees them, uint8 (size, size, channels), and their labels."""
+    labels = run.source.labels("train")
+    indices = np.linspace(0, len(labels) - 1, SAMPLES).astype(int)
+    images = run.source.images([run.source.fetch("train", indices, Draw(run.seed, 0, 0))], torch.device("cpu"))
+    levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [(level, str(label)) for level, label in zip(levels, labels[indices], strict=True)]
+
+
+def mode_of(configured: str, environment: Mapping[str, str]) -> str:
+    """The config's mode, or less: W&B's own variable WANDB_MODE turns online to offline, and both off."""
+    asked = environment.get("WANDB_MODE", "").lower()
+    if asked in ("disabled", "offline"):
+        return asked
+    return "offline" if asked == "dryrun" else configured
+
+
+def own_service() -> None:
+    """Import wandb, with a service of this process's own.
+
+    One inherited from the process that started this one may still hold the run of an earlier start that was
+    killed, and refuses it. Imported here and not by the thread: of what two threads import at once, one may
+    see a half.
+    """
+    os.environ.pop("WANDB_SERVICE", None)  # a connection that this process has stays as it is
+    os.environ.setdefault("WANDB__SERVICE_WAIT", str(PATIENCE["offline"]))  # its own process, too, starts when it can
+    import wandb  # noqa: F401
+
+
+def earlier_rows(path: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """The rows of a curve up to a step, a step at a time and in order."""
+    rows = sorted((row for row in read_rows(path) if row[0] <= last), key=lambda row: row[0])
+    for step, group in groupby(rows, key=lambda row: row[0]):
+        yield step, {metric: value for _, metric, value in group}
+
+
+def put_aside(folder: Path) -> None:
+    """Move the offline files of earlier starts to `superseded`, where `wandb sync` does not look."""
+    for path in sorted(folder.glob("offline-run-*")):
+        (folder / "superseded").mkdir(exist_ok=True)
+        path.rename(folder / "superseded" / path.name)

@@ -1,0 +1,40 @@
+"""Reading what runs leave behind, for comparison."""
+
+import csv
+from pathlib import Path
+
+import torch
+
+from batch_renorm.records.curve import BY_THE_CLOCK
+from batch_renorm.running.checkpoints import checkpoints
+
+
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights, mu, sigma, and the average of them, of a run's newest checkpoint."""
+    return torch.load(checkpoints(folder)[0], weights_only=True)["state_dict"]
+
+
+def mu_and_sigma(state: dict[str, torch.Tensor], eps: float) -> dict[str, torch.Tensor]:
+    """The same in the paper's terms."""
+    found = {name: value for name, value in state.items() if ".running_" not in name}
+    for name, value in state.items():
+        if name.endswith(".running_mean"):
+            found[name.replace("running_mean", "mu")] = value
+        elif name.endswith(".running_var"):
+            found[name.replace("running_var", "sigma")] = (value + eps).sqrt()
+    return found
+
+
+def curve(folder: Path) -> list[tuple[str, str, str]]:
+    """The rows of a curve that time has no part in."""
+    with (folder / "curve.csv").open() as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    return [row for row in rows if not row[1].startswith(BY_THE_CLOCK)]
+
+
+def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(
+            value, right[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -1,0 +1,85 @@
+"""What is kept, what is refused, and what a full disk leaves."""
+
+import errno
+import os
+import subprocess
+
+import pytest
+import torch
+
+from batch_renorm.running.checkpoints import AtomicCheckpointIO, checkpoints, remove_old, step_of
+from batch_renorm.running.errors import DiskFullError
+from tests.running.checkpoint_files import final_state
+
+
+def test_the_last_two_and_the_best_are_kept(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 6)):
+        torch.save({}, folder / f"step{step:08d}.ckpt")
+        remove_old(tmp_path, best)
+        kept = {step_of(path) for path in checkpoints(tmp_path)}
+        assert kept == {step, step - 1, best} - {0}
+        assert step_of(folder / "best.ckpt") == best
+        assert (folder / "best.ckpt").exists()
+
+
+def test_a_checkpoint_holds_everything_and_nothing_but_tensors_and_plain_values(train_command, tmp_path, compose):
+    train_command()
+    held = torch.load(checkpoints(tmp_path / "run")[0], weights_only=True)
+    assert held["global_step"] == 2
+    assert held["config"]["experiment"] == "noniid_renorm"
+    assert held["optimizer_states"][0]["state"]
+    names = held["state_dict"].keys()
+    assert {name.split(".")[0] for name in names} == {"model", "average"}
+    assert any(name.endswith(".running_mean") for name in names)
+    assert any(name.endswith(".running_var") for name in names)
+
+    # of another config: the run folder's own config is gone, the checkpoint still knows
+    (tmp_path / "run/config.yaml").unlink()
+    (tmp_path / "run/run.json").unlink()
+    other = train_command("optim.clip_norm=1", "trainer.log_every=2", check=False)
+    assert other.returncode == 2
+    assert "step00000002.ckpt is the checkpoint of another config; it differs in optim.clip_norm." in other.stderr
+
+
+def test_a_full_disk_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
+    writer, path = AtomicCheckpointIO(), tmp_path / "step00000001.ckpt"
+    writer.save_checkpoint({"x": torch.ones(3)}, path)
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DiskFullError, match=r"the disk is full: .*step00000002\.ckpt needs [\d,]+ bytes more"):
+        writer.save_checkpoint({"x": torch.ones(3)}, tmp_path / "step00000002.ckpt")
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_keeps_its_last_checkpoint(train_command, small_disk):
+    """The first checkpoint fits nine megabytes, the second does not."""
+    options = ["size.steps=6", "model.head=256", "model.head_layers=2", f"folder={small_disk}/run"]
+    done = train_command(*options, check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "the disk is full" in line
+    assert f"{small_disk}/run/checkpoints/step00000004.ckpt needs" in line
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in checkpoints(small_disk / "run")] == ["step00000002.ckpt"]
+    assert not list(small_disk.rglob("*.part"))
+    final_state(small_disk / "run")  # loads
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    assert "resuming at step 2" in train_command(*options).stderr

@@ -1,0 +1,38 @@
+"""A data set of one's own has a name, in the runs' place, tags and group; what is not ImageNet is not called so."""
+
+import pytest
+
+from batch_renorm.running.naming import dataset_of
+from batch_renorm.running.wandb_log import group_of, tags_of
+
+
+@pytest.mark.parametrize(
+    ("options", "dataset", "place"),
+    [
+        ([], "glyphs", "glyphs"),
+        (["scale=glyphs32"], "glyphs", "glyphs32"),
+        (["scale=imagenet", "data.root=/data/ilsvrc"], "imagenet", "imagenet"),
+        (["data=cifar100"], "cifar100", "glyphs-cifar100"),
+        (["scale=imagenet", "data=folder", "data.root=/data/my cars/"], "my_cars", "imagenet-my_cars"),
+        (["scale=imagenet", "data.root=/data/a-tenth", "data.train_images=128116"], "a-tenth", "imagenet-a-tenth"),
+        (["data=folder", "data.root=/x/y", "dataset=cars"], "cars", "glyphs-cars"),
+        (["debug=true"], "glyphs", "debug/glyphs"),
+    ],
+)
+def test_the_data_set_is_in_the_runs_place_group_and_tags(compose, options, dataset, place):
+    config = compose("experiment=iid_renorm", *options)
+    assert config["dataset"] == dataset
+    assert config["folder"] == f"runs/{place}/iid_renorm/seed0"
+    assert group_of(config) == f"{place}/iid_renorm"
+    assert {dataset, config["scale"], "iid_renorm"} <= set(tags_of(config))
+
+
+def test_a_folder_is_named_by_its_last_part():
+    assert dataset_of({"_target_": "batch_renorm.data.images.Images", "root": "~/cars"}) == "cars"
+
+
+def test_tags_are_once_each_and_the_users_are_among_them(compose):
+    config = compose("model=timm", "model.name=resnet18", "norm=batchnorm")
+    tags = tags_of(config, ["mine", "resnet18", "x" * 99])
+    assert tags[-3:] == ["resnet18", "mine", "x" * 64]
+    assert len(tags) == len(set(tags))

@@ -1,0 +1,121 @@
+"""A killed run, run again, ends as if nothing had happened: bit-equal weights and the same curve."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from batch_renorm.records import curve as curve_file
+from batch_renorm.running.checkpoints import checkpoints, newest_readable
+from batch_renorm.running.folder import differences, move_aside
+from tests.conftest import ROOT, TINY
+from tests.running.checkpoint_files import curve, final_state
+
+LONG = ["size.steps=40", "size.evaluate_every=8"]
+
+
+def assert_bit_equal(left, right):
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+def test_sigkill_and_again(train_command, tmp_path):
+    train_command(*LONG, folder="whole")
+    command = [sys.executable, "train.py", *TINY, *LONG, f"folder={tmp_path / 'killed'}"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    while len(checkpoints(tmp_path / "killed")) < 2 and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = checkpoints(tmp_path / "killed")
+    assert reached, "the run ended without a checkpoint"
+    assert "finished" not in (tmp_path / "killed/run.json").read_text(), "the run ended before it could be killed"
+    again = train_command(*LONG, folder="killed")
+    assert "resuming at step" in again.stderr
+    assert_bit_equal(final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
+def test_other_passes_and_loader_processes_resume_the_same_run(train_command, tmp_path):
+    """Contract 1 across loader processes, contract 2 across passes, from a checkpoint on."""
+    train_command(*LONG, folder="whole")
+    train_command(*LONG, folder="other", **{"check": True})
+    newest = checkpoints(tmp_path / "other")[0]
+    newest.write_bytes(newest.read_bytes()[:-1000])  # as a full disk or a torn copy leaves it
+    record = tmp_path / "other/run.json"
+    record.write_text(record.read_text().replace('"finished"', '"running"'))
+    again = train_command(*LONG, "trainer.loader_processes=2", folder="other")
+    assert f"{newest} is damaged: falling back to" in again.stderr
+    assert "resuming at step 32" in again.stderr
+    assert_bit_equal(final_state(tmp_path / "other"), final_state(tmp_path / "whole"))
+    assert curve(tmp_path / "other") == curve(tmp_path / "whole")
+
+
+def test_finished_run_reports_and_fresh_moves_it_aside(train_command, tmp_path):
+    train_command()
+    before = (tmp_path / "run/curve.csv").read_bytes()
+    again = train_command()
+    assert "This run is finished" in again.stdout
+    assert "validation top-1" in again.stdout
+    assert (tmp_path / "run/curve.csv").read_bytes() == before
+    train_command("fresh=true")
+    assert (tmp_path / "run.old/curve.csv").read_bytes() == before
+    assert curve(tmp_path / "run") == curve(tmp_path / "run.old")
+
+
+def test_another_config_in_the_same_folder_is_refused(train_command):
+    train_command()
+    other = train_command("optim.clip_norm=1", "trainer.log_every=2", check=False)
+    assert other.returncode == 2
+    assert "another config; it differs in optim.clip_norm." in other.stderr
+
+
+def test_every_corrupt_byte_is_found(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in (1, 2):
+        torch.save({"x": torch.arange(1000.0)}, folder / f"step{step:08d}.ckpt")
+    newest = folder / "step00000002.ckpt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert newest_readable(tmp_path) == (folder / "step00000001.ckpt", [newest])
+
+
+def test_rewind_drops_later_and_torn_rows(tmp_path):
+    path = tmp_path / "curve.csv"
+    path.write_text("step,metric,value\n1,loss,2\n2,loss,1\n3,loss,0\n1,val_top1,9\n2,lo")
+    curve_file.rewind(path, 2)
+    assert path.read_text() == "step,metric,value\n1,loss,2\n2,loss,1\n1,val_top1,9\n"
+
+
+def test_differences_name_what_changes_the_science_only():
+    old = yaml.safe_load("{optim: {lr: 1, decay: 2}, trainer: {devices: 1}, folder: a, ramp: {start: 1}}")
+    new = yaml.safe_load("{optim: {lr: 2, decay: 2}, trainer: {devices: 2}, folder: b, ramp: {end: 1}}")
+    assert differences(old, new) == ["optim.lr", "ramp.end", "ramp.start"]
+
+
+def test_move_aside_never_overwrites(tmp_path):
+    for _ in range(3):
+        (tmp_path / "run").mkdir()
+        move_aside(tmp_path / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.old", "run.old2", "run.old3"]
+
+
+@pytest.mark.parametrize("rate", ["1e30"])
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(train_command, tmp_path, rate):
+    """The rate turns bad after the first checkpoint (a factor from step 4 on)."""
+    bad = ["size.steps=12", "size.evaluate_every=4", f"optim.lr_decay={rate}", "optim.lr_decay_steps=5"]
+    done = train_command(*bad, check=False)
+    assert done.returncode == 2
+    assert "The layer with the largest moving statistics is '" in done.stderr
+    kept = checkpoints(tmp_path / "run")
+    assert [path.name for path in kept] == ["step00000004.ckpt"]
+    assert all(torch.isfinite(value).all() for value in final_state(tmp_path / "run").values())
+    assert '"state": "stopped"' in (tmp_path / "run/run.json").read_text()

@@ -1,0 +1,296 @@
+"""A run folder: one writer, nothing moved that is in use or no run, and what a power cut may leave of it."""
+
+import json
+import random
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from batch_renorm.data import durable
+from batch_renorm.records import curve
+from batch_renorm.running import cli, curve_logger
+from batch_renorm.running.checkpoints import choose, load_weights, newest_readable
+from batch_renorm.running.folder import Folder, claimed, prepare, with_places
+from tests.conftest import ROOT, TINY
+from tests.data.test_durable import in_use_by_another
+from tests.data.test_fuzz import HARMS, harmed
+
+CONFIG = {"seed": 0, "size": {"steps": 2}, "norm": {"eps": 1}, "minibatch": {"size": 8}, "folder": "x"}
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch):
+    monkeypatch.setattr(durable, "GRACE", 0.1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run that has begun."""
+    result = Folder(tmp_path / "run")
+    with claimed(result, fresh=False):
+        prepare(result, CONFIG)
+    return result
+
+
+def refusal(folder, fresh):
+    with pytest.raises(ValueError, match=str(folder.path)) as error, claimed(folder, fresh):
+        pass
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_same_command_again_is_refused_while_the_first_trains(tmp_path):
+    """And fresh=true moves nothing: the first run ends as if nobody had come."""
+    command = [
+        sys.executable,
+        "train.py",
+        *TINY,
+        "size.steps=100000",
+        "size.evaluate_every=100000",
+        f"folder={tmp_path}/run",
+    ]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while "loss" not in (
+        text := (tmp_path / "run/curve.csv").read_text() if (tmp_path / "run/curve.csv").exists() else ""
+    ):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.05)
+    for more in ([], ["fresh=true"]):
+        second = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+        assert second.returncode == 2
+        _, line = second.stderr.strip().splitlines()  # the first says that it is loading torch
+        assert line.startswith(f"error: the run folder {tmp_path}/run is in use by process {first.pid} on ")
+    first.kill()
+    first.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    rows = [row[:2] for row in curve.read_rows(tmp_path / "run/curve.csv")]
+    assert len(rows) == len(set(rows)) >= text.count("loss")
+
+
+def test_a_run_in_use_is_not_moved_also_where_it_is_below(folder):
+    with in_use_by_another(folder.path) as process:
+        assert f"is in use by process {process.pid}" in refusal(folder, fresh=False)
+        assert f"is in use by process {process.pid}" in refusal(folder, fresh=True)
+    (folder.path / "wandb/inner").mkdir(parents=True)
+    with in_use_by_another(folder.path / "wandb/inner"):
+        assert "fresh=true moves only what is not in use" in refusal(folder, fresh=True)
+    with claimed(folder, fresh=True):
+        assert [path.name for path in folder.path.iterdir()] == [durable.LOCK]
+    moved = folder.path.with_name("run.old")
+    assert (moved / "config.yaml").exists()
+    assert not (moved / durable.LOCK).exists()
+
+
+@pytest.mark.parametrize("files", [["thesis.tex"], ["runs/a"], ["config.yaml", "data.csv"], ["config.yaml"]])
+def test_fresh_moves_nothing_that_is_not_a_run(tmp_path, files):
+    for name in files:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text("port: 80\n")
+    assert "moves an earlier run aside, and" in refusal(Folder(tmp_path / "mine"), fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_fresh_takes_an_empty_folder_or_that_of_a_failed_start(tmp_path):
+    run = Folder(tmp_path / "run")
+    run.path.mkdir()
+    with claimed(run, fresh=True):
+        pass
+    for name in ("slurm.csv", "to-be-moved-aside-by-job-1", durable.LOCK):
+        (run.path / name).touch()
+    with claimed(run, fresh=True):
+        assert (tmp_path / "run.old/slurm.csv").exists()
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path):
+    (tmp_path / "run").touch()
+    assert "is a file: choose another place" in refusal(Folder(tmp_path / "run"), fresh=False)
+
+
+@pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"{", b"[]", b"\xff\xfe"])
+def test_a_power_cut_strands_no_checkpoint(folder, left):
+    place = folder.path / "checkpoints"
+    place.mkdir()
+    torch.save({"config": CONFIG, "state_dict": {}}, place / "step00000001.ckpt")
+    for path in (folder.config, folder.record_file):
+        path.write_bytes(left)
+    remarks = prepare(folder, CONFIG)
+    assert [remark.partition(" is damaged")[0] for remark in remarks] == [str(folder.config), str(folder.record_file)]
+    assert choose(folder, CONFIG) == (place / "step00000001.ckpt", [])
+    assert yaml.safe_load(folder.config.read_text()) == CONFIG
+    assert folder.record()["wall_seconds"] == 0
+    for path in (folder.config, folder.record_file):
+        path.write_bytes(left)
+        path.with_name(path.name + ".damaged").unlink()
+    prepare(folder, CONFIG | {"seed": 1})
+    with pytest.raises(ValueError, match="is the checkpoint of another config; it differs in seed"):
+        choose(folder, CONFIG | {"seed": 1})
+
+
+def test_a_damaged_curve_loses_no_row_in_silence(folder):
+    head = "step,metric,value\n1,loss,2\n"
+    folder.curve.write_bytes(head.encode() + b"2,loss,1\n3,lo\0\0\0\0\n")  # the end that was not durable yet
+    curve_logger.rewind(folder.curve, 2)
+    assert folder.curve.read_text() == head + "2,loss,1\n"
+    folder.curve.write_bytes(head.encode() + b"2,lo\xff\n2,val_top1,1\n")
+    with pytest.raises(ValueError, match=f"{folder.curve} is damaged in line 3: take that line out"):
+        curve_logger.rewind(folder.curve, 2)
+
+
+def test_harmed_files_of_a_run_are_put_aside_or_named(folder):
+    """Bytes that still make a config or a record are taken for one."""
+    chance = random.Random(2)
+    whole = {path: path.read_bytes() for path in (folder.config, folder.record_file)}
+    for trial in range(100):
+        for path, data in whole.items():
+            path.write_bytes(data)
+        path = chance.choice(list(whole))
+        path.write_bytes(harmed(whole[path], HARMS[trial % 5], chance))
+        try:
+            prepare(folder, CONFIG)
+            assert isinstance(json.loads(folder.record_file.read_text()), dict)
+        except ValueError as error:
+            words = str(error)
+            assert words.splitlines() == [words]
+            assert "holds a run of another config" in words
+
+
+def test_harmed_checkpoints_load_as_they_were_or_not_at_all(tmp_path):
+    place, chance, damaged = tmp_path / "checkpoints", random.Random(3), 0
+    place.mkdir()
+    path, values = place / "step00000001.ckpt", {"x": torch.arange(200.0), "config": {"seed": 0}}
+    torch.save(values, path)
+    whole = path.read_bytes()
+    for trial in range(100):
+        path.write_bytes(harmed(whole, HARMS[trial % 5], chance))
+        newest, bad = newest_readable(tmp_path)
+        damaged += bad == [path]
+        if newest is not None:
+            held = torch.load(newest, weights_only=True)
+            assert torch.equal(held["x"], values["x"])
+            assert held["config"] == {"seed": 0}
+    assert damaged > 60
+
+
+def test_a_checkpoint_of_other_weights_is_named_with_what_differs(tmp_path):
+    path = tmp_path / "step00000001.ckpt"
+    torch.save({"state_dict": torch.nn.Linear(2, 3).state_dict()}, path)
+    with pytest.raises(
+        ValueError, match=rf"{path} is not a checkpoint of this run: size mismatch for weight.*3, 2.*4, 2"
+    ):
+        load_weights(torch.nn.Linear(2, 4), path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(ValueError, match="is not a checkpoint of this run: it lacks 'state_dict'"):
+        load_weights(torch.nn.Linear(2, 4), path)
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        load_weights(torch.nn.Linear(2, 4), tmp_path / "none")
+
+
+NASTY = [
+    "~/imagenet", "/data/date=2012/x", "/a b/c", "/a,b", "/a (copy)", "/a[1]", "/a{b}", '/a"b"', "/a'b'", "/jürgen/x",
+    "/a:b;c&d", "C:\\data\\", "/a#b!", "5", "true", "null", "/a\\", "/a\tb", "[a,b]", "glob(x)", "/^a`b`<c>",
+]  # fmt: skip
+
+
+def read_back(arguments):
+    return [cli.parsed(argument).value() for argument in arguments]
+
+
+def test_paths_are_taken_as_people_write_them():
+    for name in ("folder", "data.root", "+data.root"):
+        for value in NASTY:
+            assert read_back(cli.as_hydra_reads([f"{name}={value}"])) == [value], value
+    chance = random.Random(4)
+    for _ in range(200):
+        value = "/" + "".join(chance.choice("ab/ ,=()[]{}'\"~!#$%&:;<>?@^`|äß") for _ in range(8))
+        assert read_back(cli.as_hydra_reads([f"data.root={value}"])) == [value], value
+    assert cli.as_hydra_reads(["data.root='/a b'", 'folder="/a=b"', "seed=3"]) == [
+        "data.root='/a b'",
+        'folder="/a=b"',
+        "seed=3",
+    ]
+    assert cli.as_hydra_reads(["-m", "data.root=/a,/b"])[1] == "data.root=/a,/b"  # two jobs
+
+
+def test_a_value_that_hydra_cannot_read_is_named_with_the_form_that_works():
+    for value in ("a(b", "a=b", "x)", "ü", "a[", 'say "x"', "C:\\"):
+        message = cli.unread(f"data.name={value}")
+        assert message.startswith("the value of data.name has characters that mean something to Hydra")
+        (argument,) = shlex.split(message.partition("in the shell ")[2])
+        assert read_back([argument]) == [value]
+    assert cli.unread("experiment") == "options are name=value, got 'experiment'"
+
+
+def test_homes_are_found_and_nothing_is_empty(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = {"folder": "~/runs/a", "data": {"root": "~/imagenet"}}
+    assert with_places(settings) == {"folder": "/home/me/runs/a", "data": {"root": "/home/me/imagenet"}}
+    assert with_places({"folder": "a", "data": {}}) == {"folder": "a", "data": {}}
+    for wrong, name in (({"folder": ""}, "folder"), ({"folder": " "}, "folder"), ({"data": {"root": ""}}, "data.root")):
+        with pytest.raises(ValueError, match=rf"^{name}= is empty: say {name}=PATH"):
+            with_places(settings | wrong)
+
+
+def places_of(monkeypatch, tmp_path, *arguments):
+    """Where the jobs of a command would train, without training."""
+    import train
+
+    places = []
+    monkeypatch.setattr("batch_renorm.running.run.train", lambda config: places.append(config.folder))
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"hydra.sweep.dir={tmp_path}"])
+    sys.argv[1:] = cli.as_hydra_reads(sys.argv[1:])
+    GlobalHydra.instance().clear()
+    try:
+        train.main()
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None  # or this process stays in a sweep
+    return places
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["ramp.rmax=4"], ["noniid_renorm/seed0"]),
+        (["-m", "seed=0,1"], ["noniid_renorm/seed0", "noniid_renorm/seed1"]),
+        (["-m", "experiment=iid_renorm,iid_batchnorm", "size.steps=9"], ["iid_renorm/seed0", "iid_batchnorm/seed0"]),
+        (["-m", "ramp.rmax=3,5"], ["noniid_renorm,ramp.rmax=3/seed0", "noniid_renorm,ramp.rmax=5/seed0"]),
+        (
+            ["--multirun", "norm=batchnorm,renorm", "seed=2", "data.contrast=[0.1,0.2],[0.3,0.4]", "size.steps=9"],
+            [
+                f"noniid_renorm,data.contrast=_{window}_,norm={norm}/seed2"
+                for norm in ("batchnorm", "renorm")
+                for window in ("0.1,0.2", "0.3,0.4")
+            ],
+        ),
+        (["-m", "ramp=paper,none", "folder='x/${swept:}'"], ["x/,ramp=paper", "x/,ramp=none"]),
+    ],
+)  # fmt: skip
+def test_every_job_of_a_sweep_has_a_place_of_its_own(monkeypatch, tmp_path, arguments, expected):
+    places = places_of(monkeypatch, tmp_path, *arguments)
+    assert places == [place if place.startswith("x/") else f"runs/glyphs/{place}" for place in expected]
+
+
+def test_one_place_for_several_jobs_is_refused_before_the_first():
+    for arguments, cure in (
+        (["-m", "ramp.rmax=3,5", "folder=x"], r"differ in ramp.rmax: write \$\{swept:\} in it"),
+        (["-m", "seed=0,1", "ramp.rmax=3,5", "folder=x/${seed}"], r"differ in ramp.rmax: write \$\{swept:\}"),
+        (["-m", "seed=0,1", "folder=x"], r"differ in seed: write \$\{seed\} in it"),
+    ):
+        with pytest.raises(ValueError, match=cure):
+            cli.as_hydra_reads(arguments)
+    cli.as_hydra_reads(["-m", "ramp.rmax=3,5", "folder=x/${ramp.rmax}"])
+
+
+def test_long_sweeps_have_names_that_a_file_system_takes(monkeypatch, tmp_path):
+    value = "[" + ",".join(str(number / 7) for number in range(40)) + "]"
+    places = places_of(monkeypatch, tmp_path, "-m", f"data.contrast={value},[0,1]")
+    assert len(set(places)) == 2
+    assert all(len(part) < 200 for place in places for part in Path(place).parts)

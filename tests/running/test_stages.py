@@ -1,0 +1,136 @@
+"""Where time goes is measured and said; what is known before a run is refused before it."""
+
+import csv
+import time
+
+import pytest
+import torch
+
+from batch_renorm.running import shared_memory
+from batch_renorm.running.build import build
+from batch_renorm.running.fitting import fit
+from batch_renorm.running.folder import Folder, prepare
+from batch_renorm.running.result import account
+from batch_renorm.running.shared_memory import check_shared_memory
+from batch_renorm.training.stages import Stages
+from tests.conftest import TINY
+from tests.data import imagenet_files
+
+CPU = torch.device("cpu")
+FILES = [
+    *[override for override in TINY if not override.startswith("data.")],
+    "scale=imagenet", "data=folder", "minibatch.size=4", "minibatch.group=4", "size.steps=1",
+    "evaluation.labels_per_minibatch=2", "size.evaluation_batch=4", "size.train_sample=4", "trainer.workers_per_pass=1",
+]  # fmt: skip
+"""The paper's scale on files, shrunk in steps, workers and images."""
+
+
+class Loaded:
+    seconds = {"read": 0.5, "decode": 2.0, "augment": 1.5}  # noqa: RUF012
+    replaced = 3
+
+
+def test_seconds_are_means_over_steps_and_do_not_overlap():
+    watch = Stages()
+    for _ in range(2):
+        watch.start("step", CPU)
+        watch.loaded([Loaded()])
+        watch.start("transfer", CPU)
+        time.sleep(0.02)
+        watch.stop("transfer", CPU)
+        time.sleep(0.03)
+        watch.stop("step", CPU)
+    row = watch.take(wall=1.0, steps=2)
+    assert row["seconds_decode"] == 2.0
+    assert row["seconds_transfer"] >= 0.02
+    assert row["seconds_step"] >= 0.03
+    assert row["seconds_step"] + row["seconds_transfer"] + row["seconds_wait"] == pytest.approx(0.5)
+    assert watch.replaced() == 6
+    assert watch.replaced() == 0
+    assert "seconds_decode" not in watch.take(1.0, 1)  # forgotten
+
+
+@pytest.mark.parametrize(
+    ("seconds", "answer"),
+    [
+        ({"wait": 0.01, "read": 0.1, "decode": 3.0}, ": the network bounds the run"),
+        ({"wait": 2.0, "read": 0.1, "decode": 3.0}, "loading bounds the run; more trainer.loader_processes would help"),
+        ({"wait": 2.0, "read": 3.0, "decode": 1.0}, "loading bounds the run; faster storage, or a store would help"),
+        ({"wait": 0.5}, "waiting for images 31%"),
+    ],
+)
+def test_what_bounds_a_run_is_said(seconds, answer):
+    final = {f"seconds_{name}": value for name, value in ({"transfer": 0.1, "step": 1.0} | seconds).items()}
+    assert answer in account(final, processes=4)
+    assert account({}, 4) is None
+
+
+def test_too_little_shared_memory_is_noticed_before_the_first_step(monkeypatch):
+    usage = shared_memory.shutil.disk_usage("/")
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20))
+    check_shared_memory(3 * 299 * 299, 32, processes=1, ranks=2)
+    check_shared_memory(3 * 299 * 299, 1600, processes=0, ranks=2)  # nothing is handed on
+    with pytest.raises(ValueError, match=r"8 loader processes of 2 ranks need 13.7 GB of /dev/shm, 0.1 GB are free"):
+        check_shared_memory(3 * 299 * 299, 1600, processes=8, ranks=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (
+            ["data.labels=10"],
+            r"24 images with different labels, and the validation images have 10 labels: choose "
+            r"evaluation.labels_per_minibatch=5 or fewer",
+        ),
+        (["data.train_images=1"], "label 0 has 1 training images, fewer than the 2 images per label"),
+        (["data.val_images=1"], "give no minibatch of 12 labels x 2 images"),
+    ],
+)
+def test_too_few_labels_or_images_are_noticed_before_the_first_step(compose, overrides, answer):
+    config = compose(*TINY, *overrides)
+    with pytest.raises(ValueError, match=answer):
+        build({key: value for key, value in config.items() if key != "fresh"})
+
+
+def trained(config, path):
+    """Train a config in this process; the curve's last value of every metric."""
+    settings = {key: value for key, value in config.items() if key != "fresh"}
+    folder = Folder(path)
+    prepare(folder, settings)
+    fit(build(settings), folder, None)
+    with folder.curve.open() as file:
+        return {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+
+
+def test_images_that_are_replaced_are_counted_in_the_curve(compose, tmp_path, capfd):
+    """A network of timm by name, on files of which one is cut off."""
+    root = imagenet_files.write_folders(tmp_path / "set", per_class=2)
+    broken = root / "train/n02123045/n02123045_9.JPEG"
+    imagenet_files.cut_in_half(broken)
+    config = compose(
+        *FILES, "model=timm", "model.name=test_resnet", f"data.root={root}", "data.size=64", "data.on_error=skip",
+        f"folder={tmp_path / 'run'}", "experiment=iid_renorm",
+    )  # fmt: skip
+    last = trained(config, tmp_path / "run")  # 2 workers x 4 images: every training image once
+    assert last["images_replaced"] == 1
+    assert f"replacing the image {broken}, which cannot be read" in capfd.readouterr().err
+    assert last["loss"] > 0
+
+
+def test_real_files_give_the_same_curve_from_folders_and_from_a_store(train_command, run_script, compose, tmp_path):
+    """The paper's network at 299 pixels on JPEG files: two ranks with loader processes on folders, one on a store."""
+    folders = imagenet_files.write_folders(tmp_path / "folders")
+    code, _, err = run_script("scripts/prepare_imagenet.py", folders, tmp_path / "store", "--any-counts")
+    assert code == 0, err
+    ranks = ["trainer.devices=2", "trainer.loader_processes=1", f"data.root={folders}"]
+    done = train_command(*FILES, *ranks, glyphs=False)
+    assert "of loading (read" in " ".join(done.stdout.split())
+    alone = trained(
+        compose(*FILES, f"data.root={tmp_path / 'store'}", f"folder={tmp_path / 'alone'}"), tmp_path / "alone"
+    )
+    with (tmp_path / "run/curve.csv").open() as file:
+        curves = [{row["metric"]: float(row["value"]) for row in csv.DictReader(file)}, alone]
+    assert {f"seconds_{stage}" for stage in ("read", "decode", "augment", "transfer", "step", "wait")} <= set(curves[0])
+    measured = [{k: v for k, v in c.items() if not k.startswith(("seconds_", "images_per_"))} for c in curves]
+    assert measured[0] == pytest.approx(measured[1], rel=1e-3)
+    assert {"loss", "val_top1", "train_top1"} <= set(measured[0])

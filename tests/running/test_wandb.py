@@ -1,0 +1,235 @@
+"""W&B follows the curve: every step once in the newest file, and none of its troubles reach the run."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import wandb
+
+from batch_renorm.running import wandb_log
+from batch_renorm.running.build import build
+from batch_renorm.running.curve_logger import CurveLogger
+from scripts.wandb_file import history, offline_files, records
+from tests.conftest import TINY
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def run(compose):
+    return build({k: v for k, v in compose(*TINY, "logger=offline").items() if k != "fresh"})
+
+
+@pytest.fixture(autouse=True)
+def own_service():
+    """W&B's service ends with the test, as it does with a process; the next start of a run has another."""
+    yield
+    wandb.teardown()
+
+
+def follow(run, folder, start, stop, status="success"):
+    """Steps start + 1 .. stop of a run, as its loggers see them."""
+    live = wandb_log.WandbLogger(run, run.logging.wandb, folder, "id12345", start)
+    for step in range(start + 1, stop + 1):
+        for metrics in ({"loss": 1 / step}, {"val_top1": 10.0 * step} if step % 2 == 0 else {}):
+            CurveLogger(folder / "curve.csv").log_metrics(metrics, step)
+            live.log_metrics(metrics, step)
+    live.finalize(status)
+    assert not live.thread.is_alive()
+
+
+def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhere(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    follow(run, tmp_path, 0, 5, "failed")
+    wandb.teardown()
+    # killed after step 5, whose last checkpoint was that of step 4: the curve is rewound, W&B is ahead
+    lines = (tmp_path / "curve.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "curve.csv").write_text("".join(line for line in lines if not line.startswith("5,")))
+    follow(run, tmp_path, 4, 6)
+    (newest,) = offline_files(tmp_path)
+    rows = history(newest)
+    assert [step for step, _ in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[3][1] == {"loss": 0.25, "val_top1": 40.0, "images_seen": 4 * 32}
+    assert [step for step, metrics in rows if "val_top1" in metrics] == [2, 4, 6]
+    assert {r.run.run_id for r in records(newest) if r.HasField("run")} == {"id12345"}
+    assert len(list((tmp_path / "wandb/superseded").glob("*/*.wandb"))) == 1
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def test_the_checkpoint_and_sample_images_are_there_where_they_are_asked_for(run, tmp_path):
+    run.logging.wandb = wandb_log.Wandb("offline", "project", None, tags=["mine"], artifact=True, samples=True)
+    (tmp_path / "checkpoints").mkdir()
+    for step in (2, 4):
+        (tmp_path / f"checkpoints/step{step:08}.ckpt").write_bytes(b"weights" * step)
+    follow(run, tmp_path, 0, 4)
+    (file,) = offline_files(tmp_path)
+    found = list(records(file))
+    artifacts = [r.request.log_artifact.artifact for r in found if r.HasField("request")]
+    artifacts += [r.artifact for r in found if r.HasField("artifact")]
+    names = {(a.type, a.name, *(entry.path for entry in a.manifest.contents)) for a in artifacts if a.name}
+    assert names == {("model", "model-noniid_renorm-seed0", "step00000004.ckpt")}
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/*.png"))) == wandb_log.SAMPLES
+    assert {tag for r in found if r.HasField("run") for tag in r.run.tags} >= {"mine"}
+
+
+def test_the_summary_has_the_best_and_the_last_accuracy(run, tmp_path):
+    follow(run, tmp_path, 0, 4)
+    (file,) = offline_files(tmp_path)
+    metrics = {r.metric.name: r.metric for r in records(file) if r.HasField("metric")}
+    assert metrics["val_top1"].summary.max
+    assert metrics["val_top1"].summary.last
+    assert {"images_seen", "train_seconds"} <= set(metrics)
+    assert {r.run.job_type for r in records(file) if r.HasField("run")} == {"train"}
+
+
+def test_training_seconds_are_those_of_the_speed_that_the_curve_has():
+    axes = wandb_log.Axes(examples=100)
+    assert axes.at(10, {"loss": 1.0}) == {"images_seen": 1000}
+    assert axes.at(20, {"images_per_second": 50.0}) == {"images_seen": 2000, "train_seconds": 40.0}
+    assert axes.at(20, {"val_top1": 1.0}) == {"images_seen": 2000, "train_seconds": 40.0}
+    assert axes.at(30, {"images_per_second": 100.0}) == {"images_seen": 3000, "train_seconds": 50.0}
+
+
+def test_a_service_inherited_from_another_process_is_not_used(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path}/gone")
+    follow(run, tmp_path, 0, 2)
+    assert [step for step, _ in history(*offline_files(tmp_path))] == [1, 2]
+
+
+@pytest.mark.parametrize(("asked", "files"), [("offline", 1), ("dryrun", 1), ("disabled", 0)])
+def test_wandbs_own_variable_keeps_a_run_from_the_network_or_off(run, tmp_path, monkeypatch, capfd, asked, files):
+    """Without a key: nothing is to be asked of the servers."""
+    run.logging.wandb = wandb_log.Wandb("online", "project", None)
+    monkeypatch.setenv("WANDB_MODE", asked)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    follow(run, tmp_path, 0, 2)
+    found = offline_files(tmp_path)
+    assert len(found) == files
+    assert all([step for step, _ in history(file)] == [1, 2] for file in found)
+    assert "W&B" not in capfd.readouterr().err
+
+
+def failing(run, folder, capfd):
+    follow(run, folder, 0, 3)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]
+    assert len(lines) == 1, lines
+    assert (folder / "curve.csv").read_text().count("loss") == 3
+    return lines[0]
+
+
+def test_without_wandb_training_goes_on(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert failing(run, tmp_path, capfd) == "going on without W&B (not installed); curve.csv has everything"
+
+
+def test_with_wandb_failing_training_goes_on(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("wandb.init", lambda **_: (_ for _ in ()).throw(RuntimeError("no\nway")))
+    assert failing(run, tmp_path, capfd) == "going on without W&B (no); curve.csv has everything"
+
+
+def test_with_wandb_hanging_training_ends(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("wandb.init", lambda **_: time.sleep(3))
+    monkeypatch.setitem(wandb_log.PATIENCE, "offline", 0.1)
+    live = wandb_log.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 0)
+    live.log_metrics({"loss": 1.0}, 1)
+    live.finalize("success")
+    assert "going on without W&B (not done after 0 s" in capfd.readouterr().err
+    live.thread.join()
+
+
+def test_online_nothing_is_sent_twice(run, tmp_path, monkeypatch):
+    """W&B's server had more of the run than its last checkpoint covers, less than its curve, or nothing."""
+
+    class Server:
+        def __init__(self, step):
+            self.step, self.rows, self.url = step, [], "https://wandb.ai/me/project/runs/id12345"
+
+        def log(self, metrics, step):
+            self.rows.append(step)
+
+        def finish(self, exit_code):
+            self.ended = exit_code
+
+    run.logging.wandb = wandb_log.Wandb("online", "project", None)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("wandb.login", lambda **_: True)
+    CurveLogger(tmp_path / "curve.csv").log_metrics({"loss": 1.0}, 1)
+    CurveLogger(tmp_path / "curve.csv").log_metrics({"loss": 1.0}, 2)
+    for next_step, expected in ((0, [1, 2, 3, 4]), (2, [2, 3, 4]), (4, [4])):
+        server = Server(next_step)
+        monkeypatch.setattr("wandb.init", lambda server=server, **_: server)
+        live = wandb_log.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 2)
+        for step in (3, 4):
+            live.log_metrics({"loss": 1.0}, step)
+        live.finalize("success")
+        assert (server.rows, server.ended) == (expected, 0)
+    assert (tmp_path / "wandb" / "url").read_text().strip() == server.url  # which the report links to
+
+
+class Uploads(BaseHTTPRequestHandler):
+    """As much of a W&B server as `wandb sync` needs; keeps each run's history as the real one does, by line number."""
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            content = gzip.decompress(content)
+        asked = json.loads(content)
+        query, told, here = asked.get("query", ""), asked.get("variables") or {}, f"http://{self.headers['Host']}"
+        if "file_stream" in self.path:
+            lines = self.server.history.setdefault(self.path.split("/")[4], {})
+            sent = (asked.get("files") or {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
+            lines |= {sent["offset"] + i: json.loads(line) for i, line in enumerate(sent["content"])}
+            return self.answer({"limits": {}})
+        if "upsertBucket" in query:
+            project = {"id": "1", "name": "batch-renorm", "entity": {"id": "1", "name": "me"}}
+            bucket = {"id": "1", "name": told["name"], "config": "{}", "historyLineCount": 0, "project": project}
+            data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        elif "createRunFiles" in query:
+            files = [{"name": name, "uploadUrl": f"{here}/{name}"} for name in told["files"]]
+            data = {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
+        else:
+            data = {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+        return self.answer({"data": data})
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.answer({})
+
+    def answer(self, data):
+        content = json.dumps(data).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_wandb_sync_brings_every_step_once_into_one_run_before_and_after_a_resume(run, tmp_path):
+    """W&B's own reader of its files, against a server of our own."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Uploads)
+    server.history = {}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": KEY}
+    for start, stop in ((0, 5), (4, 7)):
+        follow(run, tmp_path, start, stop)
+        lines = (tmp_path / "curve.csv").read_text().splitlines(keepends=True)
+        (tmp_path / "curve.csv").write_text("".join(line for line in lines if not line.startswith("5,")))
+        (path,) = (tmp_path / "wandb").glob("offline-run-*")
+        command = [sys.executable, "-m", "wandb", "sync", "--yes", str(path)]
+        environment = os.environ | address | {"WANDB_ERROR_REPORTING": "false"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (lines,) = server.history.values()
+        assert [lines[i]["_step"] for i in range(len(lines))] == list(range(1, stop + 1))
+    assert list(server.history) == ["id12345"]
+    assert lines[3]["loss"] == 0.25
+    server.shutdown()
