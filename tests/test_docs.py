@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 OWN = "docs/experiments.md"  # its files exist on the page alone, see test_experiments_of_ones_own
 PAGES = [
     "README.md", "docs/imagenet.md", "docs/scales.md", "docs/experiments.md", "slurm/README.md", "results/README.md",
-    "results/benchmarks/README.md", "docs/running.md",
+    "results/benchmarks/README.md", "docs/running.md", "CONTRIBUTING.md",
 ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_commands_exist(page, compose):
             assert flag in source, flag
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "docs/code.md"])
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(link).exists(), link
