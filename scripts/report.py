@@ -27,6 +27,7 @@ from typing import Any
 
 from batch_renorm.records.config import options
 from batch_renorm.reporting import compare, differences, lists, missing, paper, runs
+from batch_renorm.reporting.recorded import RecordedRun
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -146,7 +147,7 @@ def expected(config: differences.Config) -> Mapping[str, Any] | None:
 
 def write(
     c: compare.Comparison,
-    own: list[runs.RecordedRun],
+    own: list[RecordedRun],
     published: paper.Published,
     options: argparse.Namespace,
     command: str,

@@ -9,14 +9,15 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "src/batch_renorm"
-ROOMS = ["norm", "data", "models", "training", "running", "reporting"]
+ROOMS = ["norm", "data", "models", "training", "records", "running", "reporting"]
 MAY_IMPORT = {
     "norm": set(),
     "data": set(),
     "models": {"norm"},
     "training": {"norm", "data"},
-    "running": {"norm", "data", "models", "training"},
-    "reporting": set(),  # reads run folders, never models
+    "records": set(),
+    "running": {"norm", "data", "models", "training", "records"},
+    "reporting": {"records"},  # reads run folders, never models
 }
 LIBRARIES = {  # where each may be known
     "pytorch_lightning": {"training", "running"},

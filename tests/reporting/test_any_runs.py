@@ -175,9 +175,9 @@ def test_a_data_set_of_ones_own_has_a_report_of_its_own(report, trained, tmp_pat
     code, out, err = report()
     assert code == 0, err
     assert accuracies(tmp_path)["Batchnorm, i.i.d."][1] == "60.0"
-    own = accuracies(tmp_path, "glyphs-my birds")
-    assert own["Batchnorm, i.i.d., my birds"][1] == "33.0"
-    assert "78.5" not in (tmp_path / "report/glyphs-my birds.md").read_text().split("## The paper's orderings")[0]
+    own = accuracies(tmp_path, "glyphs-my_birds")
+    assert own["Batchnorm, i.i.d., my_birds"][1] == "33.0"
+    assert "78.5" not in (tmp_path / "report/glyphs-my_birds.md").read_text().split("## The paper's orderings")[0]
     missing = [line.split("missing: ")[1] for line in out.splitlines() if "missing:" in line and "birds" in line]
     assert len(missing) == 6
     for command in missing:

@@ -55,7 +55,7 @@ def test_a_dry_run_names_what_training_logs(command, train_command, tmp_path, ca
         assert asked
         # The run's tags put it into the run sets of its experiment and scale, and of no other scale.
         assert {all(set(value) & set(run.tags) for value in tags) for tags in asked} == {scale == "glyphs"}
-    assert run.run_group == "noniid_renorm"  # what seeds are grouped by
+    assert run.run_group == "glyphs/noniid_renorm"  # what seeds are grouped by
     curve = (tmp_path / "run" / "curve.csv").read_text().splitlines()[1:]
     assert {row["_step"] for row in rows if "loss" in row} == {int(r.split(",")[0]) for r in curve if ",loss," in r}
 

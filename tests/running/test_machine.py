@@ -188,7 +188,7 @@ def test_cuda_graphs_of_several_passes_are_refused(compose, tmp_path):
     config = compose(*TINY, "trainer.compile=reduce-overhead", "trainer.workers_per_pass=1")
     config = {k: v for k, v in config.items() if k != "fresh"}
     folder = Folder(tmp_path)
-    prepare(folder, config, fresh=False)
+    prepare(folder, config)
     words = "trainer.compile=reduce-overhead records CUDA graphs, which take one pass a step, and this run makes 2"
     with pytest.raises(ValueError, match=words):
         fit(build(config), folder, None)
@@ -203,7 +203,7 @@ def test_a_mac_trains_on_its_cpu_and_not_half_on_its_gpu(compose, tmp_path, monk
         monkeypatch.setattr(accelerator, "auto_device_count", staticmethod(lambda: 1))
     config = {k: v for k, v in compose(*TINY, "trainer.accelerator=auto").items() if k != "fresh"}
     folder = Folder(tmp_path)
-    prepare(folder, config, fresh=False)
+    prepare(folder, config)
     assert fit(build(config), folder, None) == 2
     assert folder.record()["device"].startswith("cpu")
 

@@ -243,7 +243,7 @@ def places_of(monkeypatch, tmp_path, *arguments):
     import train
 
     places = []
-    monkeypatch.setattr("batch_renorm.running.run.train", lambda config: places.append(config.folder))
+    monkeypatch.setattr("batch_renorm.running.run.train", lambda config: places.append(config["folder"]))
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"hydra.sweep.dir={tmp_path}"])
     sys.argv[1:] = cli.as_hydra_reads(sys.argv[1:])
     GlobalHydra.instance().clear()

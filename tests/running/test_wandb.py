@@ -154,6 +154,8 @@ def test_online_nothing_is_sent_twice(run, tmp_path, monkeypatch):
         def log(self, metrics, step):
             self.rows.append(step)
 
+        def define_metric(self, *names, **options): ...
+
         def finish(self, exit_code):
             self.ended = exit_code
 

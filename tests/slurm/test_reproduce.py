@@ -9,9 +9,10 @@ import sys
 import pytest
 import yaml
 
+from batch_renorm.reporting.paper import EXPERIMENTS
 from tests.conftest import ROOT
 
-SEVEN = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
+SEVEN = sorted(EXPERIMENTS)
 
 
 @pytest.fixture

@@ -144,8 +144,10 @@ def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None,
 def inference(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
     """What nn.BatchNorm does in evaluation, for parameters in any dtype too."""
     dtype = statistics_dtype(x)
+    if mean.dtype != dtype:  # asked first: a conversion to the same dtype is an operation of an exported graph
+        mean, var = mean.to(dtype), var.to(dtype)
     gamma, beta = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (gamma, beta))
-    return F.batch_norm(x, mean.to(dtype), var.to(dtype), gamma, beta, False, 0.0, eps)
+    return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, eps)
 
 
 def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from batch_renorm.reporting.compare import mean_curve
 from batch_renorm.reporting.figures import MARK, WIDTH, draw_line
 from batch_renorm.reporting.looks import FAINT, SHADES, Look, is_renorm, look
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL, Experiment
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 
 
 def distances(runs: Sequence[RecordedRun], experiment: str) -> tuple[np.ndarray, list[str], np.ndarray] | None:

@@ -21,7 +21,7 @@ from batch_renorm.reporting.paper import (
     Published,
     Series,
 )
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 
 DISTANCE = "activation_distance"
 LATE = 0.1  # "at the end": the mean over this last share of the steps, as a single step's fraction is noisy

@@ -34,7 +34,7 @@ from batch_renorm.reporting.paper import (
     Published,
     Series,
 )
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
 
 HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"

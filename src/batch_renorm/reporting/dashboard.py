@@ -63,6 +63,10 @@ def report(entity: str, project: str, scale: str, published: Published) -> Any:
     )
 
 
+SUMMARY = {name: (f"{name}.max", f"{name}.last") for name in ("val_top1", "val_top5", "train_top1")}
+"""Of these metrics training puts the best and the last value into a run's summary."""
+
+
 def title(scale: str) -> str:
     return f"Batch Renormalization, {scale}: ours over theirs"
 
@@ -82,13 +86,13 @@ def _papers(experiments: Sequence[str]) -> Any:
     return wr.Runset(name="The paper", filters=And(Tags().isin([f"{PAPER}-{name}" for name in experiments])))
 
 
-def _colors(experiments: Sequence[str], papers: bool) -> dict[Any, Any]:
+def _colors(experiments: Sequence[str], scale: str, papers: bool) -> dict[Any, Any]:
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces.reports.v2.interface import RunsetGroup, RunsetGroupKey
 
     colors: dict[Any, Any] = {}
     for name in experiments:
-        group = RunsetGroup(EXPERIMENTS[name].title, (RunsetGroupKey(wr.Metric("Group"), name),))
+        group = RunsetGroup(EXPERIMENTS[name].title, (RunsetGroupKey(wr.Metric("Group"), f"{scale}/{name}"),))
         colors[group] = look((name, VAL)).light
         if papers:
             colors[f"{PAPER}-{name}"] = look((name, VAL)).light
@@ -131,11 +135,13 @@ def _figure(figure: Figure, scale: str, published: Published) -> Iterator[Any]:
         ours = [_runset(name, scale) for name in names]
         panel = _line(text, metrics, line_widths=thin if over else None, **limits, **whole)
         sets = [*ours, _papers(names)] if over else ours
-        yield wr.PanelGrid(runsets=sets, panels=[panel], custom_run_colors=_colors(names, over), hide_run_sets=True)
+        yield wr.PanelGrid(
+            runsets=sets, panels=[panel], custom_run_colors=_colors(names, scale, over), hide_run_sets=True
+        )
         if not over:
             known = [m for m in metrics if any((name, m) in published.curves for name in names)]
             panel = _line(f"The paper: {text}", known, range_y=(30.0, 80.0), **whole)
-            yield wr.PanelGrid(runsets=[_papers(names)], panels=[panel], custom_run_colors=_colors(names, True))
+            yield wr.PanelGrid(runsets=[_papers(names)], panels=[panel], custom_run_colors=_colors(names, scale, True))
 
 
 def _diagnoses(scale: str) -> Iterator[Any]:
@@ -150,7 +156,7 @@ def _diagnoses(scale: str) -> Iterator[Any]:
         if metrics == (DISTANCE,):
             panels = [_line("mean over layers", [DISTANCE], layout={"w": 24, "h": 10})]
         sets = [_runset(name, scale) for name in EXPERIMENTS]
-        yield wr.PanelGrid(runsets=sets, panels=panels, custom_run_colors=_colors(list(EXPERIMENTS), False))
+        yield wr.PanelGrid(runsets=sets, panels=panels, custom_run_colors=_colors(list(EXPERIMENTS), scale, False))
 
 
 def workspace(entity: str, project: str, scale: str) -> Any:
@@ -171,8 +177,8 @@ def workspace(entity: str, project: str, scale: str) -> Any:
         runset_settings=ws.RunsetSettings(
             filters=And(Tags().isin([scale])),
             groupby=[Metric("Group")],
-            group_colors={name: look((name, VAL)).light for name in EXPERIMENTS},
-            pinned_columns=[f"summary:{metric}" for metric in EVALUATIONS],
+            group_colors={f"{scale}/{name}": look((name, VAL)).light for name in EXPERIMENTS},
+            pinned_columns=[f"summary:{column}" for metric in EVALUATIONS for column in SUMMARY.get(metric, (metric,))],
         ),
     )
     view._internal_name = f"nw-batchrenorm{scale}-v"  # a fixed name: saving again changes the same view

@@ -11,12 +11,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from batch_renorm.records.config import options
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.records.config import options
+from batch_renorm.records.naming import as_name, dataset_of
+from batch_renorm.reporting.recorded import RecordedRun
 
 Config = Mapping[str, Any]
 Expected = Callable[[Config], Mapping[str, Any] | None]
@@ -31,7 +30,6 @@ NEUTRAL = frozenset(
     }
 )
 """Sections and options in which runs may differ without being trained differently."""
-IMAGENET = {"classes": 1000, "train_images": 1281167, "val_images": 50000}  # checked by a run before it starts
 SHOWN = 3  # differences in a row's name; more are told by the page's table of configs
 STEPS = "size.steps"
 
@@ -46,18 +44,12 @@ def trained(run: RecordedRun) -> dict[str, str]:
 
 def data_set(config: Config) -> str | None:
     """The data set's name: that of the config, else of its folder, else of its class; None where nothing is said."""
-    data = config.get("data")
+    data, given = config.get("data"), config.get("dataset")
     if not isinstance(data, Mapping):
         return None
-    if all(data.get(option) == number for option, number in IMAGENET.items()):
-        return "imagenet"
-    for name in (config.get("dataset"), data.get("name")):
-        if isinstance(name, str) and name:
-            return name.lower()
-    target = str(data.get("_target_", "")).rpartition(".")[2]
-    if target == "Images":
-        return PurePath(str(data.get("root"))).name or "folder"
-    return target.lower() or None
+    if isinstance(given, str) and given:
+        return as_name(given.lower())
+    return dataset_of(data) if "_target_" in data else None
 
 
 def apart(runs: Sequence[RecordedRun], expected: Expected | None = None) -> list[RecordedRun]:

@@ -16,7 +16,7 @@ from typing import Any
 from batch_renorm.reporting.compare import mean_curve, values_by_seed
 from batch_renorm.reporting.looks import FAINT, INK, Look, looks_of
 from batch_renorm.reporting.paper import FIGURES, Curve, Figure, Published, Series
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
 from batch_renorm.reporting.tables import NONE
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from batch_renorm.reporting.paper import EXPERIMENTS, FIGURES, OWN_SERIES, SERIES, VAL, Figure, Series
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 
 OURS = " (ours)"
 REGIMES = {"iid": "i.i.d.", "micro4": "groups of 4", "noniid": "non-i.i.d."}

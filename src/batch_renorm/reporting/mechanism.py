@@ -15,7 +15,7 @@ import numpy as np
 from batch_renorm.reporting.figures import WIDTH, draw_line
 from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.tables import MINUS
 
 FILE = "mechanism.csv"

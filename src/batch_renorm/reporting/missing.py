@@ -12,7 +12,7 @@ import yaml
 
 from batch_renorm.records.config import options
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 MOST = 2 / 3  # of the experiments have a seed: then the others miss it. Some arms may have more seeds on purpose.

@@ -25,7 +25,7 @@ from batch_renorm.reporting.paper import (
     Published,
     Series,
 )
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
 from batch_renorm.reporting.tables import NONE, tables
 

@@ -10,7 +10,7 @@ from batch_renorm.reporting.compare import paired, values_by_seed
 from batch_renorm.reporting.figures import WIDTH
 from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 
 FALL = 1.5  # points from the best to the end that are worth a ring
 

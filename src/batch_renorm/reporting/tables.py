@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from batch_renorm.reporting.compare import CheckResult, Comparison, Row
 from batch_renorm.reporting.paper import VAL, Claim, Series
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"

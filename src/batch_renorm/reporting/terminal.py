@@ -21,7 +21,7 @@ from batch_renorm.reporting.paper import (
     Published,
     Series,
 )
-from batch_renorm.reporting.runs import RecordedRun
+from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.tables import NONE, accuracy, difference, final, measured, points, progress, steps
 
 if TYPE_CHECKING:

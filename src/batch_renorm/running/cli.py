@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from batch_renorm.running import naming
+from batch_renorm.records import naming
 from batch_renorm.running.errors import DiskFullError, Stopped
 from batch_renorm.training.errors import NotFiniteError
 

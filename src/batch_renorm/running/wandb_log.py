@@ -23,8 +23,8 @@ from pytorch_lightning.loggers import Logger
 
 from batch_renorm.data.loaders import Draw
 from batch_renorm.records.curve import read_rows
+from batch_renorm.records.naming import model_of, place_of
 from batch_renorm.running.build import Run, Wandb
-from batch_renorm.running.naming import model_of, place_of
 
 AXES = ("images_seen", "train_seconds")
 SAMPLES = 16

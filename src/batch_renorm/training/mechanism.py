@@ -58,10 +58,10 @@ def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images:
     Raises:
         ValueError: images of one letter, which leave nothing to ask; or a network that cannot ask.
     """
-    if not has_layers(model):
-        raise ValueError("the network's norms see no group: there is no mechanism to measure")
     if source.others != 1:
         raise ValueError(f"the mechanism is measured on images of two letters; these have {1 + source.others}")
+    if not has_layers(model):
+        raise ValueError("the network's norms see no group: there is no mechanism to measure")
     val = Shown(source)
     fewest = min(map(len, val.showing))
     if fewest < max(most, 3):
