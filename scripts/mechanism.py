@@ -20,7 +20,7 @@ from batch_renorm.training.mechanism import Row, measure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help="run folders")
-    parser.add_argument("--images", type=int, default=2000, help="validation images to look at (default: 2000)")
+    parser.add_argument("--images", type=int, default=1000, help="validation images to look at (default: 1000)")
     options = parser.parse_args()
     for folder in options.runs:
         run = load(folder)

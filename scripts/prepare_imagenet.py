@@ -5,7 +5,7 @@ files; DEST becomes a store: few big files, which a cluster's file system likes 
 ones, and which a run reads with data.root=DEST. Every image is decoded once. Stopped, however, the same command
 goes on where it was. --check reads a store again and verifies all of it.
 
-Exit status: 0 done, 2 a mistake that one line explains, 75 stopped by a signal, 130 by Ctrl-C.
+Exit status: 0 done, 2 user error, explained in one line, 75 stopped by a signal, 130 by Ctrl-C.
 """
 
 import argparse

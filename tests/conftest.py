@@ -1,5 +1,6 @@
 """Shared by all tests: the shipped configs, shrunk, and runs of them."""
 
+import multiprocessing
 import os
 import runpy
 import subprocess
@@ -74,14 +75,43 @@ def run_script(monkeypatch, capsys):
     return run
 
 
-@pytest.fixture
-def train_command(tmp_path):
-    """Run train.py as a user does; returns the finished process."""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["batch_renorm.running.run", "batch_renorm.models.timm_models", "hydra.main"])
 
-    def run(*overrides, folder="run", check=True, glyphs=True, **options):
+
+def forked(arguments, environment, out, err):
+    """In a process of its own that has made its imports already: a script with its arguments."""
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv = list(arguments)
+    sys.path.insert(0, str((ROOT / arguments[0]).parent))
+    runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+
+
+def run_forked(arguments, tmp_path):
+    """subprocess.run of a script, without the seconds that its imports take."""
+    out, err = tmp_path / "forked.out", tmp_path / "forked.err"
+    process = FORKS.Process(target=forked, args=(arguments, dict(os.environ), out, err))
+    process.start()
+    process.join()
+    return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+
+
+@pytest.fixture
+def train_command(tmp_path, tmp_path_factory):
+    """Run train.py as a user does; returns the finished process."""
+    output = tmp_path_factory.mktemp("output")
+
+    def run(*overrides, folder="run", check=True, glyphs=True, env=None):
         tiny = TINY if glyphs else [override for override in TINY if not override.startswith("data.")]
-        command = [sys.executable, "train.py", *tiny, f"folder={tmp_path / folder}", *overrides]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+        command = ["train.py", *tiny, f"folder={tmp_path / folder}", *overrides]
+        if env is None:
+            done = run_forked(command, output)
+        else:
+            done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=env)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
         return done

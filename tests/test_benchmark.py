@@ -3,18 +3,15 @@
 import json
 import platform
 import statistics
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_forked
 
 
 def benchmark(tmp_path, *arguments):
     file = tmp_path / "out.json"
-    command = [sys.executable, "scripts/benchmark.py", *arguments, "--device", "cpu", "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_forked(["scripts/benchmark.py", *arguments, "--device", "cpu", "--json", str(file)], tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     assert result["freed_memory_kept"] is (platform.libc_ver()[0] == "glibc")

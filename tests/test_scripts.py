@@ -3,8 +3,6 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -19,15 +17,22 @@ from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.running.build import load
 from batch_renorm.running.checkpoints import newest_readable
 from scripts.wandb_file import records
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, run_forked
 
 
-def script(*arguments):
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def script(tmp_path_factory):
+    """Run a script as a user does: exit status, standard output and error."""
+    output = tmp_path_factory.mktemp("output")
+
+    def run(*arguments):
+        done = run_forked(arguments, output)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
 
 
-def test_evaluate_again_gives_what_was_logged(train_command, tmp_path):
+def test_evaluate_again_gives_what_was_logged(script, train_command, tmp_path):
     train_command("size.steps=4", "experiment=noniid_batchnorm")
     code, out, err = script("scripts/evaluate.py", str(tmp_path / "run"))
     assert code == 0, err
@@ -42,7 +47,7 @@ def test_evaluate_again_gives_what_was_logged(train_command, tmp_path):
 
 
 @pytest.mark.parametrize("network", ["glyph_inception", "resnet10t"])
-def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(train_command, tmp_path, network):
+def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(script, train_command, tmp_path, network):
     ours = network == "glyph_inception"
     train_command(*([] if ours else ["model=timm", f"model.name={network}"]))
     folder, file = tmp_path / "run", tmp_path / "weights.safetensors"
@@ -62,7 +67,7 @@ def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(train_command,
     torch.testing.assert_close(plain.eval()(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluate_names_what_is_wrong(tmp_path):
+def test_evaluate_names_what_is_wrong(script, tmp_path):
     assert script("scripts/evaluate.py")[::2] == (
         2,
         "error: say which run: python scripts/evaluate.py runs/<scale>/<experiment>/seed<k>\n",
@@ -83,7 +88,7 @@ def test_help_is_what_a_scripts_docstring_says(path, run_script, monkeypatch):
     assert all(len(line) <= 120 for line in out.splitlines())
 
 
-def test_contact_sheet(tmp_path):
+def test_contact_sheet(script, tmp_path):
     code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "sheet.png"), "--rows", "3", "--columns", "5")
     assert code == 0, err
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -126,14 +131,14 @@ def test_readme_code_runs():
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_help_names_the_groups():
+def test_help_names_the_groups(script):
     code, out, _ = script("train.py", "--help")
     assert code == 0
     for word in ("experiment", "noniid_halves_batchnorm", "scale", "imagenet", "logger", "resumes"):
         assert word in out
 
 
-def test_one_command_runs_several(tmp_path):
+def test_one_command_runs_several(script, tmp_path):
     folders = "folder=" + str(tmp_path) + "/${experiment}/seed${seed}"
     code, _, err = script("train.py", "-m", "experiment=iid_batchnorm,iid_renorm", "seed=0,1", folders, *TINY)
     assert code == 0, err

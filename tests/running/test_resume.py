@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from batch_renorm.records import curve as curve_file
+from batch_renorm.running import curve_logger
 from batch_renorm.running.checkpoints import checkpoints, newest_readable
 from batch_renorm.running.folder import differences, move_aside
 from tests.conftest import ROOT, TINY
@@ -91,7 +91,7 @@ def test_every_corrupt_byte_is_found(tmp_path):
 def test_rewind_drops_later_and_torn_rows(tmp_path):
     path = tmp_path / "curve.csv"
     path.write_text("step,metric,value\n1,loss,2\n2,loss,1\n3,loss,0\n1,val_top1,9\n2,lo")
-    curve_file.rewind(path, 2)
+    curve_logger.rewind(path, 2)
     assert path.read_text() == "step,metric,value\n1,loss,2\n2,loss,1\n1,val_top1,9\n"
 
 

@@ -105,7 +105,7 @@ class StepStatistics:
         for layer, sums in zip(self.layers.values(), self._sums, strict=True):
             layer.deferred = sums
         self.measure_clipping = False
-        """Whether `update` also counts the r and d that the bounds clip."""
+        """Whether `update` also counts the r and d that were clipped."""
         self._clipped: tuple[Tensor, Tensor] | None = None
         self._settings: tuple | None = None
 

@@ -28,7 +28,7 @@ from batch_renorm.reporting.references import PAPER, references
 STEP = "Step"  # W&B's own: runs log their rows under their training steps
 DIAGNOSES = {  # sections of other metrics: title -> metrics
     "Activations: training against inference": (DISTANCE,),
-    "What the bounds clip": ("r_clipped", "d_clipped", "rmax", "dmax"),
+    "What was clipped": ("r_clipped", "d_clipped", "rmax", "dmax"),
     "Training": ("loss", "gradient_norm", "lr", "images_per_second"),
 }
 EVALUATIONS = {

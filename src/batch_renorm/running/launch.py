@@ -242,7 +242,7 @@ def watch(children: list[subprocess.Popen[str]], done: threading.Event) -> None:
             if process.poll():
                 if done.wait(GRACE):
                     return
-                print(f"rank {rank} ended with status {process.returncode}: so does the run", file=sys.stderr)
+                print(f"rank {rank} ended with status {process.returncode}: stopping the run", file=sys.stderr)
                 for other in children:
                     other.kill()
                 time.sleep(0.1)

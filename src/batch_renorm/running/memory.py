@@ -125,7 +125,7 @@ def evaluation_batch(run: Run, world: World, device: torch.device) -> int:
 
 
 def on_cpu(run: Run, world: World, share: int) -> int:
-    """As many workers as half the free memory holds; a CPU that runs out is not told but killed.
+    """As many workers as half the free memory holds; without memory the system kills the process.
 
     What one worker's forward keeps for its backward is counted, twice: the gradients on their way back take
     as much again at most.

@@ -46,7 +46,7 @@ class Row(NamedTuple):
     theory: float | None = None
 
 
-def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images: int = 2000) -> list[Row]:
+def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images: int = 1000) -> list[Row]:
     """All rows of one model.
 
     Args:
