@@ -30,10 +30,10 @@ class NoImages(Images):
 
     def __init__(self, size: int, classes: int, images: int) -> None:
         self.size, self.classes, self.on_error = size, classes, "fail"
-        self._labels = np.arange(images) % classes
+        self.every_label = np.arange(images) % classes
 
     def labels(self, split: str) -> np.ndarray:
-        return self._labels
+        return self.every_label
 
     def fetch(self, split: str, indices: np.ndarray, draw: Any) -> Fetched:
         return Fetched(torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8), None)

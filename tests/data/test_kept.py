@@ -1,5 +1,7 @@
 """Evaluation's images: prepared once, kept as far as there is room, the same whatever the room and the processes."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,10 @@ VISITS = [
 
 def pixels(kept, visits=VISITS):
     return [(fetched.pixels.clone(), labels.tolist()) for fetched, labels in kept.visit(visits)]
+
+
+def loader_processes():
+    return {process.pid for process in multiprocessing.active_children()}
 
 
 @pytest.fixture
@@ -37,7 +43,7 @@ def test_images_are_those_of_the_source_in_every_visit(source, room, first, agai
         assert kept.prepared == prepared
     if kept.pixels is not None:
         assert room is None or kept.pixels.nbytes <= room
-    assert (kept._loader is None) == (processes == 0 or again == 0)  # nothing left to prepare: no processes
+    assert len(loader_processes()) == (processes if again else 0)  # nothing left to prepare: no processes
     other = [("train", np.array([0, 1, 2]))]
     assert torch.equal(pixels(kept, other)[0][0], source.fetch("train", np.arange(3), None).pixels)
 
@@ -45,11 +51,12 @@ def test_images_are_those_of_the_source_in_every_visit(source, room, first, agai
 def test_one_set_of_processes_serves_all_evaluations(source):
     kept = KeptImages(source, 1, room=0)
     pixels(kept)
-    loader = kept._loader
-    workers = [worker.pid for worker in loader._iterator._workers]
+    processes = loader_processes()
+    assert len(processes) == 1
     pixels(kept, VISITS[:2])
-    assert kept._loader is loader
-    assert [worker.pid for worker in loader._iterator._workers] == workers
+    assert loader_processes() == processes
+    kept.close()
+    assert not loader_processes()
 
 
 def test_an_evaluation_that_ends_early_leaves_nothing_half_kept(source):

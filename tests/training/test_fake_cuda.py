@@ -85,7 +85,7 @@ def test_an_evaluation_waits_for_its_result_alone(benchmarks, capsys):
         trained=Composition(16, 2),
     )  # fmt: skip
     with fake_training.on_fake_cuda() as fake:
-        fake.source._labels = fake.source._labels[:100] % 50
+        fake.source.every_label = fake.source.every_label[:100] % 50
         counting = fake_gpu.Counting()
         with counting as count:
             kept = KeptImages(fake.source, pinned=True)
