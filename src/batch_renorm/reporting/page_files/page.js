@@ -394,7 +394,8 @@ function choose(view) {
   draw();
 }
 function controls() {
-  const views = [...D.figures.map((f) => [f.name, /^fig\d$/.test(f.name) ? f.name.replace("fig", "Figure ") : f.name.replace(/^own/, "Own ")]), ["all", "All"]];
+  const label = (name) => name.replace(/^fig(?=\d)/, "Figure ").replace(/^own/, "Own ").replace("groupnorm", "GroupNorm");
+  const views = [...D.figures.map((f) => [f.name, label(f.name)]), ["all", "All"]];
   $("views").append(...views.map(([view, text]) => {
     const button = element("button", { "data-view": view }, text);
     button.onclick = () => choose(view);
