@@ -163,7 +163,7 @@ class WithoutDevice(FakeTensorMode):
 
 
 def convolution_format(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
-    """The memory format that cuDNN's convolutions choose; without a driver torch would always choose planes."""
+    """The memory format that cuDNN chooses; without a driver torch uses other convolutions, which know only planes."""
     last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight))
     return torch.channels_last if last else torch.contiguous_format
 

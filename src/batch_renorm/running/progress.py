@@ -12,7 +12,7 @@ from batch_renorm.running.build import Run
 from batch_renorm.running.screen import duration
 from batch_renorm.training.evaluation import Evaluation
 
-QUIET = 300.0  # a log file also gets a line after so many seconds without an evaluation
+QUIET = 300.0  # seconds without a line after which a log file gets one, even without an evaluation
 RECENT = 0.02  # weight of the newest step in the average step time
 
 

@@ -25,7 +25,7 @@ from batch_renorm.training.errors import NotFiniteError
 from batch_renorm.training.optimizer import Optimization
 from batch_renorm.training.stages import Stages
 
-LOOKED_AT = 10  # on any device, the loss of so many first steps of a process is checked
+LOOKED_AT = 10  # number of first steps of a process whose loss is checked on any device
 
 
 class Vote(Protocol):
@@ -88,7 +88,7 @@ class Training(LightningModule):
         return self.optimization.optimizer(self.model)
 
     def inference_model(self, step: int) -> nn.Module:
-        """The average after `step` updates, with the limits of the last update; it is what is evaluated."""
+        """The average after `step` updates, with the limits of the last update; evaluations use it."""
         model = self.average.module
         assert isinstance(model, nn.Module)
         if self.statistics.layers:
