@@ -13,7 +13,7 @@ from batch_renorm.running.cli import as_hydra_reads, debugged, explained
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
 def main(config: DictConfig) -> float | None:
-    """Train, or tell what was trained; gives a search its objective, the final val_top1."""
+    """Train, or print the result of a finished run; return the final val_top1, the objective of a search."""
     from batch_renorm.running.result import accuracy, told_before
     from batch_renorm.running.screen import say, tell_result
 

@@ -1,9 +1,9 @@
 """How fast the parts are, on this machine: python scripts/benchmark.py norm --help
 
-norm: the layer, beside nn.BatchNorm2d. step: a training step, beside that of the same network with
-nn.BatchNorm2d. aims: both, and what they were to be at most. data: images read, decoded and cropped,
-beside torchvision's recipe. limits: what would bound a step on 8 H100, on paper. Ratios are of the same
-round, so that a busy machine changes the rounds and not the ratios.
+norm: the layer, compared with nn.BatchNorm2d. step: a training step, compared with the same network with
+nn.BatchNorm2d. aims: both, and the largest ratios they should have. data: reading, decoding and cropping
+images, compared with torchvision's recipe. limits: what would limit a step on 8 H100, computed, not measured.
+Ratios compare times of the same round, so a busy machine changes the rounds but not the ratios.
 """
 
 import argparse

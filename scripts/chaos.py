@@ -1,11 +1,11 @@
-"""Kill a small run, and a store in the making, again and again: `python scripts/chaos.py`.
+"""Kill a small run, and the preparation of a store, again and again: `python scripts/chaos.py`.
 
-Every kill of a run is SIGKILL to the whole process group: while it starts, between steps, inside an evaluation or
-inside the writing of a checkpoint; with several ranks also to one of them alone. Then the same command again.
-Reported are rows of curve.csv and of the W&B file lost or doubled, and the largest difference of any number in the
-last checkpoint (weights, mu, sigma, their average, optimiser) to a run that nobody killed, which must be zero.
-A store is killed by SIGKILL and SIGTERM in turn and started again at once; reported are files that differ in any
-byte from those of a store that nobody killed.
+A run is killed by SIGKILL to its whole process group: while it starts, between steps, during an evaluation or
+while it writes a checkpoint; with several ranks also by SIGKILL to a single rank. Then the same command runs again.
+The report counts lost and doubled rows of curve.csv and of the W&B file, and gives the largest difference of any
+number in the last checkpoint (weights, mu, sigma, their average, optimiser) from an undisturbed run; it must be zero.
+A store's preparation is killed by SIGKILL and SIGTERM in turn and restarted at once; the report counts files that
+differ in any byte from an undisturbed store.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
 
 
 def torment(place: Path, ranks: int, kills: int, options: dict[str, Any], chance: random.Random) -> dict[str, Any]:
-    """One run in peace and one with so many kills, and what differs."""
+    """Train one run undisturbed and one with `kills` kills; return the differences."""
     steps, every = options["steps"], options["every"]
     overrides = [*SMALL, f"size.steps={steps}", f"size.evaluate_every={every}", f"trainer.devices={ranks}"]
     whole, killed = place / "whole", place / "killed"
@@ -101,7 +101,7 @@ def torment(place: Path, ranks: int, kills: int, options: dict[str, Any], chance
     while True:
         process = start(killed, overrides)
         begun += 1
-        # every kind in turn, so that a short run has them all
+        # each kind in turn, so that a short run has every kind
         kind = kinds[sum(where.values()) % len(kinds)]
         if sum(where.values()) < kills and strike(process, killed, kind, every, chance):
             where[kind] += 1
@@ -126,7 +126,7 @@ def start(folder: Path, overrides: list[str]) -> subprocess.Popen[str]:
 
 
 def strike(process: subprocess.Popen[str], folder: Path, kind: str, every: int, chance: random.Random) -> bool:
-    """Kill at a random moment of a kind; False where the process ended before it came."""
+    """Kill at a random moment of the given kind; False if the process ended earlier."""
     reached, ahead = last_step(folder), chance.randint(1, every + 2)
     delay = chance.uniform(0, 4)
     began = time.monotonic()
@@ -150,12 +150,12 @@ def strike(process: subprocess.Popen[str], folder: Path, kind: str, every: int, 
         os.kill(chance.choice([process.pid, *ranks]), signal.SIGKILL)
     else:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=PATIENCE)  # with a rank gone the others must end by themselves
+    process.communicate(timeout=PATIENCE)  # if one rank was killed, the others must end by themselves
     return True
 
 
 def watching(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Look a thousand times a second while the process lives."""
+    """Yield a thousand times a second while the process lives."""
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None:
         if time.monotonic() > deadline:
@@ -166,7 +166,7 @@ def watching(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def last_step(folder: Path) -> int:
-    """The step of the curve's last whole row; cheap enough to be asked all the time."""
+    """The step of the curve's last whole row; cheap enough to call all the time."""
     try:
         with (folder / "curve.csv").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 400))
@@ -201,7 +201,7 @@ def compare(whole: Path, killed: Path) -> dict[str, Any]:
 
 
 def rows(folder: Path) -> dict[tuple[int, str], float]:
-    """(step, metric) -> value of a curve, without what the clock says."""
+    """(step, metric) -> value of a curve, without measured times."""
     return {row[:2]: row[2] for row in read_rows(folder / "curve.csv") if not row[1].startswith(BY_THE_CLOCK)}
 
 
@@ -210,7 +210,7 @@ def doubled(keys: list[Any]) -> int:
 
 
 def tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every non-empty tensor of weights, averages and optimiser in a checkpoint, by its place."""
+    """Every non-empty tensor of weights, averages and optimiser in a checkpoint, by its path."""
     if isinstance(value, torch.Tensor):
         if value.numel():
             yield name, value.double()

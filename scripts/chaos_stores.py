@@ -1,4 +1,4 @@
-"""Chaos's part for stores: scripts/prepare_imagenet.py killed again and again, and what it leaves."""
+"""The part of chaos.py for stores: kill scripts/prepare_imagenet.py repeatedly and check the result."""
 
 import io
 import random
@@ -15,13 +15,13 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 CLASSES, IMAGES_PER_FILE = 4, 8
-SHORT = 0.6  # seconds after a start has found the images, about as long as writing them all takes
+SHORT = 0.6  # longest wait before a kill, seconds; about the time that writing all images takes
 
 
 def torment_store(place: Path, kills: int, images: int, chance: random.Random) -> dict[str, Any]:
-    """Prepare a store in peace, and others with so many kills in all, each started again at once; what differs.
+    """Prepare one store undisturbed and others with `kills` kills in all, restarted at once; return the differences.
 
-    SIGKILL and SIGTERM in turn, to the first process alone: the others must end with it.
+    SIGKILL and SIGTERM alternate and go to the main process alone: the others must end with it.
     """
     write_images(place / "source", images)
     prepare(place / "source", place / "whole").communicate()
@@ -64,7 +64,7 @@ def prepare(source: Path, store: Path) -> subprocess.Popen[str]:
 
 
 def strike(process: subprocess.Popen[str], store: Path, number: signal.Signals, chance: random.Random) -> bool:
-    """Kill at a random moment after the store is locked; False where the process ended before it came."""
+    """Kill at a random moment after the store is locked; False if the process ended earlier."""
     while process.poll() is None and not (store / ".lock").exists():
         time.sleep(0.001)
     time.sleep(chance.uniform(0, SHORT))
@@ -76,7 +76,7 @@ def strike(process: subprocess.Popen[str], store: Path, number: signal.Signals, 
 
 
 def write_images(root: Path, images: int) -> None:
-    """Small photographs' stand-ins: some pictures under many names."""
+    """Write random pictures in place of photographs, each under many names."""
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(20):
@@ -91,5 +91,5 @@ def write_images(root: Path, images: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones included."""
+    """Every file of a folder, including hidden files."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

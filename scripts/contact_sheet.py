@@ -1,8 +1,8 @@
-"""Draw a sheet of the embedded data set's images, the letters of their labels below.
+"""Draw a sheet of the embedded data set's images, with the letter of its label below each image.
 
 python scripts/contact_sheet.py glyphs.png
-python scripts/contact_sheet.py one_letter.png scale=one_letter     what another scale's network sees
-python scripts/contact_sheet.py darker.png data.exposure=3          any options of train.py
+python scripts/contact_sheet.py one_letter.png scale=one_letter     images of another scale
+python scripts/contact_sheet.py darker.png data.exposure=3          with any options of train.py
 """
 
 import argparse
@@ -18,14 +18,14 @@ from batch_renorm.data.glyphs import Glyphs, font_files
 from batch_renorm.running.cli import exit_with, explained
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-GAP, CAPTION = 4, 14  # screen pixels between images, and for the label below one
+GAP, CAPTION = 4, 14  # screen pixels between images, and for the label below an image
 
 
 def sheet(source: Glyphs, split: str, rows: int, columns: int, zoom: int) -> Image.Image:
-    """Images spread evenly over the split, row by row; under each one the letter that its label names."""
+    """Images spread evenly over the split, row by row; below each image the letter that its label names."""
     indices = np.linspace(0, len(source.labels(split)) - 1, rows * columns).astype(int)
     drawn = source.images([source.fetch(split, indices)], torch.device("cpu"))[:, 0]
-    light = (drawn / drawn.quantile(0.999)).clamp(0, 1) ** 0.5  # as a screen shows light: dark images stay legible
+    light = (drawn / drawn.quantile(0.999)).clamp(0, 1) ** 0.5  # gamma of a screen: dark images stay legible
     grey = (light * 255).to(torch.uint8).numpy()
     side = source.size * zoom
     page = Image.new("L", (columns * (side + GAP) + GAP, rows * (side + CAPTION + GAP) + GAP), 255)
@@ -38,7 +38,7 @@ def sheet(source: Glyphs, split: str, rows: int, columns: int, zoom: int) -> Ima
 
 
 def source(overrides: list[str]) -> Glyphs:
-    """The data set of a run with these overrides; ends the program, in one line, where that is not the embedded one."""
+    """The data set of a run with these overrides; ends the program with one line if it is not the embedded one."""
     with explained(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
         data = compose("train", overrides).data
         if data.get("_target_") != "batch_renorm.data.glyphs.Glyphs":

@@ -1,11 +1,11 @@
-"""Evaluate a checkpoint again, or a network of timm with its published weights.
+"""Evaluate a checkpoint again, or a timm network with its published weights.
 
     python scripts/evaluate.py runs/glyphs/noniid_renorm/seed0
     python scripts/evaluate.py --timm inception_v3.tf_in1k --pretrained data.root=/path/to/imagenet
 
-Prints the metrics in percent; of a run, beside what it logged at that step. Images are prepared as the run does, or as
-timm's configuration of its network says. More options for timm.create_model are model.OPTION=VALUE, and those of the
-data, in any of the formats that a run reads, data.OPTION=VALUE.
+Prints the metrics in percent; for a run, also the values that it logged at that step. Images are prepared as in the
+run, or as in timm's configuration of the network. Pass more options to timm.create_model with model.OPTION=VALUE, and
+options of the data, in any format that a run reads, with data.OPTION=VALUE.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
 
 
 def section(given: list[tuple[str, str, str]], name: str) -> dict[str, Any]:
-    """The options of model or data; values as YAML has them, but a path stays what it is."""
+    """The options of model or data; values are parsed as YAML, except for a path."""
     return {key: text if key == "root" else value_of(key, text) for part, key, text in given if part == name}
 
 
@@ -82,7 +82,7 @@ def value_of(name: str, text: str) -> Any:
 
 
 def evaluate_run(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, str]]:
-    """All metrics of a checkpoint, and what was logged then."""
+    """All metrics of a checkpoint, and the values logged at its step."""
     device, run = torch.device(options.device), load(folder)
     path = Path(options.checkpoint).expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
     if path is None:
@@ -120,8 +120,8 @@ def evaluate_timm(options: argparse.Namespace, given: list[tuple[str, str, str]]
 
 
 def watched(loaded: Iterable[Any], batches: int) -> Iterator[Any]:
-    """Batches, and on standard error how far they are."""
-    quiet = not sys.stderr.isatty()  # in a log file a line now and then, no bar
+    """The batches, with their progress on standard error."""
+    quiet = not sys.stderr.isatty()  # in a log file an occasional line instead of a bar
     how = "{desc}: {n_fmt} of {total_fmt} batches, {remaining} left\n" if quiet else None
     return iter(
         tqdm(

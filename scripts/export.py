@@ -2,8 +2,8 @@
 
     python scripts/export.py runs/imagenet/noniid_renorm/seed0 model.safetensors
 
-Every Batch Renorm layer becomes the batchnorm with the same outputs at inference. A network of timm then loads
-into timm's own: timm.create_model(NAME, num_classes=N, checkpoint_path=FILE).
+Every Batch Renorm layer becomes the batchnorm with the same outputs at inference. timm can then load the weights
+of a timm network: timm.create_model(NAME, num_classes=N, checkpoint_path=FILE).
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     else:
         weights = to_batchnorm(model).state_dict()
         use = f"load_state_dict of the same network with nn.BatchNorm2d ({run.config['model']['_target_']})"
-    # training's memory order is its own affair, and safetensors takes one only
+    # safetensors takes only contiguous tensors, whatever memory order training uses
     weights = {key: tensor.contiguous() for key, tensor in weights.items()}
     save_file(weights, out) if out.suffix == ".safetensors" else torch.save(weights, out)
     print(f"{path} -> {out}\n{use}")

@@ -1,9 +1,9 @@
-"""Measure what batchnorm's groups tell a trained network, and what it makes of that: figures/<scale>/mechanism.png.
+"""Measure what batchnorm's groups tell a trained network, and how it uses this: figures/<scale>/mechanism.png.
 
     python scripts/mechanism.py runs/glyphs/*/seed0      writes mechanism.csv into each run folder
     python scripts/report.py                             draws them
 
-For runs of the embedded data set, whose images show two letters; the newest readable checkpoint of each is measured.
+For runs on the embedded data set, whose images show two letters; uses each run's newest readable checkpoint.
 """
 
 import argparse

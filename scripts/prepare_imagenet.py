@@ -1,11 +1,11 @@
 """Make a store of ImageNet, or of any data set of images: python scripts/prepare_imagenet.py SOURCE DEST
 
 SOURCE is the folder with the official archives, with train/ and val/, or with Hugging Face's Arrow or Parquet
-files; DEST becomes a store: few big files, which a cluster's file system likes better than a million small
-ones, and which a run reads with data.root=DEST. Every image is decoded once. Stopped, however, the same command
-goes on where it was. --check reads a store again and verifies all of it.
+files. DEST becomes a store: a few big files, which a cluster's file system handles better than a million small
+ones. A run reads it with data.root=DEST. Every image is decoded once. If the script stops for any reason, the same
+command continues. --check reads a store again and verifies all of it.
 
-Exit status: 0 done, 2 user error, explained in one line, 75 stopped by a signal, 130 by Ctrl-C.
+Exit status: 0 done; 2 user error, explained in one line; 75 stopped by a signal; 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def compare(counts: dict[str, int], options: argparse.Namespace) -> None:
-    """Whether there is what must be there."""
+    """Check the numbers of classes and images."""
     for name, have in counts.items():
         want = getattr(options, name)
         if want is not None and have != want and not options.any_counts:
@@ -104,7 +104,7 @@ def summary(manifest: dict[str, Any]) -> str:
 
 
 def place(text: str) -> Path:
-    """A path as people write it: with ~, not empty."""
+    """A path from the command line, which may begin with ~ and must not be empty."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a path is empty (is a variable of the shell not set?)")
     return Path(os.path.expanduser(text))

@@ -1,16 +1,16 @@
-"""Ours against the paper: figures, tables, verdicts and one page to explore, from run folders.
+"""Our runs against the paper: figures, tables, verdicts and an interactive page, from run folders.
 
-    python scripts/report.py             all runs under runs/, or under results/runs/ where there are none, to report/
+    python scripts/report.py             all runs under runs/, or if there are none under results/runs/, to report/
     python scripts/report.py --show      the curves and tables in the terminal; writes nothing
-    python scripts/report.py --runs runs results/runs     yours over the recorded ones
-    python scripts/report.py --figure iid_batchnorm iid_groupnorm noniid_groupnorm    a figure of one's own choice, too
-    python scripts/report.py --runs runs --out results --keep --no-page   what this repository's results/ are made with
+    python scripts/report.py --runs runs results/runs     your runs, then the recorded ones
+    python scripts/report.py --figure iid_batchnorm iid_groupnorm noniid_groupnorm    also a figure of your choice
+    python scripts/report.py --runs runs --out results --keep --no-page   makes this repository's results/
 
-A run whose config differs from its experiment's is a row of its own ("noniid_renorm, ramp.rmax=5"), and another data
-set than its scale's makes a report of its own (<scale>-<data set>). --figures takes a YAML file of
+A run whose config differs from its experiment's gets a separate row ("noniid_renorm, ramp.rmax=5"). A data set other
+than the scale's gets a separate report (<scale>-<data set>). --figures takes a YAML file of
 `name: {title: ..., lines: [experiment, experiment/metric, "noniid_renorm, ramp.rmax=5"]}`.
 
-Writes <out>/<scale>.html (one file, no network), <out>/<scale>.md, <out>/<scale>*.csv and
+Writes <out>/<scale>.html (one file, works offline), <out>/<scale>.md, <out>/<scale>*.csv and
 <out>/figures/<scale>/*.png and *.svg. Reads unfinished runs too, marks them, and says what is missing.
 """
 
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @lru_cache
 def composed(scale: str, experiment: str) -> Any | None:
-    """The config of a scale's experiment, its interpolations not yet resolved; None where there is no such thing."""
+    """The config of a scale's experiment, with unresolved interpolations; None if there is no such experiment."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -122,10 +122,10 @@ def composed(scale: str, experiment: str) -> Any | None:
 
 
 def expected(config: differences.Config) -> Mapping[str, Any] | None:
-    """Dotted option -> its value where only scale and experiment are chosen.
+    """Dotted option -> its value if only scale and experiment are chosen.
 
-    What the config computes from another option has the value that follows from the run's own one: where a run has
-    fewer steps, the ramp's shorter knees are no differences of their own.
+    Values that the config computes from other options follow from the run's own options: if a run has
+    fewer steps, the earlier knees of its ramp do not count as differences.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

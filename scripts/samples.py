@@ -1,6 +1,6 @@
 """A page of training images as the network sees them: python scripts/samples.py page.png scale=imagenet data.root=...
 
-A row a label; first the image as evaluation prepares it, then as the minibatches of the first steps do. The
+Each row is a label: first the image prepared for evaluation, then as in the minibatches of the first steps. The
 options are those of train.py.
 """
 
@@ -23,7 +23,7 @@ ROWS, COLUMNS, GAP = 6, 8, 4
 
 
 def page(source: Source, seed: int) -> Image.Image:
-    """ROWS labels, spread over all, an image of each in COLUMNS preparations."""
+    """ROWS of all labels, evenly spaced, with one image of each in COLUMNS preparations."""
     labels = source.labels("train")
     starts = [int(np.argmax(labels == label)) for label in np.linspace(0, source.classes - 1, ROWS).astype(int)]
     indices = np.array(starts)
@@ -38,7 +38,7 @@ def page(source: Source, seed: int) -> Image.Image:
 
 
 def picture(image: Tensor) -> Image.Image:
-    """Of values in [-1, 1]; what is beyond is cut off."""
+    """A picture of values in [-1, 1]; values outside are clipped."""
     levels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(np.repeat(levels, 3 // levels.shape[2], 2))
 

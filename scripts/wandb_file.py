@@ -1,4 +1,4 @@
-"""Reading back what W&B keeps of a run on disk: a LevelDB log of wandb's own protobuf messages."""
+"""Reading a run's W&B file from disk: a LevelDB log of wandb's protobuf messages."""
 
 import json
 import struct
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 15
-HEADER = 7  # bytes of the file's; a record part's header has as many: checksum, length, kind
+HEADER = 7  # bytes of the file's header, and of a record part's header: checksum, length, kind
 WHOLE, LAST = 1, 4
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file; the last one of a killed run may be torn, and is left out."""
+    """The records of a .wandb file, without the last one of a killed run if it is incomplete."""
     from wandb.proto import wandb_internal_pb2
 
     content, at, parts = path.read_bytes(), HEADER, b""
     if content[:4] != b":W&B":
         raise ValueError(f"{path} is not a W&B file")
     while at + HEADER <= len(content):
-        if BLOCK - at % BLOCK < HEADER:  # a block's last bytes hold no header
+        if BLOCK - at % BLOCK < HEADER:  # too few bytes for a header at the end of a block
             at += BLOCK - at % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + HEADER])
@@ -35,7 +35,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def history(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """What was logged: (step, metric -> value) of every row, in the file's order."""
+    """The logged rows (step, metric -> value), in the file's order."""
     rows = []
     for record in records(path):
         if record.HasField("history"):

@@ -1,10 +1,10 @@
 """The comparison inside Weights & Biases: a report, a saved view, and the paper's curves as reference runs.
 
     python scripts/wandb_report.py --dry-run           write what would be published; needs no network and no account
-    python scripts/wandb_report.py --entity NAME       publish; again, it changes what it published
+    python scripts/wandb_report.py --entity NAME       publish; a second call updates it
     python scripts/wandb_report.py --offline           only log the paper's curves, as offline files to sync later
 
-Runs come there by training with logger=wandb, or with `wandb sync runs/*/*/*/wandb/offline-run-*`.
+To upload runs, train with logger=wandb or use `wandb sync runs/*/*/*/wandb/offline-run-*`.
 """
 
 from __future__ import annotations

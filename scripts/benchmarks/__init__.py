@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py measures, a module for each part."""
+"""The parts of scripts/benchmark.py, one module each."""

@@ -1,4 +1,4 @@
-"""Everything that has an aim, beside it: the layer, its inference and a step of Inception-v3 on this device."""
+"""All measurements with an aim, and the aims: the layer, its inference and a step of Inception-v3 on this device."""
 
 import statistics
 from argparse import ArgumentParser, Namespace
@@ -29,7 +29,7 @@ def options(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    """On a CPU in float32 and eager; on a GPU in bfloat16, channels_last, also compiled."""
+    """Measure on a CPU in float32 and eager; on a GPU in bfloat16 and channels_last, also compiled."""
     on_cpu = args.device == "cpu"
     kind = ["--dtypes", "float32"] if on_cpu else ["--dtypes", "bfloat16", "--layouts", "channels_last"]
     layer = ["--whole", "--widest", str(args.widest), *kind]
@@ -54,14 +54,14 @@ def run(args: Namespace) -> dict[str, Any]:
 
 
 def part(module: ModuleType, args: Namespace, words: list[str]) -> Namespace:
-    """The options of a part, as its own command would have them."""
+    """The options of a part, as in its own command."""
     parser = ArgumentParser()
     module.options(parser)
     return parser.parse_args(words, Namespace(threads=args.threads, device=args.device, rounds=args.rounds))
 
 
 def compared(result: dict, on_cpu: bool) -> Iterator[tuple[str, float, dict[str, float]]]:
-    """What was measured, the aim, and the ratio with its spread."""
+    """The name of a measurement, its aim, and the ratio with its spread."""
     if on_cpu:
         for name, aims in (("norm", LAYER), ("inference", INFERENCE)):
             for (layout, variant), aim in aims.items():
@@ -76,7 +76,7 @@ def compared(result: dict, on_cpu: bool) -> Iterator[tuple[str, float, dict[str,
 
 
 def mean(ratios: list[dict[str, float]]) -> dict[str, float]:
-    """The geometric mean of ratios, and of them one spread away."""
+    """The geometric mean of the ratios, and of the ratios shifted by their spread."""
     middle = statistics.geometric_mean(ratio["median"] for ratio in ratios)
     above = statistics.geometric_mean(ratio["median"] + ratio["spread"] for ratio in ratios)
     return {"ratio": middle, "spread": above - middle}

@@ -1,4 +1,4 @@
-"""A minibatch of 32 training images, read to resized uint8, as a ratio to torchvision's reference recipe."""
+"""Preparing 32 training images, from reading to resized uint8, as a ratio to torchvision's reference recipe."""
 
 import io
 import tempfile
@@ -28,7 +28,7 @@ def options(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> dict:
-    """Every variant prepares the same files, 32 at a time; images per second are those of one core."""
+    """Every variant prepares the same files, 32 at a time; images per second are for one core."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         about = write(photographs(args.images) if args.images else made(args.count), root / "set", args.count)
@@ -53,7 +53,7 @@ def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
         [
             transforms.RandomResizedCrop(299, scale=(0.05, 1)),
             transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),  # uint8, as ours: what makes floats of it is the device's work
+            transforms.PILToTensor(),  # uint8, like ours: the device converts to float
         ]
     )
     files, count = folders.files["train"], len(folders.labels("train"))
@@ -85,7 +85,7 @@ def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
 
 
 def write(pictures: Iterator[bytes], root: Path, count: int) -> dict:
-    """Files in the folders of a data set; returns what they are like."""
+    """Write files in the folders of a data set; return their properties."""
     sizes, pixels = [], []
     for number, data in zip(range(count), pictures, strict=False):
         for split in ("train", "val"):
@@ -111,7 +111,7 @@ def made(count: int) -> Iterator[bytes]:
     height, width = 375, 500
     y, x = np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij")
     falloff = 1 / np.maximum(np.hypot(y, x), 1 / width)
-    mixing = np.array([[1, 0.3, 0.1], [1, 0, -0.3], [1, -0.3, 0.1]])  # channels of photographs are much alike
+    mixing = np.array([[1, 0.3, 0.1], [1, 0, -0.3], [1, -0.3, 0.1]])  # channels of photographs are similar
     for number in range(count):
         noise = rng.normal(size=(3, height, width)) * np.array([1, 0.5, 0.5])[:, None, None]
         planes = np.fft.ifft2(np.fft.fft2(noise) * falloff).real

@@ -1,10 +1,10 @@
-"""A GPU without data: a real training step runs on it, and everything that it would do is counted.
+"""A fake GPU without data: a real training step runs on it, and everything that the GPU would do is counted.
 
-FakeTensorMode gives tensors of a device "cuda" that have a shape and no memory; an operation on two devices is an
-error, as on a GPU. Beside it a dispatch mode counts what reaches the device: operations, bytes read and written,
-floating point operations, copies from and to the host, and values that the host asks for, which waits for the
-device. Triton's kernels are counted and not launched. Bytes are those of an operation's inputs and outputs: what a
-cache would hold is not known.
+FakeTensorMode makes tensors on a device "cuda" that have a shape but no memory; an operation on two devices is an
+error, as on a GPU. A dispatch mode also counts what reaches the device: operations, bytes read and written,
+floating point operations, copies from and to the host, and values that the host reads, which makes it wait for the
+device. Triton's kernels are counted but not launched. Bytes are those of an operation's inputs and outputs, without
+the effect of caches.
 """
 
 import linecache
@@ -41,27 +41,27 @@ class Call(NamedTuple):
 
 @dataclass
 class Count:
-    """What reached the device while a `Counting` looked."""
+    """What reached the device during a `Counting`."""
 
     calls: list[Call] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
-    """Where the host waits for the device: a value that it asks for, a copy that blocks."""
+    """Places where the host waits for the device: it reads a value, or a copy blocks."""
 
     @property
     def bytes(self) -> int:
         return sum(call.bytes for call in self.calls)
 
     def of(self, prefix: str) -> "Count":
-        """Those of operations whose name begins so."""
+        """The calls of operations whose names begin like this."""
         return Count([call for call in self.calls if call.name.startswith(prefix)])
 
     def at(self, file: str) -> "Count":
-        """Those that a file called."""
+        """The calls from a file."""
         return Count([call for call in self.calls if call.place.startswith(file)])
 
 
 class Counting(TorchDispatchMode):
-    """Counts; to be entered within `fake_cuda`, whose innermost mode it has to be."""
+    """Counts calls; enter it within `fake_cuda`, as the innermost mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,9 +111,9 @@ class Counting(TorchDispatchMode):
 
 
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-"""They reach the memory's allocator and not the device."""
+"""Operations that reach the memory's allocator and not the device."""
 PINNED: set[int] = set()
-"""Storages that are page-locked."""
+"""Page-locked storages."""
 
 
 def pinned(tensor: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def pinned(tensor: Tensor) -> Tensor:
 
 
 def place() -> str:
-    """The innermost line of a package that somebody here chose to call."""
+    """The innermost line of the call stack in the packages of `OURS`."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -136,7 +136,7 @@ def place() -> str:
 
 
 class Kernel:
-    """Stands for a Triton kernel: a launch is counted as an operation that moves each of its tensors once."""
+    """Replaces a Triton kernel: a launch counts as an operation that moves each of its tensors once."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -157,19 +157,19 @@ class Kernel:
 
 
 class WithoutDevice(FakeTensorMode):
-    """Never asks for the device itself, whatever torch.cuda answers."""
+    """Never uses the real device, whatever torch.cuda reports."""
 
     avoid_device_init = True
 
 
 def convolution_format(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
-    """As cuDNN's convolutions choose; without a driver torch takes others, which know planes alone."""
+    """The memory format that cuDNN chooses; without a driver torch uses other convolutions, which know only planes."""
     last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight))
     return torch.channels_last if last else torch.contiguous_format
 
 
 class Event:
-    """And a stream: nothing runs, so nothing has to be waited for."""
+    """A fake event and stream: nothing runs, so nothing waits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -190,7 +190,7 @@ class Event:
 
 @contextmanager
 def fake_cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> Iterator[None]:
-    """Within it tensors on "cuda" are fake, also where no GPU is, and torch.cuda answers as for one GPU."""
+    """Context with fake tensors on "cuda", even without a GPU; torch.cuda reports one GPU."""
     from batch_renorm.data import colour_kernels
     from batch_renorm.norm import functional, triton_kernels
 
@@ -224,9 +224,9 @@ def fake_cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> I
 
 @torch.no_grad()
 def backward(loss: Tensor) -> None:
-    """What loss.backward() does, a node at a time: autograd's own engine asks for the device itself."""
+    """Do what loss.backward() does, node by node: autograd's own engine needs the real device."""
     assert loss.grad_fn is not None
-    waiting: Counter[Any] = Counter()  # edges into a node that have not been walked yet
+    waiting: Counter[Any] = Counter()  # edges into a node that have not been visited yet
     seen, stack = {loss.grad_fn}, [loss.grad_fn]
     while stack:
         for node, _ in stack.pop().next_functions:
@@ -264,10 +264,10 @@ def backward(loss: Tensor) -> None:
 
 
 def call(node: Any, outputs: list[Tensor | None]) -> list[Tensor | None]:
-    """A gradient for each edge of a node."""
+    """The gradients for the edges of a node."""
     if issubclass(type(node), BackwardCFunction):
         outputs += [None] * (len(node._input_metadata) - len(outputs))
-        left = [t for t in node.apply(*outputs) if t is not None]  # it answers for inputs without an edge, too
+        left = [t for t in node.apply(*outputs) if t is not None]  # it also returns entries for inputs without an edge
         return [left.pop(0) if edge is not None else None for edge, _ in node.next_functions]
     found = node(*outputs)
     return list(found) if isinstance(found, tuple) else [found]

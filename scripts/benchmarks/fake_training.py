@@ -26,7 +26,7 @@ OPTIMIZATION = Optimization(
 
 
 class NoImages(Images):
-    """Images of the right shapes, from nowhere."""
+    """Fake images of the right shapes."""
 
     def __init__(self, size: int, classes: int, images: int) -> None:
         self.size, self.classes, self.on_error = size, classes, "fail"
@@ -40,7 +40,7 @@ class NoImages(Images):
 
 
 class FakeTraining:
-    """A run's module, one of `ranks`; `start` takes it to the fake GPU, and from there on it is used there."""
+    """A run's module on one of `ranks` ranks; `start` moves it to the fake GPU."""
 
     def __init__(self, size: int, group: int, ranks: int, bf16: bool, images: int = 2000) -> None:
         self.rows: list[dict[str, float]] = []
@@ -62,7 +62,7 @@ class FakeTraining:
         for group in optimizer.param_groups:
             group.update(
                 {"foreach": True} if group.get("foreach", True) is None else {}
-            )  # as for true parameters there
+            )  # as for real parameters on the device
         self.module.optimizers = lambda *_: optimizer  # type: ignore
         self.module.manual_backward = backward  # type: ignore[method-assign]
 
@@ -70,7 +70,7 @@ class FakeTraining:
         self.rows.append(row)
 
     def step(self, step: int, passes: list[int]) -> Count:
-        """What reaches the device in a step whose passes have so many images."""
+        """What reaches the device in a step; `passes` are the numbers of images in its passes."""
         counting = Counting()
         with counting as count:
             for batch in SentAhead(list(self._passes(step, passes)), CUDA):
@@ -99,7 +99,7 @@ def on_fake_cuda(size: int = 299, group: int = 32, ranks: int = 8, bf16: bool = 
 
 
 def strays(module: torch.nn.Module) -> list[str]:
-    """Names of tensors of a module that are not on the device, attributes of its parts included."""
+    """Names of tensors of a module, including attributes of its parts, that are not on the device."""
     found = []
     for name, part in module.named_modules():
         for key, value in {**vars(part), **part._parameters, **part._buffers}.items():

@@ -1,9 +1,9 @@
-"""What limits a step of the paper on 8 H100: on paper, from counted operations and bytes, measured nowhere.
+"""What limits a step of the paper on 8 H100: computed from counted operations and bytes, not measured.
 
-A real step and a real evaluation of Inception-v3 run on a GPU without data (`fake_gpu.py`). A call takes the time of
-its bytes at the memory's rate or of its operations at the matrix units', whichever is longer; both rates are the
-published peaks times a part that is assumed, not measured. What overlaps is not added: the longest bounds the step.
-Measured numbers will stand beside these.
+A real step and a real evaluation of Inception-v3 run on a GPU without data (`fake_gpu.py`). The time of a call is
+its bytes at the memory's rate or its operations at the matrix units' rate, whichever is longer; both rates are the
+published peaks times an assumed fraction. Overlapping parts are not added: the longest one limits the step.
+Measured numbers will be added.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -21,14 +21,14 @@ from benchmarks.measure import table
 from benchmarks.step import EVALUATE_EVERY, EVALUATION_IMAGES
 
 WORKERS, MINIBATCH = 50, 32
-H100 = {  # as published for the SXM version; what is attained of them is an option
+H100 = {  # as published for the SXM version; the attained fractions are options
     "bytes_per_second": 3.35e12,
     "bf16_flops": 989e12,
     "tf32_flops": 494e12,
     "link_bytes_per_second": 450e9,  # NVLink, each direction
     "host_bytes_per_second": 64e9,  # PCIe 5.0 x16, each direction
 }
-KINDS = {  # of operations; what is not here is "other small ones"
+KINDS = {  # kinds of operations; all others are "other small ones"
     "norms": ("triton statistics", "triton settle", "triton apply", "triton backward_"),
     "colours": ("triton add_up", "triton finish"),
     "convolutions": ("convolution", "mm", "addmm", "bmm"),
@@ -97,7 +97,7 @@ def run(args: Namespace) -> dict[str, Any]:
 
 
 def evaluation(fake: FakeTraining, images: int) -> list[Call]:
-    """What a batch of an evaluation calls, in float32."""
+    """The calls of an evaluation batch, in float32."""
     counting, model = Counting(), fake.module.inference_model(7000)
     with torch.no_grad(), counting as count:
         fetched = fake.source.fetch("val", np.arange(images), None)
@@ -106,7 +106,7 @@ def evaluation(fake: FakeTraining, images: int) -> list[Call]:
 
 
 def by_kind(calls: Iterable[Call], args: Namespace, flops: float) -> dict[str, dict[str, float]]:
-    """Calls, bytes, operations and seconds of each kind."""
+    """Calls, bytes, operations and seconds for each kind."""
     sums: dict[str, Counter[str]] = {}
     for call in calls:
         kind = next((kind for kind, names in KINDS.items() if call.name.startswith(names)), "other small ones")

@@ -1,4 +1,4 @@
-"""Interleaved timing: a round measures everything in turn, so that a busy machine changes rounds, not ratios."""
+"""Interleaved timing: each round measures everything in turn, so a busy machine changes rounds but not ratios."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ BATCHNORM = "nn.BatchNorm2d"
 
 
 def clock(run: Callable[[], object], args: Namespace, repeats: int = 1) -> float:
-    """Seconds of a run; of the process on a single CPU thread, where others' work is left out."""
+    """Seconds of a run; on a single CPU thread the process's own time, without the work of others."""
     on_cpu = args.device == "cpu"
     now = time.process_time if on_cpu and args.threads == 1 else time.perf_counter
     if not on_cpu:
@@ -34,7 +34,7 @@ def clock(run: Callable[[], object], args: Namespace, repeats: int = 1) -> float
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], args: Namespace, repeats: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run in each of `args.rounds` rounds, after one that does not count."""
+    """Seconds of each run in each of `args.rounds` rounds, after a warm-up round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for counts in [False] + [True] * args.rounds:
         for name, run in runs.items():
@@ -45,13 +45,13 @@ def interleaved(runs: Mapping[str, Callable[[], object]], args: Namespace, repea
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """The median, and half the distance of the quartiles."""
+    """The median, and half the distance between the quartiles."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": median, "spread": (high - low) / 2}
 
 
 def ratios(seconds: dict[str, list[float]], base: str = BATCHNORM) -> dict[str, dict[str, float]]:
-    """Of every run to `base` in the same round."""
+    """The ratios of every run to `base` in the same round."""
     return {
         name: spread([value / other for value, other in zip(values, seconds[base], strict=True)])
         for name, values in seconds.items()
@@ -59,7 +59,7 @@ def ratios(seconds: dict[str, list[float]], base: str = BATCHNORM) -> dict[str, 
 
 
 def machine(args: Namespace) -> dict:
-    """What the numbers depend on."""
+    """The machine and versions that the numbers depend on."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python", "scripts/benchmark.py", *sys.argv[1:]]),

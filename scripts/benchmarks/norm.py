@@ -1,4 +1,4 @@
-"""One forward and backward of the layer, the update of mu and sigma included, as a ratio to nn.BatchNorm2d."""
+"""One forward and backward of the layer, including the update of mu and sigma, as a ratio to nn.BatchNorm2d."""
 
 import math
 import statistics
@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class PlainBatchRenorm2d(BatchRenorm2d):
-    """Algorithm 1 as it stands in the paper, left to autograd: what most implementations do."""
+    """Algorithm 1 as in the paper, differentiated by autograd, like most implementations."""
 
     def _train(self, x: Tensor, relu: bool) -> Tensor:
         shape = (1, -1, 1, 1)
@@ -85,21 +85,21 @@ def run(args: Namespace) -> dict:
 
 
 def bandwidth(args: Namespace) -> float:
-    """Bytes read and written a second by the copy of a tensor that no cache holds."""
+    """Bytes read and written per second when copying a tensor larger than the caches."""
     x = torch.zeros((64 if args.device == "cpu" else 1024) << 20, dtype=torch.uint8, device=args.device)
     y = torch.empty_like(x)
-    seconds = [clock(lambda: y.copy_(x), args) for _ in range(6)][1:]  # the first makes the pages
+    seconds = [clock(lambda: y.copy_(x), args) for _ in range(6)][1:]  # the first one maps the pages
     return 2 * len(x) / statistics.median(seconds)
 
 
 def floor_bytes(shape: tuple[int, ...], dtype: torch.dtype, inference: bool) -> int:
-    """What a layer has to move where nothing stays in a cache, groups or not."""
+    """Bytes that a layer has to move if nothing stays in a cache, with or without groups."""
     passes = 2 if inference else 3 + 5
     return passes * math.prod(shape) * dtype.itemsize
 
 
 def inception_norms() -> Counter[tuple[int, int]]:
-    """Channels and width of the input of every norm of Inception-v3 at 299 pixels, and how many there are of each."""
+    """Channels and width of the inputs of Inception-v3's norms at 299 pixels, and the number of each."""
     import timm
 
     with torch.device("meta"):
@@ -113,7 +113,7 @@ def inception_norms() -> Counter[tuple[int, int]]:
 
 
 def time_norms(shape, dtype, layout, args: Namespace) -> dict[str, list[float]]:
-    """Seconds of every round, for each variant."""
+    """Seconds of every round for each variant."""
     generator = torch.Generator().manual_seed(0)
     x, g = (torch.randn(shape, generator=generator).to(args.device, dtype, memory_format=layout) for _ in range(2))
     x.requires_grad_(not args.inference)

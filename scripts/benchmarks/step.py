@@ -1,7 +1,7 @@
-"""A full training step of Inception-v3 and of the glyphs network, beside the same network with nn.BatchNorm2d.
+"""A full training step of Inception-v3 and of the glyphs network, compared with the same network with nn.BatchNorm2d.
 
 Images on the device, forward, losses with the auxiliary head, backward, clipping, RMSProp, mu and sigma,
-the inference model: all that a run does at every step but drawing data and writing rows. `--parts` times each of them.
+the inference model: everything in a step except drawing data and writing rows. `--parts` times each of them.
 """
 
 import copy
@@ -87,9 +87,9 @@ def measured(args: Namespace, layout: str, mode: str) -> dict:
 
 
 def evaluation(args: Namespace, layout: str, rates: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Images a second of an evaluation's network, in float32, and the part of a run's time that it takes.
+    """Images per second of the network in evaluation, in float32, and its fraction of a run's time.
 
-    What the network alone says: images come from memory after the first evaluation, see `data/kept.py`.
+    This is the network alone: images come from memory after the first evaluation, see `data/kept.py`.
     """
     ours = next(name for name in rates if name != BATCHNORM)
     model = network(args, ours).to(memory_format=LAYOUTS[layout]).eval()
@@ -118,7 +118,7 @@ def variants(args: Namespace, mode: str) -> list[str]:
 
 
 def network(args: Namespace, variant: str) -> nn.Module:
-    """The same weights for every variant."""
+    """The network, with the same weights for every variant."""
     torch.manual_seed(0)
     if args.network == "glyphs":
         model: nn.Module = GlyphInception(LABELS, 1, nn.BatchNorm2d, head=512, head_layers=3)  # as in its config
@@ -143,7 +143,7 @@ def step(args: Namespace, variant: str, layout: str, mode: str) -> Callable[[], 
 
 
 def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Callable[[], object]]:
-    """What a step does, in order."""
+    """The parts of a step, in order."""
     model = network(args, variant).to(memory_format=LAYOUTS[layout])
     glyphs = args.network == "glyphs"
     images = torch.randn(args.batch, 1 if glyphs else 3, size_of(args), size_of(args), device=args.device)
@@ -160,7 +160,7 @@ def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Ca
 
     def forward() -> None:
         nonlocal loss
-        functional.TRITON_WHEN_COMPILED = variant.endswith(KEPT)  # read where torch.compile traces
+        functional.TRITON_WHEN_COMPILED = variant.endswith(KEPT)  # read when torch.compile traces
         if statistics_ is not None:
             set_limits(statistics_.layers.values(), 3.0, 5.0)
         with torch.autocast(args.device.partition(":")[0], dtype) if dtype else nullcontext():
@@ -183,7 +183,7 @@ def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Ca
 
 
 def milliseconds(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, float]:
-    """Medians of the parts of a step. A GPU is waited for after each, so that together they exceed a step."""
+    """Medians of the parts of a step. The host waits for a GPU after each part, so their sum exceeds a step."""
     taken: dict[str, list[float]] = {}
     phases = parts(args, variant, layout, mode)
     for counts in [False] + [True] * args.rounds:
@@ -195,7 +195,7 @@ def milliseconds(args: Namespace, variant: str, layout: str, mode: str) -> dict[
 
 
 class StockAverage(AveragedModel):
-    """The average of a network with nn.BatchNorm2d, whose counters are no floats."""
+    """The average of a network with nn.BatchNorm2d, whose counters are not floats."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(copy.deepcopy(model), use_buffers=True)
@@ -209,7 +209,7 @@ class StockAverage(AveragedModel):
 
 
 def peak(args: Namespace, variant: str, layout: str, mode: str, run: Callable[[], object]) -> float:
-    """Most memory of a step, MiB: allocated on a GPU; on a CPU resident in a process of its own."""
+    """Peak memory of a step, MiB: allocated on a GPU; on a CPU the resident memory of a separate process."""
     if args.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         run()
@@ -227,7 +227,7 @@ def resident(args: Namespace, variant: str, layout: str, mode: str) -> float:
 
 
 def operations(args: Namespace, layout: str) -> int:
-    """Floating point operations of a step."""
+    """The number of floating point operations in a step."""
     with FlopCounterMode(display=False) as counter:
         step(args, BATCHNORM, layout, "eager")()
     return counter.get_total_flops()

@@ -38,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the layer, and torch with it, when it is first asked for: reading run folders does without."""
+    """Import the layer, and torch with it, on first use: reading run folders needs neither."""
     if name in __all__:
         from batch_renorm import norm
 

@@ -1,1 +1,1 @@
-"""Images and how they are drawn: everything here is a function of its arguments, with no state."""
+"""Images and how minibatches are drawn: results depend only on the arguments, never on hidden state."""

@@ -1,6 +1,6 @@
-"""ILSVRC-2012 as it is handed out: a tar of tars for training, one of files for validation, and the devkit.
+"""ILSVRC-2012's official archives: a tar of tars for training, a tar of files for validation, and the devkit.
 
-Nothing is unpacked: one look at the headers gives the place of every image, and reading is a read there.
+Nothing is unpacked: the headers give the place of every image in its archive, and images are read there.
 """
 
 import io
@@ -18,7 +18,7 @@ from batch_renorm.data.labels import flat_labels
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 Member = tuple[str, int, int]
-"""Name, first byte in the archive, bytes."""
+"""Name, first byte in the archive, number of bytes."""
 
 COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -30,7 +30,7 @@ COMPRESSED = {
 
 
 class TarFiles:
-    """Images in a tar file, by their places in it."""
+    """Images in a tar file, read at their places in it."""
 
     def __init__(self, archive: Path, labels: np.ndarray, members: list[Member]) -> None:
         names = pa.array([member[0] for member in members], pa.string())
@@ -49,7 +49,7 @@ class TarFiles:
         if self._file is None:
             self._file = os.open(self.archive, os.O_RDONLY)
         start, size = self.places[index].tolist()
-        data = os.pread(self._file, size, start)  # has no position that processes could share
+        data = os.pread(self._file, size, start)  # uses no file position, which processes would share
         if len(data) != size:
             raise OSError(f"the archive ends after {len(data)} of {size} bytes: download it again")
         return data
@@ -59,10 +59,10 @@ class TarFiles:
 
 
 def find(root: Path) -> Found:
-    """The official archives in a folder, also packed again as folders of classes.
+    """The official archives in a folder, also if repacked as folders of classes.
 
     Raises:
-        ValueError: one is missing, cut off or something else, or the labels of validation images are.
+        ValueError: an archive or the labels of validation images are missing, truncated or something else.
     """
     if not (root / VAL).exists():
         raise BadInputError(f"{root} has {TRAIN} but not {VAL}: download it from image-net.org, too")
@@ -78,7 +78,7 @@ def find(root: Path) -> Found:
 
 
 def train_members(archive: Path) -> tuple[list[str], np.ndarray, list[Member]]:
-    """Classes, labels and places of the images in the tar of a tar a class, or in one of a folder a class."""
+    """Classes, labels and places of the images in a tar that has a tar, or a folder, for each class."""
     every = sorted(files_in(archive))
     inner = [member for member in every if member[0].endswith(".tar")]
     images = [member for member in every if is_image(member[0])]
@@ -108,7 +108,7 @@ def train_members(archive: Path) -> tuple[list[str], np.ndarray, list[Member]]:
 
 
 def val_labels(names: list[str], classes: list[str], root: Path) -> np.ndarray:
-    """By the devkit or a list, or by the folders of an archive that was packed again."""
+    """Labels from the devkit, from a list, or from the folders of a repacked archive."""
     folders = [Path(name).parent.name for name in names]
     position = {name: label for label, name in enumerate(classes)}
     sorted_out = sum(folder in position for folder in folders)
@@ -123,7 +123,7 @@ def files_in(archive: Path) -> Iterator[Member]:
     """The files of a tar file.
 
     Raises:
-        BadInputError: it cannot be read, is not a tar file, or not all of one.
+        BadInputError: the file cannot be read, is not a tar file, or is truncated.
     """
     try:
         with open(archive, "rb") as file:
@@ -152,7 +152,7 @@ def _members(file: io.IOBase, name: str) -> Iterator[Member]:
                     yield member.name, member.offset_data, member.size
                 archive.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
             file.seek(archive.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+            if any(file.read(tarfile.BLOCKSIZE)):  # tarfile treats a damaged header as the end
                 raise BadInputError(f"{name} is damaged at byte {archive.offset:,}: {again}")
     except BadInputError:
         raise
@@ -162,7 +162,7 @@ def _members(file: io.IOBase, name: str) -> Iterator[Member]:
 
 
 class _Part(io.RawIOBase):
-    """A part of an open file as a file of its own."""
+    """A part of an open file, readable as a separate file."""
 
     def __init__(self, file: io.IOBase, start: int, size: int) -> None:
         self.file, self.start, self.size, self.place = file, start, size, 0

@@ -1,8 +1,8 @@
-"""Reads the store, and what Hugging Face's `datasets` writes: few big files of Arrow record batches, memory-mapped.
+"""Reads stores and folders written by Hugging Face's `datasets`: a few big, memory-mapped files of Arrow batches.
 
 A split is a folder with state.json, which names the files, and dataset_info.json; the columns are image
-(bytes and path) and label. An image is read by its place in the mapped file: no batch is ever taken apart.
-Parquet files are read, too, but only one after another, to prepare a store from.
+(bytes and path) and label. An image is read at its place in the mapped file, without unpacking the batch.
+Parquet files can only be read in order, to prepare a store.
 """
 
 import json
@@ -21,7 +21,7 @@ from batch_renorm.data.files import BadInputError, Files, Found, order, reading
 
 STORE = "store.json"
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid")}
-"""A split of ours, and the names that it may have in a folder."""
+"""Our splits, and the folder names that each may have."""
 COPY = "copy or download it again"
 SERIES = re.compile(r"-(\d+)-of-(\d+)")
 
@@ -68,7 +68,7 @@ def find(root: Path) -> Found:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of JSON that holds an object."""
+    """The object in a JSON file."""
     with reading(path, "JSON", COPY):
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict):
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_sizes(shards: list[dict[str, Any]], folder: Path) -> None:
-    """A shorter file than was written would end a run, in the middle, by a signal."""
+    """Check the files' sizes: reading a truncated mapped file would kill the run with a signal."""
     for shard in shards:
         path = folder / shard["file"]
         if not path.exists():
@@ -88,10 +88,10 @@ def check_sizes(shards: list[dict[str, Any]], folder: Path) -> None:
 
 
 def class_names(path: Path, features: Any, splits: dict[str, Files]) -> list[str]:
-    """The names that the data set gives to its labels; numbers where it gives none.
+    """The data set's names for its labels; numbers if it has none.
 
     Raises:
-        BadInputError: fewer names than labels, or something else in their place; `path` is where they come from.
+        BadInputError: fewer names than labels, or something other than names; `path` is the file with the names.
     """
     most = max(splits.values(), key=lambda files: int(files.labels.max()))
     count = int(most.labels.max()) + 1
@@ -115,7 +115,7 @@ def checked_labels(column: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray
     """A column of labels, (images,) int64.
 
     Raises:
-        BadInputError: it is not of whole numbers from 0 on; says in which file.
+        BadInputError: the labels are not whole numbers from 0 on; the message names the file.
     """
     wanted = "labels must be whole numbers from 0 on, one an image"
     if not pa.types.is_integer(column.type):
@@ -131,10 +131,10 @@ def checked_labels(column: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray
 
 
 def check_columns(schema: pa.Schema, where: str) -> None:
-    """Whether a file has labels and the bytes of images.
+    """Check that a file has labels and the bytes of images.
 
     Raises:
-        BadInputError: it has not; names the file and what it has.
+        BadInputError: it has not; the message names the file and its columns.
     """
     names = schema.names
     if not {"image", "label"} <= set(names):
@@ -146,7 +146,7 @@ def check_columns(schema: pa.Schema, where: str) -> None:
 
 
 class ArrowFiles:
-    """The images of some Arrow files in the data set's order, which a store is already in."""
+    """The images of some Arrow files in the data set's order; a store already has this order."""
 
     def __init__(self, shards: list[Path], in_order: bool) -> None:
         self.shards = [str(shard) for shard in shards]
@@ -158,12 +158,12 @@ class ArrowFiles:
 
     @cached_property
     def _images(self) -> list[tuple[np.ndarray, memoryview]]:
-        """Of every batch: where images begin in the bytes, and the bytes, which stay in the mapped file."""
+        """For every batch: the offsets of the images, and the bytes, which stay in the mapped file."""
         return [_places(batch, self.shards) for batch in self._batches]
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """The position of every batch's first image, in the order of the files."""
+        """The position of the first image of every batch, in the order of the files."""
         return np.cumsum([0] + [batch.num_rows for batch in self._batches])
 
     @cached_property
@@ -205,7 +205,7 @@ class ArrowFiles:
         batch = int(np.searchsorted(self._starts, row, side="right")) - 1
         offsets, data = self._images[batch]
         place = row - int(self._starts[batch])
-        return bytes(data[offsets[place] : offsets[place + 1]])  # a copy: here the disk is waited for
+        return bytes(data[offsets[place] : offsets[place + 1]])  # a copy: here the disk is read
 
     def as_written(self) -> "ArrowFiles":
         """The same images in the order of the files."""
@@ -248,7 +248,7 @@ def _places(batch: pa.RecordBatch, shards: list[str]) -> tuple[np.ndarray, memor
 
 
 def parquet_shards(root: Path, split: str) -> list[Path]:
-    """The Parquet files of a split, in the root or its folder data."""
+    """The Parquet files of a split, in the root, its folder data or the split's folder."""
     return next(
         (
             found
@@ -261,10 +261,10 @@ def parquet_shards(root: Path, split: str) -> list[Path]:
 
 
 def check_series(shards: Sequence[Path]) -> None:
-    """Whether files named ...-00003-of-00294... are all there.
+    """Check that all files of a series named ...-00003-of-00294... are there.
 
     Raises:
-        BadInputError: one is missing, or they are of several series.
+        BadInputError: a file is missing, or there are several series.
     """
     numbers = [match for shard in shards if (match := SERIES.search(shard.name))]
     totals = {int(match[2]) for match in numbers}
@@ -285,7 +285,7 @@ def check_series(shards: Sequence[Path]) -> None:
 
 
 def find_parquet(root: Path) -> Found:
-    """Parquet files of columns image and label, as the Hugging Face hub has them."""
+    """Parquet files with columns image and label, as on the Hugging Face hub."""
     splits: dict[str, Files] = {}
     for split, names in SPLITS.items():
         shards = parquet_shards(root, split)
@@ -301,7 +301,7 @@ def find_parquet(root: Path) -> Found:
 
 
 class ParquetFiles:
-    """Images in the order of the files. Reading the next one is quick, any other one is not."""
+    """Images in the order of the files. Reading the next image is quick; reading any other is slow."""
 
     def __init__(self, shards: list[Path]) -> None:
         self.shards = [str(shard) for shard in shards]

@@ -1,8 +1,8 @@
-"""The recipe's preparation of images: which part is taken, and how colours are distorted.
+"""The recipe's preparation of images: crops and distorted colours.
 
-Inception-v3's, operation by operation (tensorflow/models: inception/image_processing.py). Training images are a crop
-by `tf.image.sample_distorted_bounding_box`, perhaps mirrored, their colours distorted in one of two orders;
-evaluation takes the central 87.5%. One departure: resizing is antialiased in training, too.
+It follows Inception-v3, operation by operation (tensorflow/models: inception/image_processing.py). Training images
+are cropped by `tf.image.sample_distorted_bounding_box`, half of them are mirrored, and their colours are distorted
+in one of two orders. Evaluation takes the central 87.5%. One departure: training also resizes with antialiasing.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ EVALUATION_CROP = 0.875
 ASPECTS = 0.75, 1.33
 AREAS = 0.05, 1.0
 COVERED = 0.1
-"""What a crop must cover of an object: without boxes of objects, of the image."""
+"""The fraction of an object that a crop must cover; without object boxes, the fraction of the image."""
 ATTEMPTS = 100
 
 Box = tuple[int, int, int, int]
@@ -29,11 +29,11 @@ def central_box(width: int, height: int) -> tuple[float, float, float, float]:
 
 
 def random_box(numbers: np.random.Generator, width: int, height: int) -> Box:
-    """A crop as TensorFlow's sampler draws it; the whole image if no attempt fits.
+    """A random crop as in TensorFlow's sampler; the whole image if no attempt fits.
 
-    The aspect is uniform, then the height is, among those whose area is 5% to 100% of the image's; a crop of less
-    than 10% covers too little and is drawn again. As there, a crop never touches the right or lower edge unless
-    it is as wide or high as the image.
+    The aspect is uniform; then the height is uniform among those with an area of 5% to 100% of the image. A crop of
+    less than 10% covers too little and is drawn again. As in TensorFlow, a crop never touches the right or lower edge
+    unless it is as wide or high as the image.
     """
     for _ in range(ATTEMPTS):
         aspect = numbers.uniform(*ASPECTS)
@@ -49,9 +49,9 @@ def random_box(numbers: np.random.Generator, width: int, height: int) -> Box:
 
 
 def crop_size(numbers: np.random.Generator, aspect: float, width: int, height: int) -> tuple[int, int] | None:
-    """Width and height of a crop of an aspect, its height uniform among those that fit; None where none does.
+    """Width and height of a crop with an aspect, its height uniform among those that fit; None if none fits.
 
-    GenerateRandomCrop of TensorFlow's sample_distorted_bounding_box_op.cc, its care for rounding included.
+    Follows GenerateRandomCrop of TensorFlow's sample_distorted_bounding_box_op.cc, including its rounding.
     """
     smallest, largest = (part * width * height for part in AREAS)
     low, high = round((smallest / aspect) ** 0.5), round((largest / aspect) ** 0.5)
@@ -69,7 +69,7 @@ def crop_size(numbers: np.random.Generator, aspect: float, width: int, height: i
 
 
 def resized_part(pixels: np.ndarray, box: Box, size: int) -> Tensor:
-    """A part of an image, antialiased bilinear, (3, size, size) uint8.
+    """A part of an image, resized with antialiased bilinear interpolation, (3, size, size) uint8.
 
     Args:
         pixels: (height, width, 3) uint8.
@@ -80,7 +80,7 @@ def resized_part(pixels: np.ndarray, box: Box, size: int) -> Tensor:
 
 
 def resized_centre(pixels: np.ndarray, size: int) -> Tensor:
-    """The central 87.5%, to fractions of a pixel, antialiased bilinear, (3, size, size) uint8."""
+    """The central 87.5%, exact to fractions of a pixel, resized as in `resized_part`, (3, size, size) uint8."""
     image = Image.fromarray(pixels)
     centre = image.resize((size, size), Image.Resampling.BILINEAR, box=central_box(*image.size))
     return torch.from_numpy(np.array(centre)).permute(2, 0, 1)
@@ -137,7 +137,7 @@ def rgb_to_hsv(rgb: Tensor) -> Tensor:
 def hsv_to_rgb(hsv: Tensor) -> Tensor:
     """The inverse of `rgb_to_hsv`: f(n) = v - v s max(0, min(k, 4 - k, 1)), k = (n + 6 h) mod 6."""
     h, s, v = hsv.unbind(1)
-    # made on the device: a list's values would be copied there, which waits for it
+    # made on the device: copying a list there would wait for it
     n = torch.arange(5, 0, -2, dtype=hsv.dtype, device=hsv.device)
     k = (n.view(1, 3, 1, 1) + 6 * h[:, None]) % 6
     return v[:, None] - (v * s)[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)

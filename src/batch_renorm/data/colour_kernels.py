@@ -1,8 +1,8 @@
-"""Images made ready on a GPU in two Triton kernels: colours distorted, scaled to [-1, 1], laid out channels-last.
+"""Prepares images on a GPU in two Triton kernels: distorts colours, scales to [-1, 1], writes channels-last.
 
-`augmentation.distort` says what is computed, in some 70 operations on float32 images; here pixels are read as the
-bytes that they are, twice, and written once. An image's contrast turns about its mean, which the first kernel
-adds up in a fixed order: there are no atomics, and equal inputs give equal bits.
+`augmentation.distort` computes the same in some 70 operations on float32 images. The kernels read the uint8
+pixels twice and write once. Contrast is scaled around an image's mean, which the first kernel sums
+in a fixed order: there are no atomics, and equal inputs give equal bits.
 
 No GPU has run these kernels yet: tests run them through Triton's interpreter.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 
 BLOCK = 1024
 SPLITS = 8
-"""Programs that share an image's sums."""
+"""Number of programs that share the sums of an image."""
 
 
 def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
-    """Images as the network takes them, (n, 3, h, w) float32 in [-1, 1], channels-last.
+    """Images for the network, (n, 3, h, w) float32 in [-1, 1], channels-last.
 
     Args:
         pixels: (n, 3, h, w) uint8, contiguous.
@@ -42,7 +42,7 @@ def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
 
 @triton.jit
 def add_up(pixels, colours, sums, places, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums over a split of an image of what its contrast turns about, a channel each."""
+    """Sums over a split of an image, for each channel, for the mean around which contrast is scaled."""
     image, split = tl.program_id(0), tl.program_id(1)
     added, saturation, hue, _, colours_first = _draws(colours, image)
     red_sum = tl.zeros((BLOCK,), tl.float32)
@@ -95,7 +95,7 @@ def finish(
 
 @triton.jit
 def _draws(colours, image):
-    """Brightness to add, factor of saturation, turn of the hue, contrast, and whether contrast comes last."""
+    """Added brightness, saturation factor, hue shift in turns, contrast, and whether contrast comes last."""
     row = colours + image * 5
     return (
         -32 / 255 + 64 / 255 * tl.load(row + 1),
@@ -123,7 +123,7 @@ def _clipped(x):
 
 @triton.jit
 def _turned(red, green, blue, turn, factor):
-    """Hue turned and saturation scaled through HSV, as `augmentation.adjust_hue_saturation`."""
+    """Shift the hue and scale the saturation in HSV, as `augmentation.adjust_hue_saturation`."""
     value = tl.maximum(tl.maximum(red, green), blue)
     chroma = value - tl.minimum(tl.minimum(red, green), blue)
     span = tl.maximum(chroma, 1e-12)

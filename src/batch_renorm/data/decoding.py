@@ -1,8 +1,8 @@
 """Encoded images to pixels: one decoder for every source, so that the same bytes give the same pixels.
 
-JPEG goes to libjpeg-turbo through simplejpeg; what it cannot read (a PNG under a JPEG's name) and what
-it converts otherwise (CMYK) to Pillow. Neither turns an image as its EXIF data says: ILSVRC's published
-accuracies come from readers that do not.
+libjpeg-turbo decodes JPEG through simplejpeg. Pillow decodes what simplejpeg cannot read (a PNG with a
+JPEG name) or converts differently (CMYK). EXIF orientation is ignored, as in the readers behind ILSVRC's
+published accuracies.
 """
 
 import io
@@ -15,20 +15,20 @@ from batch_renorm.data.files import BadInputError
 
 CMYK = ("CMYK", "YCCK")
 MOST_PIXELS = 178_956_970
-"""Of more Pillow suspects an attack on the memory, and says so."""
+"""Pillow warns about larger images, which may be an attack on the memory."""
 
 
 class UnreadableImage(BadInputError):
-    """Bytes that are no image, or a part of one."""
+    """Bytes that are not an image, or only a part of one."""
 
 
 def decode(data: bytes) -> np.ndarray:
     """The pixels of an encoded image, (height, width, 3) uint8, RGB; grey images have three equal channels.
 
-    Of 16 bits a channel the upper 8 are taken.
+    Images with 16 bits per channel keep the upper 8 bits.
 
     Raises:
-        UnreadableImage: truncated, no image, or with pixels whose range nobody knows.
+        UnreadableImage: a truncated image, no image, or pixels of unknown range.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -39,13 +39,13 @@ def decode(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return rgb(image)
-    except Exception as error:  # Pillow's plugins raise what they like on damaged files
+    except Exception as error:  # Pillow's plugins may raise anything on damaged files
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
         raise UnreadableImage(reason or type(error).__name__) from error
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """Pillow's image as (height, width, 3) uint8. Its own conversion clips what is deeper than 8 bits at 255."""
+    """Pillow's image as (height, width, 3) uint8. Pillow's own conversion would clip 16-bit values at 255."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -56,7 +56,7 @@ def rgb(image: Image.Image) -> np.ndarray:
 
 
 def kind(data: bytes) -> str:
-    """What an encoded image is, by its first bytes: "JPEG", "CMYK JPEG", "PNG" or "other"."""
+    """The kind of an encoded image, from its header: "JPEG", "CMYK JPEG", "PNG" or "other"."""
     if data.startswith(b"\xff\xd8"):
         try:
             return "CMYK JPEG" if simplejpeg.decode_jpeg_header(data)[2] in CMYK else "JPEG"

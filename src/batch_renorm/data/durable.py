@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, also when the machine loses its power, and folders with one writer.
+"""Files that are written whole or not at all, even if the machine loses power, and folders with one writer.
 
-A file gets its content under a temporary name of its own, is made durable, and is renamed. A folder that is
-written to has a lock, which is the kernel's: it goes with the process that holds it, however that ends.
+A file is written under a unique temporary name, made durable, and renamed. A folder with a writer has a
+kernel lock, which disappears when the process that holds it ends for any reason.
 """
 
 import errno
@@ -18,13 +18,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
-GRACE = 2.0  # seconds that a writer which has just been killed may take to be gone
+GRACE = 2.0  # seconds to wait for a killed writer to disappear
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path for the content of `path`, which gets it durably when the block ends, or not at all."""
+    """A temporary path to write to; it durably becomes `path` when the block ends without an error."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         yield temporary
@@ -32,7 +32,7 @@ def whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # the cause is what counts
+        with suppress(OSError):  # report the first error, not this one
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; some file systems cannot, and need not."""
+    """Make the names in a folder durable; some file systems cannot do this and do not need it."""
     handle = os.open(folder, os.O_RDONLY)
     with suppress(OSError):
         os.fsync(handle)
@@ -53,16 +53,16 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def only_writer(folder: Path, what: str, cure: str) -> Iterator[None]:
-    """Be the one process that writes in a folder, which is there, until the block ends.
+    """Be the only process that writes to an existing folder until the block ends.
 
-    A file system without locks (some clusters' Lustre) is told of, and used without.
+    On a file system without locks (Lustre on some clusters) it prints a warning and goes on without a lock.
 
     Args:
-        what: the folder is, for people.
-        cure: what a person can do while another process has it.
+        what: what to call the folder in messages.
+        cure: what the user can do while another process holds the folder.
 
     Raises:
-        ValueError: another process has it; names it.
+        ValueError: another process holds the folder; the message names it.
     """
     path, own = folder / LOCK, (0, 0)
 
@@ -70,11 +70,11 @@ def only_writer(folder: Path, what: str, cure: str) -> Iterator[None]:
         nonlocal own
         own = identity(os.fstat(descriptor))
         note = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with suppress(OSError):  # of a full disk, which somebody else will name
+        with suppress(OSError):  # a full disk is reported elsewhere
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(note).encode(), 0)
 
-    # thread_local: a lock that only the acquiring thread could release would survive it
+    # thread_local=False: otherwise only the acquiring thread could release the lock
     lock = FileLock(path, timeout=GRACE, thread_local=False, fallback_to_soft=False, on_acquired=sign)
     try:
         lock.acquire()
@@ -91,7 +91,7 @@ def only_writer(folder: Path, what: str, cure: str) -> Iterator[None]:
     finally:
         with suppress(OSError):  # moved away, or gone with its folder
             if identity(path.stat()) == own:
-                path.unlink()  # whoever waits for it notices, and makes a new one
+                path.unlink()  # a waiting process notices this and makes a new lock
         lock.release()
 
 
@@ -100,7 +100,7 @@ def identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def holder(lock: Path) -> str:
-    """Who holds a lock, for people."""
+    """Who holds a lock, for messages."""
     try:
         note = json.loads(lock.read_text())
         return f"by process {note['process']} on {note['host']} since {note['since']}"
@@ -109,7 +109,7 @@ def holder(lock: Path) -> str:
 
 
 def in_use_below(folder: Path) -> str | None:
-    """What is in use in folders below one, and by whom; None where nothing is."""
+    """A folder in use below `folder`, and by whom; None if there is none."""
     for lock in folder.glob(f"*/**/{LOCK}"):
         probe = FileLock(lock, timeout=0, thread_local=False, fallback_to_soft=False)
         try:

@@ -1,8 +1,8 @@
-"""Encoded images of a split, whatever they are stored in, and the order that all of them share.
+"""Encoded images of a split, in any kind of storage, and their common order.
 
-A data set has one order of its images, by label and then by name, so that the same images have the same
-positions whether they come from folders, archives or a store. Names are kept in Arrow arrays: a million
-Python strings would be copied into every loader process, page by page, as their reference counts change.
+A data set orders its images by label, then by name, so that the same images have the same positions
+in folders, archives and stores. Names are kept in Arrow arrays: changing reference counts would copy a million
+Python strings, page by page, into every loader process.
 """
 
 import os
@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 STEM = r"^.*/|(_n\d{8})?\.[^./]*$"
-"""What is not an image's stem: folders, extension, and the class that Hugging Face's copy appends to names."""
+"""Parts of a name that are not its stem: folders, extension, and the class that Hugging Face's copy appends."""
 
 
 class Files(Protocol):
-    """The encoded images of one split. Objects are pickled to loader processes: they hold no open file then."""
+    """The encoded images of one split. Objects are pickled for loader processes, without open files."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -31,19 +31,19 @@ class Files(Protocol):
 
     @property
     def names(self) -> pa.Array | pa.ChunkedArray:
-        """The names that images have, or had, as files; nulls where they have none."""
+        """The file names of the images, now or originally; nulls for images without one."""
         ...
 
     def path(self, index: int) -> str | None:
-        """The name that an image has, or had, as a file."""
+        """The file name of an image, now or originally."""
         ...
 
     def name(self, index: int) -> str:
-        """Where an image is, for people."""
+        """Where an image is, for messages."""
         ...
 
     def read(self, index: int) -> bytes:
-        """An image as it is encoded."""
+        """The bytes of an encoded image."""
         ...
 
 
@@ -52,7 +52,7 @@ class Found:
     """A data set that was found.
 
     Args:
-        kind: what it is stored in, for people.
+        kind: the kind of storage, for messages.
         classes: names in the order of labels.
         splits: "train" and "val".
         random_access: whether images can be read in any order without reading others.
@@ -65,9 +65,9 @@ class Found:
 
 
 class BadInputError(ValueError):
-    """A file or folder that is not what it should be: one line with its name and the cure.
+    """A file or folder is not what it should be: one line with its name and what to do.
 
-    torch makes a loader process's exception again from its whole traceback, whose last line is for people.
+    torch recreates a loader process's exception from its whole traceback; only the last line is the message.
     """
 
     def __init__(self, message: str) -> None:
@@ -77,20 +77,20 @@ class BadInputError(ValueError):
 
 @contextmanager
 def reading(path: Path | str, what: str, cure: str) -> Iterator[None]:
-    """Around reading a file, which may be anything: whatever its reader raises becomes one line with its name.
+    """Turn any error while reading a file into one line with the file's name.
 
     Args:
-        what: the file should be.
-        cure: what a person can do where it is not.
+        what: what the file should be.
+        cure: what the user can do if it is not.
 
     Raises:
-        BadInputError: instead of any exception of the reader.
+        BadInputError: the reader raised any exception.
     """
     try:
         yield
     except BadInputError:
         raise
-    except Exception as error:  # readers of binary formats raise what they like on damaged files
+    except Exception as error:  # readers of binary formats may raise anything on damaged files
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
             raise BadInputError(f"cannot read {path}: {error.strerror}; {cure}") from error
         reason = looks_like(path) or f"is not {what} ({' '.join(str(error).split())[:200] or type(error).__name__})"
@@ -98,7 +98,7 @@ def reading(path: Path | str, what: str, cure: str) -> Iterator[None]:
 
 
 def looks_like(path: Path | str) -> str | None:
-    """What stands, often enough, in a file's place; None where it is none of that."""
+    """A description of a wrong file that is often found in place of the right one; None if it is none of these."""
     try:
         with open(path, "rb") as file:
             begin = file.read(512).lstrip().lower()
@@ -112,7 +112,7 @@ def looks_like(path: Path | str) -> str | None:
 
 
 def is_image(name: str) -> bool:
-    """Whether a name is an image's; hidden files (._name on macOS) are not."""
+    """Whether a name is that of an image; hidden files (._name on macOS) do not count."""
     return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")
 
 
@@ -131,16 +131,16 @@ def order(labels: np.ndarray, names: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def stems(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """What of images' names is the same wherever they are stored."""
+    """The part of the images' names that is the same in every kind of storage."""
     return pc.replace_substring_regex(names, STEM, "")
 
 
 class PlainFiles:
-    """A file each, below `root`.
+    """Images in separate files below `root`.
 
     Args:
         root: folder that names are relative to.
-        labels: (images,) int64, in the same order as
+        labels: (images,) int64, in the order of `names`.
         names: paths below the root.
     """
 

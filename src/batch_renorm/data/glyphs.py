@@ -1,10 +1,10 @@
 """The embedded data set: an image shows several letters, and its label names one of them.
 
-So does a photograph of ImageNet, which shows several things. The label's letter is usually the boldest. Often it is
-not, and then the image alone leaves its label open: no network gets all of these images right.
+ImageNet's photographs likewise show several things. The label's letter is usually the boldest. Often it is
+not, and then the image alone does not determine its label: no network can get all images right.
 
 An image is a pure function of (split, index). Every random number in it is a hash of these two, computed with integer
-tensor operations. Whole minibatches are therefore drawn at once, on any device, and no image is ever stored.
+tensor operations. So whole minibatches are drawn at once, on any device, and no image is stored.
 """
 
 import unicodedata
@@ -54,7 +54,7 @@ def render(character: str, font: object) -> np.ndarray | None:
 
 @lru_cache(maxsize=1)
 def letters(labels: int) -> tuple[str, Tensor]:
-    """The first `labels` letters in Unicode's order, without accents and without those like an earlier one.
+    """The first `labels` letters in Unicode's order, without accents and without letters that look like earlier ones.
 
     Returns:
         The letters, and their templates: (labels, TEMPLATE_SIZE, TEMPLATE_SIZE) float32 in [0, 1].
@@ -87,7 +87,7 @@ def letters(labels: int) -> tuple[str, Tensor]:
 
 
 def _plain_letters(file: Path) -> list[str]:
-    """The letters of a font that are not another one with an accent."""
+    """The letters of a font that are not another letter with an accent."""
     from matplotlib.ft2font import FT2Font
 
     characters = map(chr, sorted(FT2Font(str(file)).get_charmap()))
@@ -101,15 +101,15 @@ class Glyphs:
         labels: number of letters.
         train_images, val_images: images per label in each split.
         size: height and width of an image in pixels.
-        others: letters of an image besides its label's, drawn from all labels alike; at most 3. With 0 an image
-            shows one thing, as CIFAR's do.
+        others: number of letters besides the label's, drawn uniformly from all labels; at most 3. With 0 an image
+            shows one thing, as in CIFAR.
         contrast: least and largest contrast of the label's letter.
-        other_contrast: the same of each other letter. The label is the boldest letter of most images.
+        other_contrast: the same for each other letter. In most images the label's letter is the boldest.
         rotation: largest angle of a letter, radians.
         stretch: largest change of a letter's width and height, as a fraction.
         jitter: largest distance of a letter from the middle of its corner, in half image sizes.
         exposure: largest change of a whole image's light, in stops: powers of 2.
-        noise: standard deviation of the pixel noise, whatever the exposure.
+        noise: standard deviation of the pixel noise, independent of the exposure.
     """
 
     channels = 1
@@ -142,7 +142,7 @@ class Glyphs:
         return np.repeat(np.arange(self.classes), self.images_per_label[split])
 
     def fetch(self, split: str, indices: np.ndarray, draw: object = None) -> Tensor:
-        """What a loader process prepares: nothing but the key of each image, (n,) int64."""
+        """The key of each image, (n,) int64; a loader process prepares nothing else."""
         return torch.from_numpy(indices * len(SPLITS) + SPLITS[split])
 
     def images(self, fetched: list[Tensor], device: torch.device) -> Tensor:
@@ -162,7 +162,7 @@ class Glyphs:
         return image.add_(noise, alpha=12**0.5 * self.noise).view(n, 1, self.size, self.size)
 
     def shown(self, keys: Tensor) -> Tensor:
-        """The letters that images show, (n, 1 + others) int64, the label's first."""
+        """The letters that each image shows, (n, 1 + others) int64, the label's letter first."""
         per_label = torch.where(keys % len(SPLITS) == 0, self.images_per_label["train"], self.images_per_label["val"])
         label = keys // len(SPLITS) // per_label
         others = (uniform(keys, 0, self.others) * self.classes).long()
@@ -174,13 +174,13 @@ class Glyphs:
         return torch.stack([corner % 2, corner // 2], 2) - 0.5
 
     def _pixels(self, device: torch.device) -> Tensor:
-        """The middles of an image's pixels, from -1 to 1, and ones: (3, size * size)."""
+        """The centres of an image's pixels, from -1 to 1, and ones: (3, size * size)."""
         middles = (torch.arange(self.size, device=device) * 2 + 1) / self.size - 1
         y, x = torch.meshgrid(middles, middles, indexing="ij")
         return torch.stack([x.reshape(-1), y.reshape(-1), torch.ones_like(x).view(-1)])
 
     def _placed(self, pose: Tensor, corners: Tensor) -> Tensor:
-        """Where in its template each pixel of a letter comes from, (n * count, 2, 3): turned, stretched, moved."""
+        """The affine maps from an image's pixels to each letter's template, (n * count, 2, 3)."""
         turn, x, y, width, height = (2 * pose[..., :5] - 1).flatten(0, 1).unbind(1)
         cos, sin = (turn * self.rotation).cos(), (turn * self.rotation).sin()
         x, y = (

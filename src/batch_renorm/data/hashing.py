@@ -1,7 +1,7 @@
-"""Random numbers that are a function of where they are used: integer hashing with tensor operations.
+"""Random numbers as a function of their place: integer hashing with tensor operations.
 
-The same numbers come out on every device, in every batch and in any order, which is what lets a
-whole minibatch of generated images be drawn at once and still be a pure function of its indices.
+Every device, batch and order gives the same numbers. So a whole minibatch of generated images can
+be drawn at once and is still a pure function of its indices.
 """
 
 import torch
@@ -16,7 +16,7 @@ def mix(bits: Tensor) -> Tensor:
     The two-round xor-shift-multiply finaliser with Chris Wellons' constants ("lowbias32").
 
     Args:
-        bits: int64 in 0 .. 2**32 - 1. Products may overflow 63 bits; the low 32 are right all the same.
+        bits: int64 in 0 .. 2**32 - 1. Products may overflow 63 bits; the low 32 are still right.
     """
     bits = (bits ^ (bits >> 16)) * 0x7FEB352D & MASK
     bits = (bits ^ (bits >> 15)) * 0x846CA68B & MASK

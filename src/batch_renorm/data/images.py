@@ -1,4 +1,4 @@
-"""A data set of image files as training and evaluation see it: decoded, cropped, its colours distorted.
+"""A data set of image files for training and evaluation: decoded, cropped, with distorted colours.
 
 Loader processes read, decode, crop and resize; colours are distorted on the device, many images at once.
 Every random number is a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
@@ -23,9 +23,9 @@ from batch_renorm.data.minibatches import AUGMENTATION, generator
 from batch_renorm.data.sources import HOW_TO_GET, find
 
 COLOURS_AT_ONCE = 64
-"""Images whose colours plain operations distort at once; more only need more memory, some 10 MB each at 299 pixels."""
+"""Images whose colours plain operations distort at once; each needs some 10 MB at 299 pixels, and more do not help."""
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
-"""Devices where two kernels make the images ready, all at once."""
+"""Devices on which two kernels prepare all images at once."""
 
 
 @dataclass
@@ -33,10 +33,10 @@ class Fetched:
     """Images as loader processes prepare them.
 
     Args:
-        pixels: (n, 3, size, size) uint8, or encoded images whose pixels the device makes.
-        colours: (n, 5) float32: order, brightness, saturation, hue, contrast, or None for evaluation.
-        seconds: what the images took: read, decode, augment.
-        replaced: images that could not be read and were replaced.
+        pixels: (n, 3, size, size) uint8, or encoded images that the device decodes.
+        colours: (n, 5) float32: order, brightness, saturation, hue, contrast; None for evaluation.
+        seconds: time spent on the images: read, decode, augment.
+        replaced: number of unreadable images that were replaced.
     """
 
     pixels: Tensor | on_device.Encoded
@@ -59,25 +59,25 @@ class Fetched:
 
 
 class Images:
-    """A data set that is found below `root` (see `sources.find`).
+    """A data set below `root` (see `sources.find`).
 
     Args:
         root: the data set's folder.
         size: height and width that images are resized to, pixels.
-        classes, train_images, val_images: how many there must be; None takes any number.
-        on_error: what an image that cannot be read does: end the run, or be replaced by the next one
-            of its label that can. The replacement depends on the data set alone.
-        decode: where training images are decoded: by loader processes, or on the device that trains.
+        classes, train_images, val_images: required numbers; None accepts any number.
+        on_error: for an unreadable image, "fail" ends the run, and "skip" takes the next readable image
+            of its label. The replacement depends on the data set alone.
+        decode: where training images are decoded: in loader processes, or on the training device.
 
     Raises:
-        ValueError: no data set there, or not the one that is asked for.
+        ValueError: there is no data set, or not the required one.
     """
 
     channels = 3
 
     @property
     def image_bytes(self) -> int:
-        """What an image takes on its way from a loader process, bytes."""
+        """Bytes of an image that a loader process passes on."""
         return 3 * self.size * self.size
 
     def __init__(
@@ -124,7 +124,7 @@ class Images:
         return self.files[split].labels
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Fetched:
-        """Decode, crop and resize; `draw` says how to crop, None takes the centre."""
+        """Decode, crop and resize; `draw` determines random crops, None means the centre."""
         if draw is not None and self.decode == "device":
             return self._fetch_encoded(split, indices, draw)
         pixels = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
@@ -145,11 +145,11 @@ class Images:
         return Fetched(pixels, colours, seconds, replaced)
 
     def image(self, split: str, index: int) -> np.ndarray:
-        """An image as it is, (height, width, 3) uint8; where it cannot be read, as `on_error` says."""
+        """A whole image, (height, width, 3) uint8; an unreadable one is handled as `on_error` says."""
         return self._image(split, index, {"read": 0.0, "decode": 0.0})[0]
 
     def _image(self, split: str, index: int, seconds: dict[str, float]) -> tuple[np.ndarray, bool]:
-        """The pixels of an image, or of the one that replaces it, and whether it is replaced."""
+        """The pixels of an image or of its replacement, and whether it was replaced."""
         files = self.files[split]
         for candidate in with_replacements(files, index) if self.on_error == "skip" else [index]:
             start = middle = time.perf_counter()
@@ -197,7 +197,7 @@ class Images:
         return Fetched(on_device.join(images, boxes, mirrored, self.size), colours, seconds)
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
-        """Colours distorted where the images are for training, then scaled to [-1, 1]."""
+        """Distort the colours of training images, then scale all images to [-1, 1]."""
         parts = []
         for part in fetched:
             there = part.to(device, non_blocking=True)
@@ -212,7 +212,7 @@ class Images:
 
 
 def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
-    """What `colour_kernels.ready` does, in plain operations on some images at a time."""
+    """Same as `colour_kernels.ready`, in plain operations on some images at a time."""
     result = torch.empty(pixels.shape, device=pixels.device, memory_format=torch.channels_last)
     for first in range(0, len(pixels), COLOURS_AT_ONCE):
         some = slice(first, first + COLOURS_AT_ONCE)
@@ -224,7 +224,7 @@ def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
 
 
 def random_numbers(draw: Draw, position: int, width: int, height: int) -> tuple[Box, bool, Tensor]:
-    """Crop, whether it is mirrored, and the five numbers of its colours, for an image of a pass."""
+    """The random numbers of an image in a pass: crop, whether it is mirrored, and five numbers for its colours."""
     worker, slot = draw.place(position)
     numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
     box = random_box(numbers, width, height)
@@ -233,7 +233,7 @@ def random_numbers(draw: Draw, position: int, width: int, height: int) -> tuple[
 
 
 def with_replacements(files: Files, index: int) -> Any:
-    """An image, then the others of its label in turn: what comes next when one cannot be read."""
+    """The index of an image, then of the other images of its label in order: the replacements of unreadable images."""
     label = files.labels[index]
     first, after = np.searchsorted(files.labels, [label, label + 1])
     count = int(after - first)

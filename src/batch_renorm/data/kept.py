@@ -1,8 +1,8 @@
-"""The images that evaluations visit: prepared once by loader processes, then kept in memory.
+"""The images for evaluation: loader processes prepare them once, then they stay in memory.
 
-An evaluation visits an image several times, in minibatches of several kinds, and the next evaluation visits the same
-ones. So they are kept as they are prepared, uint8, as far as there is room; what does not fit is prepared again at
-each visit. One set of loader processes does both, and ends when nothing is left to prepare.
+An evaluation uses an image several times, in several kinds of minibatches, and the next evaluation uses the same
+images. So the prepared uint8 images are kept while there is room; images that do not fit are prepared again each
+time. The same loader processes do both, and end when nothing is left to prepare.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,21 +17,21 @@ from batch_renorm.data.images import Fetched
 from batch_renorm.data.loaders import Source, outlive_signals
 
 Visit = tuple[str, np.ndarray]
-"""A split, and indices of some of its images."""
+"""A split, and the indices of some of its images."""
 
 AT_ONCE = 64
-"""Images that a loader process prepares at once: what stands in shared memory is a few of these and no whole batch."""
+"""Images that a loader process prepares at once, so that shared memory holds a few of these and no whole batch."""
 
 
 class KeptImages:
-    """What `visit` gives, prepared without augmentation.
+    """Images for `visit`, prepared without augmentation.
 
     Args:
-        source: only where it says what an image takes (`image_bytes`) are images kept: others are made on the
-            device, or come in pieces of another kind.
-        processes: loader processes.
-        room: bytes that kept images may take; None is no bound.
-        pinned: whether batches stand in page-locked memory, from which a GPU copies without being waited for.
+        source: its images are kept only if it has `image_bytes`; other sources make images on the device,
+            or fetch something else than pixels.
+        processes: number of loader processes.
+        room: bytes that kept images may take; None means no limit.
+        pinned: whether batches are in page-locked memory, from which a GPU copies without making the host wait.
     """
 
     def __init__(self, source: Source, processes: int = 0, room: int | None = None, pinned: bool = False) -> None:
@@ -40,18 +40,18 @@ class KeptImages:
         self.room = room
         self.pixels: Tensor | None = None
         self.prepared = 0
-        """Images that were prepared so far."""
+        """Number of images prepared so far."""
         self._rows = {split: np.full(len(source.labels(split)), -1) for split in ("train", "val")} if self.keeps else {}
         self._labels = {split: torch.from_numpy(source.labels(split)) for split in ("train", "val")}
         self._requests: list[Visit] = []
         self._loader: DataLoader[Any] | None = None
 
     def close(self) -> None:
-        """End the loader processes. They ignore SIGTERM, so that the program would wait for them at its end."""
+        """End the loader processes. They ignore SIGTERM, so the program would otherwise wait for them at its end."""
         self._loader = None
 
     def visit(self, visits: Sequence[Visit]) -> Iterator[tuple[Any, Tensor]]:
-        """What the source fetches for each visit, in turn, and the labels, (n,) int64."""
+        """For each visit in order: what the source fetched, and the labels, (n,) int64."""
         if not self.keeps:
             for (split, indices), fetched in zip(visits, self._load(visits), strict=True):
                 pinned = self.pinned and hasattr(fetched, "pin_memory")
@@ -62,7 +62,7 @@ class KeptImages:
             yield from self._visit(visits)
             whole = True
         finally:
-            if not whole:  # ended in the middle: some rows have no pixels yet
+            if not whole:  # stopped early: some rows have no pixels yet
                 for rows in self._rows.values():
                     rows.fill(-1)
                 self.pixels, self._loader = None, None
@@ -89,7 +89,7 @@ class KeptImages:
             self._loader = None  # nothing is left to prepare: its processes end
 
     def _give_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
-        """Those of the images that have to be prepared for this visit; they get a place where there is room."""
+        """The images that must be prepared for this visit; they get rows while there is room."""
         rows = self._rows[split]
         missing = indices[rows[indices] < 0]
         used = sum(int((rows >= 0).sum()) for rows in self._rows.values())
@@ -103,10 +103,10 @@ class KeptImages:
         positions = np.flatnonzero(rows >= 0)
         if not len(positions):
             return
-        if self.pixels is None:  # pages that are never written take no memory
+        if self.pixels is None:  # unwritten pages take no memory
             most = sum(int((rows >= 0).sum()) for rows in self._rows.values())
             self.pixels = torch.empty(most, *pixels.shape[1:], dtype=torch.uint8)
-        if rows.max() >= len(self.pixels):  # a later evaluation visits others, too
+        if rows.max() >= len(self.pixels):  # a later evaluation visits more images
             more = sum(int((rows >= 0).sum()) for rows in self._rows.values())
             self.pixels = torch.cat([self.pixels, self.pixels.new_empty(more - len(self.pixels), *pixels.shape[1:])])
         self.pixels[torch.from_numpy(rows[positions])] = pixels[torch.from_numpy(positions)]
@@ -143,7 +143,7 @@ class KeptImages:
 
 
 class _Fetching(Dataset[Any]):
-    """An item is what the source fetches for a visit."""
+    """A data set whose items are what the source fetches for a visit."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -153,7 +153,7 @@ class _Fetching(Dataset[Any]):
 
 
 class _Requests:
-    """A sampler of whatever stands in a list when it is asked: the loader processes outlive an evaluation."""
+    """A sampler of a list's current contents: the loader processes are reused for later evaluations."""
 
     def __init__(self, requests: list[Visit]) -> None:
         self.requests = requests

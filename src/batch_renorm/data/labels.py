@@ -1,8 +1,8 @@
-"""Labels of validation images that are in one folder, or one archive, as ILSVRC hands them out.
+"""Labels of validation images that are all in one folder or archive, as in ILSVRC.
 
-A list names the class of each image: the devkit's ground truth (numbers, with the class of each number in
-meta.mat), a list of synsets (a class a line, in the order of file names), or lines of image and class, as
-Kaggle's LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt have them.
+A list gives the class of each image: the devkit's ground truth (numbers, whose classes are in meta.mat),
+a list of synsets (one class per line, in the order of file names), or lines with image and class, as in
+Kaggle's LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt.
 """
 
 import codecs
@@ -28,19 +28,19 @@ MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-"""The byte order marks that editors on Windows put in front, and what they mean."""
+"""Byte order marks, which editors on Windows write at the beginning, and their encodings."""
 
 
 def flat_labels(names: list[str], classes: list[str], folders: list[Path]) -> np.ndarray:
     """The label of every image, (images,) int64.
 
     Args:
-        names: of the images, sorted.
+        names: the images' names, sorted.
         classes: names in the order of labels.
-        folders: where lists of labels are looked for.
+        folders: folders to search for lists of labels.
 
     Raises:
-        ValueError: no list, or one that does not fit the images or classes.
+        ValueError: no list, or a list that does not fit the images or classes.
     """
     found, chosen = _listed(names, folders)
     position = {name: label for label, name in enumerate(classes)}
@@ -51,7 +51,7 @@ def flat_labels(names: list[str], classes: list[str], folders: list[Path]) -> np
 
 
 def _listed(names: list[str], folders: list[Path]) -> tuple[Path, list[str]]:
-    """The first list found, and the class that it gives to each image."""
+    """The first list found, and its class for each image."""
     for folder in folders:
         for name in LISTS:
             if (folder / name).is_file():
@@ -66,7 +66,7 @@ def _listed(names: list[str], folders: list[Path]) -> tuple[Path, list[str]]:
 
 
 def text(data: bytes, path: Path) -> str:
-    """A text file's content, in UTF-8 or in what its byte order mark says."""
+    """A text file's content, in UTF-8 or the encoding of its byte order mark."""
     encoding = next((encoding for mark, encoding in MARKS if data.startswith(mark)), "utf-8")
     with reading(path, "text", "save it as UTF-8 text, or get it again"):
         result = data.decode(encoding)
@@ -111,9 +111,9 @@ def _fits(path: Path, labels: int, images: int) -> None:
 
 
 def _devkit(path: Path) -> tuple[bytes, bytes] | None:
-    """Ground truth and meta.mat of a devkit, an archive or a folder (its own, or the one that it is in).
+    """Ground truth and meta.mat of a devkit: an archive, its folder, or the folder that contains `data`.
 
-    None where there is none.
+    None if there is no devkit.
     """
     if path.suffix:
         if not path.is_file():
@@ -159,9 +159,9 @@ def synsets(meta: bytes) -> dict[int, str]:
     """The devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid).
 
     Raises:
-        ValueError: it cannot be read, or numbers or synsets are missing, or there twice.
+        ValueError: the file cannot be read, or numbers or synsets are missing or repeated.
     """
-    # A process of its own reads it, because scipy may crash on a file with a wrong byte.
+    # A separate process reads it, because scipy may crash on a file with a wrong byte.
     read = subprocess.run([sys.executable, "-c", READ_META], input=meta, capture_output=True, check=False)
     if read.returncode:
         raise ValueError("it is not a file of MATLAB with the table synsets")

@@ -1,7 +1,7 @@
-"""Loaders: a rank's passes, from any step on, and the images that evaluation visits.
+"""Loaders: a rank's passes from any step on, and the batches of evaluation.
 
-A *source* is a data set. Loader processes call its `fetch`, which returns whatever is best prepared
-on the CPU; the training process calls its `images`, which finishes the work on the device.
+A *source* is a data set. Loader processes call its `fetch`, which does the part of the work that suits
+the CPU; the training process calls its `images`, which finishes the work on the device.
 """
 
 import signal
@@ -20,11 +20,11 @@ from batch_renorm.data.workers import passes_per_step, split_evenly, workers_of_
 
 @dataclass(frozen=True)
 class Draw:
-    """Where in a run images stand: augmentation depends on this and the slot, and on nothing else.
+    """The place of images in a run: augmentation depends on this and the slot, and on nothing else.
 
     Args:
-        worker: of the first image.
-        minibatch: images of a worker, those of the next worker follow; None where all are of one worker.
+        worker: the worker of the first image.
+        minibatch: images per worker, if images of the next workers follow; None if all belong to one worker.
     """
 
     seed: int
@@ -33,7 +33,7 @@ class Draw:
     minibatch: int | None = None
 
     def place(self, position: int) -> tuple[int, int]:
-        """Worker and slot of the image at a position among those that are fetched."""
+        """Worker and slot of the image at a position among the fetched images."""
         if self.minibatch is None:
             return self.worker, position
         return self.worker + position // self.minibatch, position % self.minibatch
@@ -51,11 +51,11 @@ class Source(Protocol):
         ...
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Any:
-        """Prepare images in a loader process; `draw` says how to augment, None is for evaluation."""
+        """Prepare images in a loader process; `draw` determines the augmentation, None is for evaluation."""
         ...
 
     def images(self, fetched: list[Any], device: torch.device) -> Tensor:
-        """Finish what some calls of `fetch` returned, on the device: (n, channels, size, size) float32."""
+        """Finish the results of some calls of `fetch` on the device: (n, channels, size, size) float32."""
         ...
 
 
@@ -63,8 +63,8 @@ class Source(Protocol):
 class Pass:
     """One forward/backward of a rank: some of the step's minibatches, in worker order.
 
-    `fetched` has what the source fetched for all workers at once, so that a pass comes from a loader
-    process in a few pieces of shared memory; it is empty where the pass has no workers (see `workers_of_pass`).
+    `fetched` has what the source fetched for all workers at once, so that a loader process sends a pass
+    in a few pieces of shared memory; it is empty if the pass has no workers (see `workers_of_pass`).
     """
 
     step: int
@@ -72,14 +72,14 @@ class Pass:
     fetched: list[Any]
     labels: Tensor
     sent: Any = None
-    """On a GPU: the event of its copy to the device, in a stream of its own."""
+    """On a GPU: the event of its copy to the device, in a separate stream."""
 
     def pin_memory(self) -> "Pass":
         fetched = [part.pin_memory() if hasattr(part, "pin_memory") else part for part in self.fetched]
         return Pass(self.step, self.last, fetched, self.labels.pin_memory())
 
     def arrive(self, device: torch.device) -> None:
-        """Have the device's current stream wait for the copy; the host waits for nothing."""
+        """Make the device's current stream wait for the copy; the host does not wait."""
         if self.sent is None:
             return
         stream = torch.cuda.current_stream(device)
@@ -90,10 +90,10 @@ class Pass:
 
 
 class SentAhead:
-    """The passes of a loader, each sent to a GPU as soon as it comes, while the pass before it computes.
+    """The passes of a loader, each copied to a GPU while the previous pass computes.
 
-    The trainer asks for a pass before it starts the one before: then it is copied, from pinned memory and in a
-    stream of its own, beside what the GPU is computing.
+    The trainer requests a pass before it starts the previous one. The copy, from pinned memory and in a
+    separate stream, then overlaps with the GPU's computation.
     """
 
     def __init__(self, loader: Iterable[Pass], device: torch.device) -> None:
@@ -112,7 +112,7 @@ class SentAhead:
 
 @dataclass(frozen=True)
 class Division:
-    """How a rank's share of a step is cut into passes."""
+    """How a rank's share of a step is divided into passes."""
 
     workers: int
     rank: int = 0
@@ -150,7 +150,7 @@ class TrainingPasses(Dataset[Pass]):
 
 
 class _Items:
-    """A sampler with no length, so that nothing counts batches but the trainer's steps."""
+    """A sampler without a length, so that only the trainer's steps are counted."""
 
     def __init__(self, items: range) -> None:
         self.items = items
@@ -160,11 +160,11 @@ class _Items:
 
 
 def outlive_signals(worker: int) -> None:
-    """A loader process's start: what asks the run to stop is the training process's to hear.
+    """Make a loader process ignore signals that ask the run to stop: the training process handles them.
 
-    A terminal's Ctrl-C, or a cluster's signal, goes to every process of a run; a loader process that died of
-    it would take the run's last step with it. It ends with the training process, or at a second SIGTERM,
-    with which Python ends the processes that a program leaves.
+    A terminal's Ctrl-C or a cluster's signal goes to every process of a run. If it killed a loader process,
+    the run could not finish its last step. A loader process ends with the training process, or at a second
+    SIGTERM, which Python sends to the remaining processes at the end of a program.
     """
 
     def heard(number: int, frame: object) -> None:
@@ -178,7 +178,7 @@ def outlive_signals(worker: int) -> None:
 def training_loader(
     dataset: TrainingPasses, start_step: int, steps: int, processes: int = 0, pin_memory: bool = False
 ) -> DataLoader[Pass]:
-    """The rank's passes of steps `start_step` .. `steps` - 1, in order, prepared by `processes` processes."""
+    """The rank's passes of steps `start_step` .. `steps` - 1, in order, prepared by `processes` loader processes."""
     passes = dataset.division.passes
     return DataLoader(
         dataset,
@@ -192,10 +192,10 @@ def training_loader(
 
 
 def in_batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cut indices into consecutive batches of `size`, the last one shorter."""
+    """Cut indices into consecutive batches of `size`; the last one may be shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def rank_share(batches: list[np.ndarray], rank: int, ranks: int) -> list[np.ndarray]:
-    """A rank's contiguous share of evaluation batches; together the ranks visit every image once."""
+    """A rank's contiguous share of evaluation batches; the ranks together visit every image once."""
     return [batches[i] for i in split_evenly(range(len(batches)), ranks)[rank]]

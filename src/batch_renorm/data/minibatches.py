@@ -1,11 +1,11 @@
 """(seed, step, worker) -> the images of that worker's minibatch in that step, for every regime.
 
 Contract: the result is a pure function of these three numbers, of the regime and of the data set's
-labels. There is no sampler state, so a run resumes by asking for another step, and neither ranks,
+labels. There is no sampler state, so a run resumes by requesting another step, and neither ranks,
 passes nor loader processes can change what is trained on.
 
 Random numbers come from Philox, a counter-based generator: (seed, stream) is its key and
-(step, worker) its counter, so that every minibatch has a stream of its own.
+(step, worker) its counter, so that every minibatch has its own stream.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Indices = np.ndarray
 """(size,) int64: positions of images in the training set."""
 
 MINIBATCHES, PERMUTATIONS, AUGMENTATION, EVALUATION = range(4)
-"""Philox streams: one per purpose, so that none repeats another's numbers."""
+"""Philox streams: one per purpose, so that no stream repeats another's numbers."""
 
 
 def generator(seed: int, stream: int, *counter: int) -> np.random.Generator:
@@ -30,17 +30,17 @@ def generator(seed: int, stream: int, *counter: int) -> np.random.Generator:
 
 @lru_cache(maxsize=2)
 def epoch_permutation(images: int, seed: int, epoch: int) -> Indices:
-    """The order in which epoch number `epoch` visits all images once. Two are kept: an epoch may
+    """The order in which epoch number `epoch` visits all images once. Two are cached, because an epoch may
     end inside a minibatch."""
     return generator(seed, PERMUTATIONS, epoch).permutation(images)
 
 
 @dataclass(frozen=True)
 class Iid:
-    """Independent images: a fresh permutation of the data set every epoch, dealt in step order.
+    """Independent images: a new permutation of the data set every epoch, used in step order.
 
     The minibatches of a step's workers follow one another in the permutation, so that no image is
-    seen twice in an epoch, by any worker.
+    used twice in an epoch by any worker.
     """
 
     images: int
@@ -62,9 +62,9 @@ class Iid:
 class LabelsTimesImages:
     """Labels drawn with replacement, then `images_per_label` distinct images of each (section 4.3).
 
-    The k-th images of all labels stand together: with 16 labels x 2, rows 0..15 hold one image of
-    each label and rows 16..31 the other. A group of 32 does not see the difference; in groups of 16
-    the two images of a label are in different halves, which is the paper's half-minibatch experiment.
+    The k-th images of all labels are together: with 16 labels x 2, rows 0..15 hold one image of
+    each label and rows 16..31 the other. For a group of 32 the order does not matter; in groups of 16
+    the two images of a label are in different halves, as in the paper's half-minibatch experiment.
     """
 
     def __init__(self, labels: np.ndarray, size: int, images_per_label: int) -> None:
@@ -86,7 +86,7 @@ class LabelsTimesImages:
         labels = draw.integers(len(self.counts), size=self.size // self.images_per_label)
         picks = np.empty((self.images_per_label, len(labels)), dtype=np.int64)
         for k in range(self.images_per_label):
-            # one of the images not yet picked: a place among those left, moved past each earlier pick
+            # one of the images not yet picked: a position among the rest, moved past each earlier pick
             pick = draw.integers(self.counts[labels] - k)
             for earlier in np.sort(picks[:k], axis=0):
                 pick += pick >= earlier
@@ -108,9 +108,9 @@ def regime(labels: np.ndarray, size: int, workers: int, images_per_label: int | 
 def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per_label: int) -> np.ndarray:
     """Fixed minibatches for evaluation with batch statistics: the paper's 25 labels x 2 test images.
 
-    The images of a label stand as `LabelsTimesImages` has them: the k-th images of all labels together.
-    Every image stands in at most one minibatch, and a label may be in one more than once. What a
-    label's count, or the number of label draws, leaves over after division is not used.
+    The images are ordered as in `LabelsTimesImages`: the k-th images of all labels together. Every
+    image is in at most one minibatch; a label may be in a minibatch more than once. Images that
+    remain after division, of a label or of the sets, are not used.
 
     Returns:
         (minibatches, labels_per_minibatch * images_per_label) int64 positions in `labels`.
@@ -130,10 +130,10 @@ def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per
 
 
 def distinct_minibatches(labels: np.ndarray, size: int) -> np.ndarray:
-    """Fixed minibatches in which no image has a counterpart: every label stands in one at most once.
+    """Fixed minibatches in which no image has a counterpart: a minibatch has every label at most once.
 
-    The k-th images of all labels are dealt out together, k after k, so that every image stands in at most
-    one minibatch. What is left of them after division by `size` is not used.
+    For each k, the k-th images of all labels are divided into minibatches, so that every image is in at
+    most one minibatch. Images that remain after division by `size` are not used.
 
     Returns:
         (minibatches, size) int64 positions in `labels`.
@@ -153,7 +153,7 @@ def distinct_minibatches(labels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _by_label(labels: np.ndarray, draw: np.random.Generator) -> list[np.ndarray]:
-    """The positions of each label's images, in an order that `draw` chooses."""
+    """The positions of each label's images, in a random order from `draw`."""
     shuffled = draw.permutation(len(labels))
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     return [own for own in np.split(by_label, np.cumsum(np.bincount(labels))[:-1]) if len(own)]

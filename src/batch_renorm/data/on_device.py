@@ -1,8 +1,8 @@
-"""Decoding on the device: loader processes hand on JPEG bytes, a GPU's decoder makes the pixels.
+"""Decoding on the device: loader processes pass on JPEG bytes, and a GPU's decoder makes the pixels.
 
-For machines with many GPUs and few CPU cores. The resized parts differ a little from the CPU's, because
-another decoder makes them: choose one of the two for a run. What a device cannot decode (PNG, CMYK) the
-loader processes do.
+This is for machines with many GPUs and few CPU cores. The decoders differ, so the resized parts differ slightly
+from the CPU's: use one of the two for a whole run. Loader processes decode what a device cannot (PNG,
+CMYK).
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from batch_renorm.data.decoding import CMYK, decode
 
 @dataclass
 class Image:
-    """One image, as JPEG bytes or, where `jpeg` is false, as (height, width, 3) pixels in a row; uint8."""
+    """One image, uint8: JPEG bytes or, if `jpeg` is false, flattened (height, width, 3) pixels."""
 
     data: np.ndarray
     height: int
@@ -29,12 +29,12 @@ class Image:
 
 @dataclass
 class Encoded:
-    """Some images in a piece: all bytes in one tensor, since each tensor from a loader process costs a file handle.
+    """Several images in one tensor, because each tensor from a loader process costs a file handle.
 
     Args:
         data: (bytes,) uint8.
         table: (n, 9) int64: bytes, height, width, whether JPEG, left, top, right, bottom, whether mirrored.
-        size: of the resized parts, pixels.
+        size: height and width of the resized parts, pixels.
     """
 
     data: Tensor
@@ -45,7 +45,7 @@ class Encoded:
         return len(self.table)
 
     def pin_memory(self) -> "Encoded":
-        return self  # decoders take their bytes from the host
+        return self  # decoders read the bytes from the host
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
         """Decode, crop and resize on the device: (n, 3, size, size) uint8."""
@@ -67,7 +67,7 @@ class Encoded:
 
 
 def encoded(data: bytes) -> Image:
-    """An image as the device takes it.
+    """An image in the form that the device decodes.
 
     Raises:
         UnreadableImage: not an image.
@@ -84,7 +84,7 @@ def encoded(data: bytes) -> Image:
 
 
 def join(images: list[Image], boxes: list[Box], mirrored: list[bool], size: int) -> Encoded:
-    """Images with their crops in one piece."""
+    """Join images and their crops into one `Encoded`."""
     rows = [
         (len(image.data), image.height, image.width, image.jpeg, *box, flip)
         for image, box, flip in zip(images, boxes, mirrored, strict=True)

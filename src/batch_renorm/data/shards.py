@@ -1,4 +1,4 @@
-"""One file of the store: written whole or not at all, read back, many of them in processes."""
+"""The files of a store: each written whole or not at all, and read back, in parallel processes."""
 
 import ctypes
 import errno
@@ -25,15 +25,15 @@ from batch_renorm.data.files import Files, Found
 
 FOLDERS = {"train": "train", "val": "validation"}
 BATCH = 256
-"""Images in a record batch: opening a store reads the head of each, of about 28 MB of ImageNet."""
+"""Images in a record batch, about 28 MB of ImageNet: opening a store reads the header of every batch."""
 
 Progress = Callable[[int], Any]
-"""Told how many images more are done."""
+"""Called with the number of images done since the last call."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of the store: its place, what is in it, and after writing its size, checksum and kinds of images."""
+    """A file of the store: its name and images, and after writing its size, checksum and kinds of images."""
 
     split: str
     number: int
@@ -57,12 +57,12 @@ def shards_of(found: Found, images_per_shard: int) -> list[Shard]:
 
 
 def in_processes(task: Callable, items: list, found: Found, processes: int, progress: Progress) -> Iterator:
-    """Do a task in processes, in any order, and say how many images are done all the while.
+    """Run a task in processes, in any order, and report progress meanwhile.
 
-    The processes end with this one, however it ends.
+    The processes end when this one ends for any reason.
 
     Raises:
-        ValueError: one of them was killed.
+        ValueError: a process was killed.
     """
     context = multiprocessing.get_context()
     counter, stop = context.Value("q", 0), context.Value("b", 0)
@@ -83,23 +83,23 @@ def in_processes(task: Callable, items: list, found: Found, processes: int, prog
                 "--processes); run the same command again, what is written stays"
             ) from error
         finally:
-            stop.value = 1  # after the image that they are at
+            stop.value = 1  # processes stop after their current image
             pool.shutdown(cancel_futures=True)
 
 
 _process: dict[str, Any] = {}
-"""What a process works on; its tasks name only places."""
+"""What a process works on; its tasks give only places in it."""
 
 
 def _start(found: Found, counter: Any, stop: Any) -> None:
     _process.update(found=found, counter=counter, stop=stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to every process: the first one answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to every process: the main one handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """However the parent ends, this process does, too: on Linux at once, elsewhere as soon as it is noticed."""
+    """End this process when the parent ends for any reason: on Linux at once, elsewhere soon after."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     parent = multiprocessing.parent_process()
@@ -123,7 +123,7 @@ class _Unreadable(Exception):
 
 
 def write(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
-    """Write one file, under another name until it is whole; with unreadable images it is left out.
+    """Write one file, under a temporary name until it is complete; no file if images are unreadable.
 
     Raises:
         ValueError: the disk is full, or the file cannot be written.
@@ -148,7 +148,7 @@ def write(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
 
 
 def _write_images(path: Path, shard: Shard, unreadable: list[str]) -> Counter[str]:
-    """The images of a file, as Arrow; returns how many of each kind, and fills `unreadable`."""
+    """Write the images of a file as Arrow; return the number of each kind, and fill `unreadable`."""
     found: Found = _process["found"]
     files = found.splits[shard.split]
     kinds: Counter[str] = Counter()
@@ -169,7 +169,7 @@ def _write_images(path: Path, shard: Shard, unreadable: list[str]) -> Counter[st
 
 def _decodable(files: Files, index: int, unreadable: list[str]) -> bytes:
     if _process["stop"].value:
-        raise RuntimeError("asked to stop")  # by the process that no longer waits for an answer
+        raise RuntimeError("asked to stop")  # the main process no longer waits for an answer
     try:
         data = files.read(index)
         decoding.decode(data)
@@ -217,12 +217,12 @@ def _schema(found: Found) -> pa.Schema:
 
 
 def note_of(target: Path, shard: Shard) -> Path:
-    """Stands beside a file that is whole, until all are."""
+    """The note beside a complete file, kept until all files are complete."""
     return target / FOLDERS[shard.split] / f"{shard.file}.json"
 
 
 def noted(target: Path, shard: Shard) -> Shard | None:
-    """A file that is whole, as its note has it; None where it, or the note, is not."""
+    """The entry of a complete file, from its note; None if the file or the note is not complete."""
     try:
         written = Shard(**json.loads(note_of(target, shard).read_bytes()))
         size = (target / FOLDERS[shard.split] / shard.file).stat().st_size

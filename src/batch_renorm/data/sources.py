@@ -1,11 +1,11 @@
-"""Finds a data set below a folder, told by looking: store, Hugging Face folder, archives, folders of classes.
+"""Finds a data set below a folder and detects its kind: store, Hugging Face folder, archives, folders of classes.
 
 - `train/<class>/*.JPEG` and `val/<class>/*.JPEG`, or `val/*.JPEG` with a list of labels beside it;
-- ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the devkit, as image-net.org has them;
-- what scripts/prepare_imagenet.py wrote, or `datasets.save_to_disk`;
-- Parquet files of `ILSVRC/imagenet-1k`, to prepare a store from.
+- ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the devkit, from image-net.org;
+- folders written by scripts/prepare_imagenet.py or `datasets.save_to_disk`;
+- Parquet files of `ILSVRC/imagenet-1k`, only for preparing a store.
 
-Class folders may be anyone's: labels follow the sorted names of the folders in `train`.
+Class folders may have any names: labels follow the sorted names of the folders in `train`.
 """
 
 import os
@@ -31,7 +31,7 @@ def find(root: str | Path) -> Found:
     """The data set below `root`.
 
     Raises:
-        ValueError: nothing that is known, or something incomplete; says what was looked for.
+        ValueError: no known data set, or an incomplete one; the message says what was looked for.
     """
     root = Path(os.path.expanduser(root))
     if not root.is_dir():
@@ -44,7 +44,7 @@ def find(root: str | Path) -> Found:
 
 
 def look(root: Path) -> Found:
-    """The data set below a folder that is there."""
+    """The data set below an existing folder."""
     if arrow.is_arrow(root):
         return arrow.find(root)
     if arrow.parquet_shards(root, "train"):
@@ -61,7 +61,7 @@ def look(root: Path) -> Found:
 
 
 def find_folders(base: Path, root: Path) -> Found:
-    """Folders of classes; `root` may have lists of labels for validation images that are in one folder."""
+    """Folders of classes; `root` may have a list of labels if the validation images are in one folder."""
     val = next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
     if val is None:
         raise BadInputError(f"{base} has training images but no validation images: looked for {base / 'val'}/<class>/*")
@@ -98,13 +98,13 @@ def has_images(folder: Path) -> bool:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones are left out."""
+    """Names of the folders in a folder, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def images_in(folder: Path) -> list[str]:
-    """Names of the images directly in a folder, not sorted; hidden files (._name on macOS) are left out."""
+    """Names of the images directly in a folder, not sorted, without hidden files (._name on macOS)."""
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries if is_image(entry.name)]
 
@@ -118,9 +118,9 @@ def images_below(folder: Path) -> list[str]:
 
 
 def in_classes(folder: Path, present: list[str], classes: list[str] | None = None) -> PlainFiles:
-    """The images of class folders. `classes` are the names behind labels, `present` those that are here."""
+    """The images of class folders. `classes` are the names of the labels, `present` the folders found here."""
     position = {name: label for label, name in enumerate(classes or present)}
-    with ThreadPoolExecutor(16) as pool:  # a file system across a network answers many questions at once
+    with ThreadPoolExecutor(16) as pool:  # a network file system answers many requests at once
         listings = list(pool.map(lambda name: images_below(folder / name), present))
     if classes is None:
         for name, listing in zip(present, listings, strict=True):

@@ -1,4 +1,4 @@
-"""Reading a data set from a copy on the node's own disk, where slurm/train.sbatch has made one."""
+"""Reading a data set from a copy on the node's own disk, if slurm/train.sbatch has made one."""
 
 import os
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def on_this_node(data: dict[str, Any]) -> dict[str, Any]:
-    """The data section with `root` moved into the copy STAGED of the file or folder STAGE, both from the environment.
+    """The data section with `root` in STAGED, the copy of the file or folder STAGE; both are environment variables.
 
-    The config keeps the original's place: a run that resumes on another node, or is evaluated later, is the same
-    run. A node without the copy reads the original.
+    The config keeps the original path, so a run can resume on another node or be evaluated later.
+    A node without the copy reads the original.
 
     Raises:
-        ValueError: STAGE is set, and `root` is neither it nor below it, so that nothing would read the copy.
+        ValueError: STAGE is set, but `root` is neither STAGE nor below it, so nothing would read the copy.
     """
     original, copy = os.environ.get("STAGE"), os.environ.get("STAGED")
     if not original or not copy:

@@ -1,11 +1,11 @@
-"""Writes and checks the store: a data set in few big files that are read at any place.
+"""Writes and checks the store: a data set in a few big files with random access.
 
-A folder a split, of Arrow files with some thousand encoded images each, laid out as Hugging Face's
-`datasets.load_from_disk` opens it, and store.json: how many images, the size and checksum of every file.
-Images are stored as they came, byte for byte, and each is decoded once before it counts.
+Each split is a folder of Arrow files with some thousand encoded images each, in the layout of Hugging Face's
+`datasets.load_from_disk`. store.json has the number of images, and the size and checksum of every file.
+Images are stored unchanged, byte for byte, and each is decoded once as a check.
 
-A file is written whole or not at all, and one that is there is not written again: preparing goes on where
-it was stopped, from the same images. One process at a time prepares a store.
+Files are written whole or not at all, and existing files are not written again: a stopped preparation continues
+with the same images. Only one process at a time prepares a store.
 """
 
 import hashlib
@@ -36,11 +36,11 @@ from batch_renorm.data.sources import find
 
 
 def prepare(found: Found, target: Path, images_per_shard: int, processes: int, progress: Progress) -> dict[str, Any]:
-    """Write, or finish, the store of a data set; returns its manifest.
+    """Write or finish the store of a data set; return its manifest.
 
     Raises:
-        ValueError: the folder is in use, or holds another data set's store; there is no room; or images cannot be
-            read: all of them are named, and everything else is written.
+        ValueError: the folder is in use or holds another data set's store; the disk lacks space; or images are
+            unreadable: the message names them, and everything else is written.
     """
     plan = shards_of(found, images_per_shard)
     source = _source(found, images_per_shard)
@@ -74,12 +74,12 @@ def plan_size(plan: list[Shard]) -> int:
 def _finish(
     found: Found, plan: list[Shard], manifest: dict[str, Any], target: Path, processes: int, progress: Progress
 ) -> None:
-    """Write what is missing, then the lists of what is there; completes the manifest."""
+    """Write the missing files, then the lists of files, and complete the manifest."""
     for folder in FOLDERS.values():
         (target / folder).mkdir(exist_ok=True)
     done = [written for shard in plan if (written := noted(target, shard)) is not None]
     missing = [shard for shard in plan if shard.file not in {d.file for d in done if d.split == shard.split}]
-    for rest in _leftovers(target, missing):  # of a start that was killed
+    for rest in _leftovers(target, missing):  # left by a killed start
         rest.unlink()
     progress(plan_size(done))
     if missing:
@@ -102,10 +102,10 @@ def _finish(
 
 
 def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
-    """Read all of a store again: files as they were written, every image decoded; returns its manifest.
+    """Read a whole store again, verify its files and decode every image; return its manifest.
 
     Raises:
-        ValueError: what is not as it was written, all of it.
+        ValueError: something differs from what was written; the message lists it.
     """
     if not (target / arrow.STORE).exists():
         raise ValueError(f"{target} is no store: it has no {arrow.STORE}")
@@ -125,7 +125,7 @@ def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
 
 
 def _source(found: Found, images_per_shard: int) -> dict[str, Any]:
-    """What a store is made of, by which it is told from others."""
+    """Fingerprints of the images that a store is made of."""
     images, labels = hashlib.sha256(), hashlib.sha256()
     for files in found.splits.values():
         labels.update(np.asarray(files.labels, dtype=np.int64).tobytes())
@@ -139,10 +139,10 @@ def _source(found: Found, images_per_shard: int) -> dict[str, Any]:
 
 
 def _manifest(target: Path) -> dict[str, Any] | None:
-    """What store.json says; None where there is no store yet.
+    """The contents of store.json; None if there is no store yet.
 
     Raises:
-        ValueError: it is damaged, or the folder is something else.
+        ValueError: store.json is damaged, or the folder is something else.
     """
     path = target / arrow.STORE
     if path.exists():
@@ -170,10 +170,10 @@ def _begin(found: Found, source: dict[str, Any], target: Path) -> dict[str, Any]
 
 
 def _same(manifest: dict[str, Any], source: dict[str, Any], found: Found, target: Path, plan: list[Shard]) -> None:
-    """Whether the store is, or becomes, one of these images, whatever they are stored in.
+    """Check that the store, finished or not, is made of the same images, in any kind of storage.
 
     Raises:
-        ValueError: it is not; says what differs.
+        ValueError: it is not; the message says what differs.
     """
     begun, other = manifest["source"], "choose another folder"
     made_of = f"it is made of {manifest.get('made_of', 'other files')}, these are {found.kind}"
@@ -188,28 +188,28 @@ def _same(manifest: dict[str, Any], source: dict[str, Any], found: Found, target
                          f"{begun['images_per_file']}, or {other}")  # fmt: skip
     if not found.random_access:
         return
-    for shard in plan:  # names may be the same and images not: one of each file that is there
+    for shard in plan:  # equal names may have different images: compare one image of each existing file
         path = target / FOLDERS[shard.split] / shard.file
         if manifest["finished"] or noted(target, shard) is not None:
             kept = arrow.ArrowFiles([path], in_order=True)
             files = found.splits[shard.split]
             try:
                 differs = kept.read(0) != files.read(shard.start)
-            except OSError:  # the source's image: named when it is needed
+            except OSError:  # an unreadable image of the source is reported when it is needed
                 continue
             if differs:
                 raise ValueError(f"{target} has another image than {files.name(shard.start)} under its name: {other}")
 
 
 def _leftovers(target: Path, plan: list[Shard]) -> list[Path]:
-    """Files under temporary names, and notes of a plan's files."""
+    """Temporary files, and the notes of a plan's files."""
     places = [target, *(target / folder for folder in FOLDERS.values())]
     notes = [note for shard in plan if (note := note_of(target, shard)).exists()]
     return [part for place in places for part in place.glob("*.part")] + notes
 
 
 def _room(found: Found, shards: list[Shard], target: Path) -> None:
-    """Whether the disk has room, told from a few images of every file that is to be written."""
+    """Check that the disk has enough space, estimated from a few images of every missing file."""
     needed = 0.0
     for shard in shards:
         places = np.linspace(shard.start, shard.stop - 1, 4 if found.random_access else 1).astype(int)
@@ -217,7 +217,7 @@ def _room(found: Found, shards: list[Shard], target: Path) -> None:
         for place in places:
             try:
                 sizes.append(len(found.splits[shard.split].read(int(place))))
-            except OSError:  # named when it is written
+            except OSError:  # reported when it is written
                 continue
         needed += float(np.mean(sizes or [0])) * (shard.stop - shard.start)
     free = shutil.disk_usage(target).free
@@ -226,7 +226,7 @@ def _room(found: Found, shards: list[Shard], target: Path) -> None:
 
 
 def _describe(folder: Path, name: str, found: Found, shards: list[Shard], fingerprint: str) -> None:
-    """What `datasets.load_from_disk` looks for."""
+    """Write the files that `datasets.load_from_disk` needs."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": shard.file} for shard in shards], "_fingerprint": fingerprint[:16],
         "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,

@@ -1,6 +1,6 @@
-"""Data sets of small images that torchvision downloads, by name: all images in memory, augmented on the device.
+"""Data sets of small images that torchvision downloads: all images in memory, augmented on the device.
 
-Training images are shifted by some pixels and perhaps mirrored, as is usual for them; every random number is
+Training images are shifted by some pixels and, if configured, half are mirrored. Every random number is
 a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
 """
 
@@ -19,20 +19,20 @@ from batch_renorm.data.minibatches import AUGMENTATION, generator
 
 IN_ARRAYS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 DRAWERS = 15
-"""Omniglot has each character by 20 people: the first 15 are for training, the other 5 for validation."""
+"""In Omniglot 20 people drew each character: the first 15 are for training, the other 5 for validation."""
 
 Split = tuple[Tensor, np.ndarray]
 """Images (n, channels, height, width) uint8, and their labels (n,) int64."""
 
 
 class TorchvisionSet:
-    """A data set of torchvision's, in memory.
+    """A torchvision data set, in memory.
 
     Args:
-        name: as torchvision's class: CIFAR100, Omniglot, ...
-        root: where it is downloaded to, once.
+        name: the name of torchvision's class: CIFAR100, Omniglot, ...
+        root: the folder for the download, which happens once.
         size: height and width that images are resized to, pixels.
-        shift: most pixels that a training image is moved, in each direction.
+        shift: largest shift of a training image in each direction, pixels.
         mirrored: whether half of the training images are mirrored.
 
     Raises:
@@ -57,7 +57,7 @@ class TorchvisionSet:
         return self._labels[split]
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None = None) -> Tensor:
-        """Which images, and how they are changed: (n, 5) int64 of split, index, down, right, mirrored."""
+        """Images and their augmentation: (n, 5) int64 of split, index, down, right, mirrored."""
         rows = np.zeros((len(indices), 5), dtype=np.int64)
         rows[:, 0], rows[:, 1] = split != "train", indices
         rows[:, 2:4] = self.shift  # no change
@@ -74,7 +74,7 @@ class TorchvisionSet:
         rows = torch.cat(fetched).to(device, non_blocking=True)
         train, val = self._all("train", device), self._all("val", device)
         kind, index, down, right, mirrored = rows.unbind(1)
-        # of both, and not of the one that is meant: asking which would wait for a GPU
+        # from both splits, not only from the right one: checking which would wait for a GPU
         images = torch.where((kind == 0).view(-1, 1, 1, 1), train[index % len(train)], val[index % len(val)])
         images = F.pad(images.float() / 127.5 - 1, [self.shift] * 4, value=-1.0)
         place = torch.arange(self.size, device=device)
@@ -90,7 +90,7 @@ class TorchvisionSet:
 
 
 def in_arrays(name: str, root: str) -> dict[str, Split]:
-    """Data sets that torchvision holds as one array."""
+    """Data sets that torchvision stores as one array."""
     import torchvision.datasets
 
     splits = {}
@@ -103,9 +103,9 @@ def in_arrays(name: str, root: str) -> dict[str, Split]:
 
 
 def omniglot(root: str) -> dict[str, Split]:
-    """The 964 characters of Omniglot's background set, ink bright on dark.
+    """The 964 characters of Omniglot's background set, with bright ink on dark.
 
-    torchvision lists folders as the file system has them: characters and images are sorted by name here.
+    torchvision lists folders in the file system's order; here characters and images are sorted by name.
     """
     import torchvision.datasets
 
@@ -119,16 +119,16 @@ def omniglot(root: str) -> dict[str, Split]:
 
 
 def obtained(make: Callable[..., Any], name: str, root: str, **options: Any) -> Any:
-    """The data set, downloaded where it is not there yet; of several processes one downloads.
+    """The data set, downloaded if necessary; only one of several processes downloads it.
 
     Raises:
-        ValueError: it cannot be downloaded.
+        ValueError: the download fails.
     """
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(root) / f".{name}.lock"):
             return make(root, download=True, **options)
-    except Exception as error:  # of the network, or of readers of files that are cut off
+    except Exception as error:  # from the network, or from readers of truncated files
         reason = " ".join(str(getattr(error, "reason", "") or error).split())[:200] or type(error).__name__
         raise ValueError(
             f'cannot get {name} into data.root={root}: {reason}; on a machine with a network say python -c "import '
@@ -138,7 +138,7 @@ def obtained(make: Callable[..., Any], name: str, root: str, **options: Any) -> 
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Antialiased bilinear where the size differs, (n, channels, size, size) uint8."""
+    """Images resized with antialiased bilinear interpolation if necessary, (n, channels, size, size) uint8."""
     if images.shape[-2:] == (size, size):
         return images.contiguous()
     return torch.cat([F.interpolate(p, (size, size), mode="bilinear", antialias=True) for p in images.split(1024)])

@@ -1,8 +1,8 @@
-"""Workers -> ranks -> passes: who computes which minibatches of a step.
+"""Workers -> ranks -> passes: which rank computes which minibatches of a step, and in which pass.
 
 The paper's step is the mean gradient of `workers` minibatches. A rank owns a contiguous range of
-them and computes it in a number of passes that is the same on every rank, so that collective calls
-match; the sizes of the ranges, and of the passes, differ by at most one worker.
+workers and computes it in several passes. All ranks make the same number of passes, so that collective
+calls match; the sizes of ranges and passes differ by at most one worker.
 """
 
 import itertools
@@ -25,7 +25,7 @@ def workers_of_rank(workers: int, rank: int, ranks: int) -> range:
     """The contiguous range of the step's workers that `rank` owns.
 
     Raises:
-        ValueError: if there are more ranks than workers, so that a rank would have nothing to do.
+        ValueError: more ranks than workers, so that a rank would have nothing to do.
     """
     if ranks > workers:
         raise ValueError(
@@ -36,12 +36,12 @@ def workers_of_rank(workers: int, rank: int, ranks: int) -> range:
 
 
 def busy(workers: int, ranks: int) -> float:
-    """The part of a step that the ranks compute in the mean, where those with the most workers compute all of it."""
+    """The mean fraction of a step in which ranks compute; the ranks with the most workers compute all the time."""
     return workers / ranks / -(-workers // ranks)
 
 
 def balance(workers: int, ranks: int) -> str:
-    """How busy so many ranks are, and which numbers near it would be better.
+    """How busy `ranks` ranks are, and which numbers of ranks near it would be better.
 
     >>> balance(50, 8)
     'busy 89% of a step, while 7 are computed; 10 or 5 ranks would be busy all of it'
@@ -59,7 +59,7 @@ def balance(workers: int, ranks: int) -> str:
 
 
 def passes_per_step(workers: int, ranks: int, workers_per_pass: int | None) -> int:
-    """Passes that every rank makes in a step, so that no pass holds more than `workers_per_pass`.
+    """The passes of every rank in a step, so that no pass has more than `workers_per_pass` workers.
 
     None means one pass: all of a rank's workers at once.
     """
@@ -72,10 +72,10 @@ def passes_per_step(workers: int, ranks: int, workers_per_pass: int | None) -> i
 
 
 def workers_of_pass(workers: int, rank: int, ranks: int, passes: int, index: int) -> range:
-    """The workers of the rank's pass number `index` of a step; later passes are never the shorter ones.
+    """The workers of the rank's pass number `index` of a step; later passes are never shorter.
 
     A rank with fewer workers than the largest share may have an empty pass. It comes first, because
-    the step's last pass is the one that exchanges gradients between ranks.
+    the ranks exchange gradients in the last pass of a step.
     """
     share = workers_of_rank(workers, rank, ranks)
     lengths = [len(part) for part in split_evenly(share, passes)][::-1]

@@ -1,8 +1,8 @@
 """A small network in Inception's style for the embedded data set: a norm after every convolution.
 
-Parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, concatenated, as in Inception-v3; then a
-3 x 3 convolution that leaves one position of an image of 20 pixels, and 1 x 1 convolutions, so that the
-last norms see few values of features that have become specific to labels.
+It concatenates parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, as in Inception-v3. Then follow a
+3 x 3 convolution, which leaves one position of an image of 20 pixels, and 1 x 1 convolutions. So the
+last norms see few values, of features that are specific to labels.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ Norm = Callable[[int], nn.Module]
 
 
 class Product(nn.Conv2d):
-    """A convolution that is a matrix product, and on CPU two to three times as fast as one.
+    """A convolution computed as a matrix product, two to three times as fast as a convolution on CPU.
 
-    That is what an unpadded kernel does that is 1 x 1 or covers the image; others are as in nn.Conv2d.
+    This applies to unpadded kernels that are 1 x 1 or cover the image; others use nn.Conv2d.
     In channels_last nothing is copied.
     """
 

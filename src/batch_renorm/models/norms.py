@@ -1,6 +1,6 @@
-"""Norms that see no group, as factories: what stands beside batchnorm and Batch Renorm as a control.
+"""Factories of norms that see no group: controls for batchnorm and Batch Renorm.
 
-A norm of one's own is such a function, too: configs/norm names it by `_target_`, see docs/experiments.md.
+Your own norm is such a function too: configs/norm names it by `_target_`, see docs/experiments.md.
 """
 
 from torch import nn
@@ -9,9 +9,9 @@ from torch import nn
 def group_norm(channels: int, channels_per_group: int, eps: float, scale: bool = False) -> nn.GroupNorm:
     """torch's GroupNorm (Wu and He, 2018) over the channels of each image alone: (n, channels, ...) to the same.
 
-    A group has `channels_per_group` channels where these divide, else the next number above that does, at most all.
-    Wu and He's other setting, 32 groups, does not divide the 48 and 80 channels of Inception-v3; their 16 channels a
-    group divides every layer of it.
+    A group has `channels_per_group` channels or the next larger number that divides the channels, at most all.
+    Wu and He's other setting, 32 groups, does not divide the 48 and 80 channels of Inception-v3; their 16 channels per
+    group divide every layer of it.
 
     Args:
         channels_per_group: the fewest channels of a group.

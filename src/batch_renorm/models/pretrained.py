@@ -1,4 +1,4 @@
-"""Images prepared as a timm model's own configuration says: to evaluate timm's pretrained weights."""
+"""Images prepared as a timm model's configuration says, for evaluating timm's pretrained weights."""
 
 from typing import Any, Protocol
 

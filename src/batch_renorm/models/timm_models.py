@@ -1,4 +1,4 @@
-"""Networks of timm by name, with the experiment's norm in every place of batchnorm, and back to timm's own."""
+"""timm networks by name, with the experiment's norm in place of every batchnorm, and back to timm's own."""
 
 import copy
 from collections.abc import Callable
@@ -17,9 +17,9 @@ def create(
     """timm's model `name`, each BatchNorm replaced by a layer with `norm`'s settings.
 
     Args:
-        norm: makes the norm of a given number of channels; of BatchRenorm2d its settings are what counts.
-        learned_gamma: keep each norm's gamma and learn it, for networks that start some at 0; the paper's is
-            fixed at 1.
+        norm: makes the norm layer for a number of channels; for BatchRenorm2d only its settings are used.
+        learned_gamma: keep and learn each norm's gamma, for networks that start some at 0; the paper fixes gamma
+            at 1.
         options: passed to `timm.create_model` (aux_logits=True for Inception-v3's auxiliary head).
 
     Raises:
@@ -37,9 +37,9 @@ def create(
 
 
 def replace_batchnorm(model: nn.Module, norm: Callable[[int], nn.Module]) -> nn.Module:
-    """Another norm in the place of every batchnorm, and the gamma and beta that it started with.
+    """Replace every batchnorm by another norm, which keeps the initial gamma and beta.
 
-    A layer of timm's that is norm and activation becomes a sequence of the norm, its drop and its activation.
+    timm's norm-and-activation layers become a sequence of the norm, their drop and their activation.
 
     Args:
         model: changed in place.
@@ -59,7 +59,11 @@ def replace_batchnorm(model: nn.Module, norm: Callable[[int], nn.Module]) -> nn.
 
 
 def stock(name: str, **options: Any) -> nn.Module:
-    """timm's own model; what it has no model or option for is named."""
+    """timm's own model.
+
+    Raises:
+        ValueError: timm has no such model or option, or cannot load the weights.
+    """
     import timm
 
     if not timm.is_model(name):
@@ -72,7 +76,7 @@ def stock(name: str, **options: Any) -> nn.Module:
         if "unexpected keyword argument" not in str(error):
             raise
         raise ValueError(f"timm's {name} has no option {str(error).rpartition('argument ')[2]} (model)") from error
-    except Exception as error:  # whatever the download, or a file of weights, may raise
+    except Exception as error:  # the download or a file of weights may raise anything
         if not (options.get("pretrained") or options.get("checkpoint_path")):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -81,10 +85,10 @@ def stock(name: str, **options: Any) -> nn.Module:
 
 
 def stock_weights(model: nn.Module, name: str, classes: int, channels: int = 3) -> dict[str, Tensor]:
-    """What `timm.create_model(name, num_classes=classes)` loads to give the outputs that `model` gives at inference.
+    """Weights with which `timm.create_model(name, num_classes=classes)` gives the inference outputs of `model`.
 
-    Every mu and sigma becomes a running mean and variance, for the eps of timm's layer; an auxiliary head that
-    timm's model does not have is left out.
+    Every mu and sigma becomes a running mean and variance for the eps of timm's layer. An auxiliary head is left
+    out if timm's model has none.
 
     Args:
         model: made by :func:`create`; not changed.

@@ -1,6 +1,6 @@
-"""How the moving averages move: shared by a layer's own update, the once-a-step one and the inference model.
+"""How the moving averages move, for a layer's own update and for the update once a step.
 
-They are stored as nn.BatchNorm does, a variance without eps; what is averaged is sigma, or the variance.
+The stored value is a variance without eps, as in nn.BatchNorm; the averaged value is sigma, or the variance.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def spread(sigma_b: Tensor, eps: float | Tensor, variance: bool) -> Tensor:
-    """What is averaged of a batch: sigmaB, or its variance."""
+    """The value of a batch that is averaged: sigmaB, or its variance."""
     return sigma_b.square() - eps if variance else sigma_b
 
 
@@ -24,6 +24,6 @@ def moved_var(var: Tensor, target: Tensor, alpha, eps, variance: bool | Tensor) 
 
 
 def where_finite(mean: Tensor, var: Tensor, old_mean: Tensor, old_var: Tensor) -> tuple[Tensor, Tensor]:
-    """The new averages, but the old of a channel where one of the new is not finite."""
+    """The new averages, but the old ones for channels whose new averages are not finite."""
     finite = torch.isfinite(mean + var)
     return torch.where(finite, mean, old_mean), torch.where(finite, var, old_var)

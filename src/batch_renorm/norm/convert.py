@@ -1,8 +1,8 @@
 """nn.BatchNorm to Batch Renormalization in any model, and back.
 
-Departure from ``SyncBatchNorm.convert_sync_batchnorm``: a subclass that does something of its own
-in forward is kept working (timm's norm-and-activation layers) or is an error, never replaced by a
-layer that does less.
+Departure from ``SyncBatchNorm.convert_sync_batchnorm``: a subclass with its own forward keeps
+working (timm's norm-and-activation layers) or is an error. It is never replaced by a layer that
+does less.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,12 @@ PLAIN: dict[type[nn.Module], type[BatchRenorm]] = {
 
 
 def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
-    """Replaces every batchnorm of a model by the Batch Renormalization of its kind.
+    """Replaces every batchnorm of a model by Batch Renormalization of the same kind.
 
-    ``nn.BatchNorm1d/2d/3d``, ``nn.SyncBatchNorm`` (each rank then normalises its own batch) and
-    timm's batchnorm-and-activation layers. Parameters are the same objects, so an optimiser that
-    has them keeps working; eps is kept, and mu and sigma give the inference output of before.
-    momentum is not kept: its default is the paper's alpha, 0.01. Hooks are not kept. Layers that are
-    Batch Renormalization already stay as they are.
+    It converts ``nn.BatchNorm1d/2d/3d``, ``nn.SyncBatchNorm`` (each rank then normalises its own
+    batch) and timm's batchnorm-and-activation layers. Parameters stay the same objects, so an
+    optimiser that holds them keeps working. eps and the inference output stay the same. momentum
+    (default: the paper's alpha, 0.01) and hooks are not kept. BatchRenorm layers stay as they are.
 
     Args:
         model: changed in place, unless it is a batchnorm itself.
@@ -40,12 +39,12 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
             ``group_size=4``.
 
     Returns:
-        The model, or the layer in the place of a model that is a batchnorm itself.
+        The model, or the new layer if the model is a batchnorm itself.
 
     Raises:
-        ValueError: a layer that cannot be carried over, by name: gamma not 1 with ``scale=False``,
+        ValueError: a layer, given by name, cannot be converted: gamma not 1 with ``scale=False``,
             beta not 0 with ``center=False``, no running statistics, not yet initialised.
-        TypeError: a subclass of batchnorm that is not known.
+        TypeError: an unknown subclass of batchnorm.
     """
 
     def convert(module: nn.Module, name: str) -> nn.Module | None:
@@ -59,15 +58,15 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
 def to_batchnorm(model: nn.Module) -> nn.Module:
     """Folds every Batch Renormalization into the plain batchnorm with equal inference outputs.
 
-    The weights then load into the stock model: a gamma or beta that the layer does not have is 1 or
-    0, and what :func:`convert_batchnorm` made of a timm layer becomes that timm layer again. The new
-    layers share their tensors with the old.
+    The weights then load into the stock model: a missing gamma or beta becomes 1 or 0, and a timm
+    layer that :func:`convert_batchnorm` converted becomes a timm layer again. The new layers share
+    their tensors with the old.
 
     Args:
         model: changed in place, unless it is a BatchRenorm layer itself.
 
     Returns:
-        The model, or the layer in the place of a model that is a BatchRenorm layer itself.
+        The model, or the new layer if the model is a BatchRenorm layer itself.
     """
 
     def convert(module: nn.Module, name: str) -> nn.Module | None:
@@ -109,7 +108,7 @@ def _renorm(module: _BatchNorm, name: str, options: dict) -> BatchRenorm:
     layer.mu = mean
     layer.running_var.copy_((var + (module.eps - layer.eps)).clamp_min(0))
     layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[arg-type]
-    layer.track_running_stats = module.track_running_stats  # False where a tool has frozen it
+    layer.track_running_stats = module.track_running_stats  # False if a tool has frozen it
     return layer.train(module.training)
 
 
@@ -123,7 +122,7 @@ def _check_droppable(where, parameter, value, name, option, options) -> None:
 
 
 def _plain(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The torch class whose work a batchnorm class does, apart from timm's drop and activation."""
+    """The torch class that a batchnorm class is equivalent to, apart from timm's drop and activation."""
     for base in cls.__mro__:
         if base in PLAIN:
             known = base.forward is cls.forward or cls.__module__.startswith("timm.layers.")
@@ -132,8 +131,8 @@ def _plain(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 def _replace(model: nn.Module, convert: Callable[[nn.Module, str], nn.Module | None]) -> nn.Module:
-    """Every module for which ``convert`` gives another one; a shared module stays shared."""
-    # All are made before the first is put in place: an error leaves the model as it was.
+    """Replaces every module for which ``convert`` returns a new one; shared modules stay shared."""
+    # Makes all new modules before placing the first: an error leaves the model unchanged.
     made: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
         new = convert(module, name)

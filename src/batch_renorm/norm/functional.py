@@ -2,15 +2,15 @@
 
 Departures from the paper:
 
-1. Every ``group_size`` consecutive examples are a minibatch of their own, with the mu and sigma of
-   all; the moving averages are not updated here.
-2. sigma is never taken below ``sqrt(eps)``: no batch has less, and 0 would make r and d undefined.
+1. Every ``group_size`` consecutive examples are normalised as a separate minibatch, with the same mu
+   and sigma; the moving averages are not updated here.
+2. sigma is clamped to at least ``sqrt(eps)``: no batch has less, and 0 would make r and d undefined.
 
 Departures from ``torch.nn.functional.batch_norm``:
 
-1. The batch statistics are returned; they are float32 whatever the input (float64 for float64).
+1. The batch statistics are returned, in float32 for every input dtype but float64 (float64).
 2. sigma is a standard deviation with eps inside, not a variance.
-3. One value per channel is enough: its xhat is d.
+3. One value per channel is allowed: its xhat is d.
 """
 
 import math
@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from batch_renorm.norm.kernels import BatchRenormFunction, correction, statistics_dtype
 
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
-"""Devices whose tensors go to the kernels of :mod:`fused`, where they take them."""
+"""Devices whose tensors go to the kernels of :mod:`fused`, if these take them."""
 TRITON_WHEN_COMPILED = False
-"""Whether torch.compile keeps them, and does not fuse the plain formula itself."""
+"""Whether torch.compile keeps these kernels instead of fusing the plain formula."""
 
 
 def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's Algorithm 1, line by line, for every group of examples; of y, muB, sigmaB only y has a gradient."""
+    """The paper's Algorithm 1, line by line, for every group of examples: y with a gradient, muB and sigmaB without."""
     x_GMC = x.unflatten(0, (groups, -1)).to(statistics_dtype(x))
     values = [1, *range(3, x_GMC.dim())]  # the axes of the values of a channel
     mu_b = x_GMC.mean(values, keepdim=True)
@@ -64,28 +64,28 @@ def batch_renorm(
         d = \mathrm{clip}_{[-d_{max},\, d_{max}]}((\mu_B - \mu) / \sigma) \\
         y = \gamma \left(\frac{x - \mu_B}{\sigma_B}\, r + d\right) + \beta
 
-    The gradient flows through :math:`\mu_B` and :math:`\sigma_B` and never through r and d, so with
-    ``rmax=1, dmax=0``, the default, this is batchnorm. Derivatives of any order, torch.func and
-    forward mode go through plain operations, where they are asked for.
+    The gradient flows through :math:`\mu_B` and :math:`\sigma_B` and never through r and d, so the
+    default ``rmax=1, dmax=0`` is batchnorm. Derivatives of any order, torch.func and forward mode
+    use plain operations.
 
     Args:
-        x: input; any floating dtype, with statistics in float32 (float64 for float64).
+        x: input of any floating dtype; the statistics are float32 (float64 for float64).
         mu, sigma: moving averages of :math:`\mu_B` and :math:`\sigma_B`. Not changed.
         gamma, beta: scale and shift. Default: 1 and 0.
-        rmax, dmax: bounds of r and d, floats or 0-d tensors. Tensors are not checked, so that
-            nothing waits for the device, and can change without a recompilation.
+        rmax, dmax: bounds of r and d, floats or 0-d tensors. Tensors are not checked, because that
+            would wait for the device; they can change without a recompilation.
         eps: added to the variance, inside the root.
-        group_size: every so many consecutive examples are one group. Default: the whole batch.
-        relu: y is max(y, 0); where the GPU's kernels run, at no cost.
+        group_size: number of consecutive examples in a group. Default: the whole batch.
+        relu: return max(y, 0); free of cost in the GPU's kernels.
 
     Shape:
         - x: :math:`(N, C, *)`; mu, sigma, gamma, beta: :math:`(C)`
         - y: as x, in its dtype and memory format
         - :math:`\mu_B`, :math:`\sigma_B`: :math:`(N / \text{group\_size}, C)`, without gradient; :math:`(0, C)`
-          of an empty batch
+          for an empty batch
 
     Raises:
-        ValueError: groups that do not divide the batch, wrong channel count or bounds.
+        ValueError: a batch that does not divide into groups, wrong channel count or bounds.
         TypeError: an input that is not floating point.
     """
     groups = check_input(x, x.shape[1] if x.dim() > 1 else 0, group_size)
@@ -99,9 +99,9 @@ def batch_renorm(
 
 
 def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, relu: bool):
-    """:func:`batch_renorm` of a checked input and a sigma of at least sqrt(eps), by whatever suits them.
+    """:func:`batch_renorm` for a checked input and a sigma of at least sqrt(eps), by the fastest suitable way.
 
-    The statistics of one group may also have the shape (C).
+    The statistics of a single group may have the shape (C).
     """
     if not x.numel():
         y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
@@ -124,12 +124,12 @@ def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, re
 
 
 def derivatives_wanted() -> bool:
-    """Whether torch.func or forward mode looks on, for which kernels have no rule."""
+    """Whether torch.func or forward mode is active, for which the kernels have no rule."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
-    r"""Inference: :math:`y = \gamma (x - \mu) / \sigma + \beta`, differentiable in all of them.
+    r"""Inference: :math:`y = \gamma (x - \mu) / \sigma + \beta`, differentiable in every argument.
 
     Shapes, dtypes and errors as in :func:`batch_renorm`.
     """
@@ -142,9 +142,9 @@ def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None,
 
 
 def inference(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
-    """What nn.BatchNorm does in evaluation, for parameters in any dtype too."""
+    """Same as nn.BatchNorm in evaluation, but for parameters in any dtype."""
     dtype = statistics_dtype(x)
-    if mean.dtype != dtype:  # asked first: a conversion to the same dtype is an operation of an exported graph
+    if mean.dtype != dtype:  # checked first: a conversion to the same dtype would add an operation to an exported graph
         mean, var = mean.to(dtype), var.to(dtype)
     gamma, beta = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (gamma, beta))
     return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, eps)
@@ -165,8 +165,8 @@ def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax) -> tuple[Te
 def _opaque_correction(
     mu_b: Tensor, sigma_b: Tensor, mu: Tensor, sigma: Tensor, rmax: Tensor, dmax: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """An operation that the compiler keeps: it would recompute r and d in backward, from the mu and
-    sigma that the layer has moved since (pytorch/pytorch#197039), and the gradients would be wrong.
+    """An operation that the compiler does not recompute. In backward it would recompute r and d from the
+    mu and sigma that the layer has moved since (pytorch/pytorch#197039): wrong gradients.
     """
     return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
 
@@ -184,7 +184,7 @@ def check_limits(rmax: float | Tensor, dmax: float | Tensor) -> None:
 
 
 def check_input(x: Tensor, channels: int, group_size: int | None) -> int:
-    """Number of groups of a good input."""
+    """The number of groups, for a valid input."""
     shape = x.shape
     if group_size is None and len(shape) > 1 and shape[1] == channels and x.is_floating_point():
         return 1

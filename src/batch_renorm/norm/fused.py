@@ -1,11 +1,11 @@
-"""Batch Renormalization of channels-last tensors on a GPU, in Triton, with the ReLU that may follow.
+"""Batch Renormalization of channels-last tensors on a GPU, in Triton, optionally followed by ReLU.
 
-Needs the package triton, which torch brings along on Linux. Every kernel is launched once, whatever
-the number of groups: forward reads x for the statistics, settles what is of C values, and reads x
-again to write y; backward likewise. Sums over the rows of a group are cut into splits, each written
-to a place of its own and added up in a fixed order: there are no atomics, and equal inputs give
-equal bits. Statistics are float32, Welford's merged (Chan, Golub and LeVeque), so that neither a mean
-far from zero nor many values cost digits.
+Needs the package triton, which torch installs on Linux. Every kernel is launched once for any
+number of groups. Forward reads x for the statistics, computes the vectors of C values, and reads x
+again to write y; backward likewise. Sums over the rows of a group are cut into splits, which are
+stored separately and added in a fixed order: there are no atomics, and equal inputs give equal bits.
+Statistics are float32, by Welford's method, merged by that of Chan, Golub and LeVeque, so that neither
+a mean far from zero nor many values cost digits.
 
 No GPU has run these kernels yet: tests run them through Triton's interpreter.
 
@@ -23,14 +23,14 @@ from batch_renorm.norm import triton_kernels
 from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients
 
 TILE = 4096  # elements that a program holds at once
-# Wanted of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant and not the
-# device's, so that sums do not depend on it.
+# Programs of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant, so that sums
+# do not depend on the device.
 PROGRAMS = 512
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def takes(x: Tensor) -> bool:
-    """Whether a dense tensor is for these kernels."""
+    """Whether these kernels take a dense tensor."""
     return x.dtype in DTYPES and is_in_rows(x) and x.numel() < 2**31
 
 
@@ -62,7 +62,7 @@ class Plan(NamedTuple):
 
     @property
     def settling(self) -> tuple[dict[str, int], tuple[int, int]]:
-        """Tile and grid of what adds up the splits: few channels to a program where splits are many."""
+        """Tile and grid of the kernel that adds the splits: with many splits, few channels per program."""
         BS = triton.next_power_of_2(self.splits)
         BC = min(self.tile_channels, TILE // BS)
         return {"BS": BS, "BC": BC}, (self.groups, triton.cdiv(self.C, BC))
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 def plan(x: Tensor, groups: int) -> Plan:
     C = x.shape[1]
     M = x.numel() // (groups * C)
-    # 64 or 32 channels, whichever leaves fewer places of the last tile empty: rows of at least 64 bytes
+    # 64 or 32 channels, whichever leaves less of the last tile empty: rows of at least 64 bytes
     tile_channels = min(64 if -C % 64 <= -C % 32 else 32, triton.next_power_of_2(C))
     tile_rows = min(TILE // tile_channels, triton.next_power_of_2(M))
     tiles = triton.cdiv(M, tile_rows)
@@ -80,7 +80,7 @@ def plan(x: Tensor, groups: int) -> Plan:
 
 
 class Forward(NamedTuple):
-    """y, and of shape (G, C), float32: the statistics, r, d, and y = (x - mu_b) * slope + bias."""
+    """y = (x - mu_b) * slope + bias, and the statistics, r, d, slope and bias, (G, C) float32."""
 
     y: Tensor
     mu_b: Tensor
@@ -111,12 +111,12 @@ def forward(x, mu, sigma, gamma, beta, rmax: Tensor, dmax: Tensor, eps: float, g
 
 
 def per_group(x: Tensor, groups: int) -> list[Tensor]:
-    """Room for what Forward has after y; not views of one tensor, which no operation may return."""
+    """Tensors for Forward's fields after y; not views of one tensor, which an operation may not return."""
     return [x.new_empty((groups, x.shape[1]), dtype=torch.float32) for _ in range(6)]
 
 
 def backward(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """dL/dx, and of every group dL/d(gamma) and dL/d(beta), (G, C); `found` is what Forward has after y."""
+    """dL/dx, and dL/d(gamma) and dL/d(beta) of every group, (G, C); `found` has Forward's fields after y."""
     mu_b, sigma_b, r, d, slope, bias = found
     groups = len(mu_b)
     p = plan(x, groups)
@@ -140,7 +140,7 @@ def backward(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> tuple[Ten
 
 @torch.no_grad()
 def outputs(x: Tensor, found: list[Tensor]) -> Tensor:
-    """Before the ReLU, float32."""
+    """The outputs before the ReLU, float32."""
     mu_b, _, _, _, slope, bias = (t.view(len(t), 1, -1, *(1,) * (x.dim() - 2)) for t in found)
     return ((x.unflatten(0, (len(mu_b), -1)) - mu_b) * slope + bias).flatten(0, 1)
 
@@ -174,7 +174,7 @@ class FusedBatchRenorm(torch.autograd.Function):
 
 
 def _parameter_gradients(of_groups: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-    """The sums over the groups; autograd gives them the parameter's dtype."""
+    """The sums over the groups; autograd converts them to the parameter's dtype."""
     return [t.sum(0) if need else None for t, need in zip(of_groups, needed, strict=True)]
 
 
@@ -224,7 +224,7 @@ forward_op.register_autograd(_backward, setup_context=_setup)
 
 
 def compiled(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
-    """What torch.compile sees where it is to keep these kernels; arguments and results as the eager route's."""
+    """The route for torch.compile that keeps these kernels; arguments and results as in the eager route."""
     rmax, dmax = (as_tensor(t, x) for t in (rmax, dmax))
     y, mu_b, sigma_b, *_ = forward_op(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
     return y, mu_b.detach(), sigma_b.detach()

@@ -1,9 +1,9 @@
-"""Batch Renormalization outside torch.compile: forward and backward in few calls, of one group or of many.
+"""Batch Renormalization outside torch.compile: forward and backward in few calls, for one group or many.
 
-With r and d held constant Batch Renormalization is batchnorm with weight ``gamma * r`` and bias
-``beta + gamma * d``, so the kernels behind ``nn.BatchNorm2d`` do it: one call of each per group. Where groups
-are small, the calls cost more than what they compute, and plain operations take all groups at once, as a
-matrix each: a column for every channel of a channels-last tensor, for every channel and position of another.
+With constant r and d, Batch Renormalization is batchnorm with weight ``gamma * r`` and bias
+``beta + gamma * d``. The kernels of ``nn.BatchNorm2d`` compute that, with one call per group. For small groups
+the calls cost more than the computation, so plain operations take all groups at once, as one matrix per group:
+channels-last tensors have a column per channel, others a column per channel and position.
 
 Suffixes name the axes: G groups, M rows of a group's matrix, K its columns, C channels, L columns of a channel.
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
-# Elements of a group from which, on a CPU, a native call for each beats plain operations on all.
+# On a CPU, native calls per group are faster than plain operations from this number of elements per group on.
 NATIVE_FROM = 25_000
-# Values of a channel that go into one float32 accumulator, which is what the native kernel has for channels-last
-# tensors on a CPU. Over 700,000 values that is off by 3e-4 of the variance; chunks of this size, merged, by 4e-6.
+# Most values of a channel in one float32 accumulator of the native kernel for channels-last tensors on a CPU. With
+# 700,000 values in one accumulator the variance has a relative error of 3e-4; with merged chunks of this size, 4e-6.
 CHUNK = 1 << 12
 
 
@@ -27,7 +27,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def is_in_rows(x: Tensor) -> bool:
-    """Channels innermost: channels_last, or a plain (N, C) matrix."""
+    """Whether channels are innermost: channels_last, or a plain (N, C) matrix."""
     if x.dim() == 4 and not x.is_contiguous():
         return x.is_contiguous(memory_format=torch.channels_last)
     if x.dim() == 5 and not x.is_contiguous():
@@ -41,39 +41,39 @@ def like(g: Tensor, x: Tensor) -> Tensor:
 
 
 class Plan(NamedTuple):
-    """How a batch is taken; its groups are equal numbers of consecutive examples."""
+    """How a batch is computed; its groups are equal numbers of consecutive examples."""
 
     groups: int
     M: int
     C: int
     L: int
     rows: bool
-    """The memory order: channels innermost, or planes."""
+    """Whether channels are innermost in memory; otherwise planes."""
     together: bool
-    """All groups at once as matrices, or a native call for each."""
+    """Whether all groups are computed at once as matrices; otherwise by a native call for each."""
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(G, M, K): a view."""
+        """A view of shape (G, M, K)."""
         K = self.C * self.L
         return x.as_strided((self.groups, self.M, K), (self.M * K, K, 1))
 
     def columns(self, t_GC: Tensor) -> Tensor:
-        """As a factor of every row of the matrices."""
+        """Broadcast to every row of the matrices."""
         return (t_GC if self.L == 1 else t_GC.repeat_interleave(self.L, 1)).unsqueeze(1)
 
     def sums(self, t_GMK: Tensor) -> Tensor:
-        """Of every channel, (G, C)."""
+        """The sums of every channel, (G, C)."""
         t_GK = t_GMK.sum(1)
         return t_GK if self.L == 1 else t_GK.view(self.groups, self.C, self.L).sum(2)
 
 
 def planned(x: Tensor, groups: int) -> tuple[Tensor, Plan]:
-    """The tensor in float32 or as it is, in a memory order that the kernels know, and how to take it."""
+    """The tensor, if necessary converted to float32 and to a memory order that the kernels know, and its plan."""
     rows = is_in_rows(x)
     if not rows:
         x = x.contiguous()
     if x.dtype in HALF and (groups > 1 or x.is_cpu):
-        x = x.float()  # a GPU's kernels take half precision with float32 statistics, and nothing else does
+        x = x.float()  # only a GPU's kernels take half precision with float32 statistics
     C, count = x.shape[1], x.numel()
     L = 1 if rows else count // (x.shape[0] * C)
     M = count // (groups * C * L)
@@ -82,7 +82,7 @@ def planned(x: Tensor, groups: int) -> tuple[Tensor, Plan]:
 
 
 class BatchRenormFunction(torch.autograd.Function):
-    """y; muB and sigmaB go into a list, since an output costs as much as five operations on C values."""
+    """Returns y; muB and sigmaB go into a list, because an output costs as much as five operations on C values."""
 
     @staticmethod
     def forward(ctx, x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments):
@@ -134,7 +134,7 @@ def _gradients(g, x, weight, mu_b, inv, r, d, eps, groups, needed):
     wide, plan = planned(x, groups)
     _, _, gradients = TOGETHER if plan.together else NATIVE
     gx, g_weight, g_bias = gradients(like(g.to(wide.dtype), wide), wide, weight, mu_b, inv, eps, needed[0], plan)
-    # sum(g * xhat), and xhat is the kernels' normalised x times r plus d.
+    # sum(g * xhat), where xhat is the kernels' normalised x, times r, plus d.
     g_gamma = torch.addcmul(g_weight * r, g_bias, d) if needed[1] else None
     if groups > 1:
         g_gamma, g_bias = None if g_gamma is None else g_gamma.sum(0), g_bias.sum(0)
@@ -142,13 +142,13 @@ def _gradients(g, x, weight, mu_b, inv, r, d, eps, groups, needed):
 
 
 def derivatives_follow(g: Tensor) -> bool:
-    """Whether a backward is to be differentiated itself, or to run for many g at once: kernels do not have that."""
-    batched = torch._C._functorch.is_legacy_batchedtensor(g)  # of torch.autograd.grad(is_grads_batched=True)
+    """Whether the backward is differentiated again, or runs for many g at once: the kernels cannot do either."""
+    batched = torch._C._functorch.is_legacy_batchedtensor(g)  # from torch.autograd.grad(is_grads_batched=True)
     return batched or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
 def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
-    """dL/dx, dL/d(gamma), dL/d(beta) in plain operations, which have derivatives themselves; r and d are constants."""
+    """dL/dx, dL/d(gamma), dL/d(beta) in differentiable plain operations; r and d are constants."""
     groups = len(r) if r.dim() == 2 else 1
     x_GMC, g_GMC = (t.reshape(groups, -1, *x.shape[1:]).to(r.dtype) for t in (x, g))
     values = [1, *range(3, x_GMC.dim())]
@@ -163,7 +163,7 @@ def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
     return [t if need else None for t, need in zip(found, needed, strict=True)]
 
 
-# ---- a native call for each group: statistics (C) of one group, (G, C) of several --------------------------------
+# ---- a native call for each group: statistics are (C) for one group, (G, C) for several --------------------------
 
 
 def _groups(t: Tensor, plan: Plan) -> tuple[Tensor, ...]:
@@ -171,7 +171,7 @@ def _groups(t: Tensor, plan: Plan) -> tuple[Tensor, ...]:
 
 
 def _native_statistics(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of every channel, and x."""
+    """Mean and biased variance of every channel, and x itself."""
     if plan.groups == 1:
         return *_group_statistics(x, plan), x
     means, variances = zip(*[_group_statistics(part, plan) for part in _groups(x, plan)], strict=True)
@@ -180,7 +180,7 @@ def _native_statistics(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
 
 def _group_statistics(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     if x.dtype in HALF:
-        # Without running statistics of a wider dtype the kernel returns half precision.
+        # Without float32 running statistics the kernel returns half precision.
         mean = x.new_zeros(plan.C, dtype=torch.float32)
         return torch.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
     if not plan.rows or plan.M <= CHUNK or not x.is_cpu:
@@ -189,7 +189,7 @@ def _group_statistics(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     found = [torch.batch_norm_update_stats(chunk, None, None, 0.0) for chunk in chunks]
     means, variances = map(torch.stack, zip(*found, strict=True))
     share = means.new_tensor([len(c) / plan.M for c in chunks]).unsqueeze(1)
-    mean = (share * means).sum(0)  # merged as Chan, Golub and LeVeque do
+    mean = (share * means).sum(0)  # merged by the method of Chan, Golub and LeVeque
     return mean, (share * (variances + (means - mean).square())).sum(0)
 
 
@@ -204,7 +204,7 @@ def _native_affine(x: Tensor, mean, var, inv, weight, bias, eps: float, _, plan:
 
 
 def _native_gradients(g: Tensor, x: Tensor, weight, mean, inv, eps: float, need_x: bool, plan: Plan):
-    """dL/dx, and dL/d(weight), dL/d(bias) of batchnorm with that weight."""
+    """dL/dx, dL/d(weight) and dL/d(bias) of batchnorm with this weight."""
     mask = [need_x, True, True]
     if plan.groups == 1:
         return aten.native_batch_norm_backward(g, x, weight, None, None, mean, inv, True, eps, mask)
@@ -223,7 +223,7 @@ def _native_gradients(g: Tensor, x: Tensor, weight, mean, inv, eps: float, need_
 
 
 def _matrix_statistics(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance, and the matrices centred."""
+    """Mean, biased variance, and the centred matrices."""
     x_GMK, count = plan.matrix(x), plan.M * plan.L
     mean = plan.sums(x_GMK).div_(count)
     centred = x_GMK - plan.columns(mean)

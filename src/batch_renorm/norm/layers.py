@@ -1,18 +1,18 @@
-"""BatchRenorm1d, 2d and 3d: the layer in the spelling, and with the state, of nn.BatchNorm.
+"""BatchRenorm1d, 2d and 3d: the layer with the arguments and the state of nn.BatchNorm.
 
 Departures from the paper:
 
-1. ``group_size``: every so many consecutive examples are a minibatch of their own.
+1. ``group_size`` consecutive examples are normalised as a separate minibatch.
 2. ``averages="variance"`` averages the variance; with limits (1, 0) that is the paper's baseline.
-3. A channel whose batch is not finite leaves its mu and sigma as they were.
+3. A channel whose batch is not finite keeps its mu and sigma.
 
 Departures from nn.BatchNorm:
 
-1. ``momentum`` is the paper's alpha, 0.01 by default, and eps the recipe's 0.001.
-2. ``running_var`` is biased, and what is averaged is sigma = sqrt(running_var + eps). The averages stay
+1. ``momentum`` is the paper's alpha, 0.01 by default; the default eps is the recipe's 0.001.
+2. ``running_var`` is biased, and the average is over sigma = sqrt(running_var + eps). The averages stay
    float32 in a half precision model.
-3. The limits are no buffer: they follow the step, see ``modes.py``.
-4. Tools that would put batchnorm in the layer's place are told so, see :attr:`BatchRenorm.affine`.
+3. The limits are not a buffer: they follow the step, see ``modes.py``.
+4. Tools that would replace the layer by batchnorm get an error or a warning, see :attr:`BatchRenorm.affine`.
 """
 
 import math
@@ -31,10 +31,10 @@ from batch_renorm.norm.kernels import HALF
 
 
 class Deferred(Protocol):
-    """What takes a layer's group statistics when the layer does not update at once."""
+    """Collects a layer's group statistics if the layer does not update at once."""
 
     def add(self, layer: "BatchRenorm", mu_b: Tensor, sigma_b: Tensor) -> None:
-        """Of shape (G, C), or (C) of one group."""
+        """Add mu_b and sigma_b of shape (G, C), or (C) for one group."""
 
     def to(self, device: torch.device) -> None: ...
 
@@ -44,7 +44,7 @@ class BatchRenorm(_BatchNorm):
 
     dims: tuple[int, ...] = ()
     expected = "(N, C, ...)"
-    folds_into: type[nn.Module] = nn.SyncBatchNorm  # takes any dimension, too
+    folds_into: type[nn.Module] = nn.SyncBatchNorm  # also takes any dimension
     deferred: Deferred | None = None
     batch_statistics: int | None = None  # group size in evaluation, 0 for the whole batch
     running_mean: Tensor
@@ -114,7 +114,7 @@ class BatchRenorm(_BatchNorm):
 
     @property
     def affine(self) -> bool:
-        """As in nn.BatchNorm. Tools that put another layer in this one's place read it, and are told what that does."""
+        """As in nn.BatchNorm. Tools that replace the layer read it, and get an error or a warning."""
         reader, name = sys._getframe(1).f_code.co_name, type(self).__name__
         if reader.startswith("convert_sync"):
             raise TypeError(
@@ -134,7 +134,7 @@ class BatchRenorm(_BatchNorm):
 
     @property
     def batchnorm(self) -> nn.Module:
-        """What a graph traced in evaluation calls: the batchnorm with the same outputs, which tools can fuse."""
+        """The batchnorm with the same outputs, which tools can fuse; a graph traced in evaluation calls it."""
         module = self.as_batchnorm(type(self).folds_into)
         module.register_forward_pre_hook(_refuse_training)
         return module
@@ -170,7 +170,7 @@ class BatchRenorm(_BatchNorm):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, Proxy):  # torch.fx's tracer: one node of its graph, the layer or what it is in evaluation
+        if isinstance(x, Proxy):  # torch.fx's tracer: one node of its graph, the layer or in evaluation its batchnorm
             place = x.tracer.path_of_module(self) + ("" if self.training else ".batchnorm")
             return x.tracer.create_proxy("call_module", place.strip("."), (x,), {})
         if self.training:
@@ -193,7 +193,7 @@ class BatchRenorm(_BatchNorm):
         if self.dims and x.dim() not in self.dims:
             name = type(self).__name__
             raise ValueError(f"{name} needs an input {self.expected}, got shape {tuple(x.shape)}")
-        if torch.jit.is_tracing():  # what is asked of a shape there is a warning, or part of the trace
+        if torch.jit.is_tracing():  # checks of a shape would warn, or become part of the trace
             return 1 if group_size is None else x.shape[0] // group_size
         return check_input(x, self.num_features, group_size)
 
@@ -207,13 +207,13 @@ class BatchRenorm(_BatchNorm):
                 "the step with StepStatistics(model), or exclude the layer from checkpointing"
             )
         mean, var = self.moving_averages()
-        if mean.dtype in HALF:  # of FSDP, or another hand that changes buffers
+        if mean.dtype in HALF:  # FSDP or another tool has changed the buffers
             self._keep_wide()
             mean, var = self.moving_averages()
         look = self.limits.device.type == "cpu" and not torch.compiler.is_compiling() and not derivatives_wanted()
-        rmax, dmax = self.limits.tolist() if look else self.limits.unbind()  # floats are faster where nothing waits
+        rmax, dmax = self.limits.tolist() if look else self.limits.unbind()  # floats are faster if nothing waits
         if self.momentum is None:
-            rmax, dmax = 1.0, 0.0  # r and d from averages that are being estimated would distort what comes after
+            rmax, dmax = 1.0, 0.0  # r and d from unfinished averages would distort the inputs of later layers
         sigma = (var + self.eps).sqrt_()
         y, mu_b, sigma_b = transform(x, mean, sigma, self.weight, self.bias, rmax, dmax, self.eps, groups, relu)
         if recomputing or not self.track_running_stats or not x.numel():
@@ -225,12 +225,12 @@ class BatchRenorm(_BatchNorm):
         return y
 
     def _move(self, mean: Tensor, var: Tensor, mu_b: Tensor, sigma_b: Tensor, look: bool) -> None:
-        """The update of the averages, in place; `look` says that looking at a value waits for nothing."""
+        """Update the averages in place; `look` says that reading a value does not wait for a device."""
         self.num_batches_tracked.add_(1)
         alpha = self.momentum if self.momentum is not None else self.num_batches_tracked.to(mean.dtype).reciprocal()
         target = self.spread(sigma_b)
         mu_b, target = (t.to(mean.dtype) if t.dim() == 1 else t.mean(0).to(mean.dtype) for t in (mu_b, target))
-        # A mean that is not finite makes the spread so, and that its square, which is the fastest to ask for.
+        # If the mean is not finite, neither are the spread and its square; the square is the fastest to check.
         finite = look and math.isfinite(target.dot(target).item())
         if look and not finite:
             warn_not_finite(type(self).__name__, mu_b + target)
@@ -241,12 +241,12 @@ class BatchRenorm(_BatchNorm):
         var.copy_(new_var)
 
     def spread(self, sigma_b: Tensor) -> Tensor:
-        """What is averaged: sigmaB, or the variance."""
+        """The value that is averaged: sigmaB, or the variance."""
         return spread(sigma_b, self.eps, self.averages == "variance")
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         mu, sigma, mean = (state_dict.get(prefix + name) for name in ("mu", "sigma", "running_mean"))
-        if mu is not None and sigma is not None and mean is None:  # of this layer's first releases
+        if mu is not None and sigma is not None and mean is None:  # a checkpoint of this layer's first releases
             for name in ("mu", "sigma"):
                 del state_dict[prefix + name]
             state_dict[prefix + "running_mean"] = mu
@@ -256,7 +256,7 @@ class BatchRenorm(_BatchNorm):
         self._keep_wide()
 
     def _keep_wide(self) -> None:
-        """In half precision the averages stall long before they arrive."""
+        """Keep the averages in float32: in half precision they stall before they reach their values."""
         for name in ("running_mean", "running_var"):
             if (value := self._buffers[name]) is not None and value.dtype in HALF:
                 setattr(self, name, value.float())
@@ -276,7 +276,7 @@ class BatchRenorm(_BatchNorm):
         super()._apply(fn, recurse)
         for name, old in zip(("running_mean", "running_var"), before, strict=True):
             new = getattr(self, name)
-            if new.dtype in HALF:  # not even rounded to it
+            if new.dtype in HALF:  # from the old values, so that they are not rounded to half precision
                 setattr(self, name, old.to(new.device, torch.float32))
         device = self.mu.device
         if device != self.limits.device and device.type != "meta":
@@ -286,7 +286,7 @@ class BatchRenorm(_BatchNorm):
         return self
 
     def __getstate__(self) -> dict:
-        # A copy stands on its own: the sums belong to the model that StepStatistics looks after.
+        # A copy is independent: the sums belong to the model that StepStatistics updates.
         return {**self.__dict__, "deferred": None}
 
 
@@ -306,16 +306,16 @@ class BatchRenorm2d(BatchRenorm, nn.BatchNorm2d):
 
     and in evaluation :math:`y = \gamma (x - \mu) / \sigma + \beta`. Every training forward moves
     :math:`\mu \leftarrow \mu + \alpha (\mu_B - \mu)` and :math:`\sigma` likewise, by the mean over
-    the groups of the batch, unless a :class:`StepStatistics` has put that off to the end of the step.
+    the groups of the batch, unless a :class:`StepStatistics` defers this to the end of the step.
     The paper relaxes the limits from (1, 0), which is batchnorm: :func:`set_limits` with a :class:`Ramp`.
 
     .. note::
-        A batch with a NaN or infinity leaves mu and sigma of its channels as they were. On CPU a
-        RuntimeWarning says so; on an accelerator nothing does, since asking would wait for it.
+        A NaN or infinity in a channel of the batch leaves the channel's mu and sigma unchanged. On CPU a
+        RuntimeWarning says so; on an accelerator there is none, because the check would wait for it.
 
     .. note::
-        Activation checkpointing repeats the forward after mu and sigma have moved. That is an error
-        here, unless the update is deferred to the end of the step, where it is exact.
+        Activation checkpointing repeats the forward after mu and sigma have moved. This is an error,
+        unless StepStatistics defers the update to the end of the step; then it is exact.
 
     Args:
         num_features: channels, :math:`C`.
@@ -323,13 +323,13 @@ class BatchRenorm2d(BatchRenorm, nn.BatchNorm2d):
         momentum: the paper's alpha, the rate at which mu and sigma move. None, which ``update_bn`` sets,
             estimates them: the plain mean over all batches since ``reset_running_stats``, with r = 1, d = 0.
         affine: whether there are gamma and beta, as ``weight`` and ``bias``.
-        track_running_stats: True. Where a tool sets it to False afterwards, mu and sigma stay.
+        track_running_stats: True. If a tool sets it to False later, mu and sigma stay.
         group_size: consecutive examples that are normalised together. Default: the whole batch.
         rmax, dmax: bounds of r and d until :func:`set_limits` is called.
-        scale, center: whether there is gamma; beta. The paper's experiments have ``scale=False``.
-        bias: as ``center``, in nn.BatchNorm's word.
+        scale, center: whether there is a gamma; a beta. The paper's experiments have ``scale=False``.
+        bias: same as ``center``, nn.BatchNorm's name for it.
         averages: ``"sigma"``, or ``"variance"`` for the batchnorm baseline.
-        device, dtype: of the parameters. mu and sigma are float32, or float64 for float64.
+        device, dtype: device and dtype of the parameters. mu and sigma are float32, or float64 for float64.
 
     Shape:
         - Input and output: :math:`(N, C, H, W)`, same dtype and memory format; an empty batch gives an empty one.
@@ -355,11 +355,11 @@ class BatchRenorm3d(BatchRenorm, nn.BatchNorm3d):
 
 
 class BatchRenormNd(BatchRenorm, nn.BatchNorm2d):
-    """In the place of nn.SyncBatchNorm: of any dimension, and a BatchNorm2d for tools that look for one."""
+    """Replaces nn.SyncBatchNorm: takes any dimension, and is a BatchNorm2d for tools that look for one."""
 
 
 def layers_of(model: nn.Module) -> dict[str, BatchRenorm]:
-    """Every BatchRenorm layer of a model by name; a model without one is an error."""
+    """Every BatchRenorm layer of a model by name; ValueError if there is none."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BatchRenorm)}
     if not layers:
         raise ValueError(
@@ -370,7 +370,7 @@ def layers_of(model: nn.Module) -> dict[str, BatchRenorm]:
 
 
 def has_layers(model: nn.Module) -> bool:
-    """Whether a model has a BatchRenorm layer: whether what it makes of an image depends on a group."""
+    """Whether a model has a BatchRenorm layer, so that its output for an image depends on a group."""
     return any(isinstance(module, BatchRenorm) for module in model.modules())
 
 
@@ -387,7 +387,7 @@ def fill_limits(limits: Tensor, rmax: float, dmax: float) -> None:
 
 
 def warn_not_finite(layer: str, moments: Tensor) -> None:
-    """Warn of the channels, if any, whose mean or spread over the groups is not finite."""
+    """Warn if the mean or spread over the groups is not finite in some channels."""
     count = int((~torch.isfinite(moments)).sum())
     if count:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""What is set in all layers of a model at once: the limits, and which statistics an evaluation uses."""
+"""Settings of all layers of a model at once: the limits, and the statistics that an evaluation uses."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from batch_renorm.norm.layers import BatchRenorm, fill_limits, layers_of, limits
 
 
 def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: float) -> int:
-    """Sets the bounds of r and d in every BatchRenorm layer of a model, or in given layers; once a step.
+    """Sets the bounds of r and d in every BatchRenorm layer of a model, or in given layers; call it once a step.
 
-    The layers of a device share one small tensor, filled on the device: nothing waits for it. From the second
-    call for the same layers on it is the same tensor, so that a CUDA graph that reads it stays good.
-    Looking for the layers of a model takes longer than setting them.
+    The layers of a device share one small tensor, filled on the device without waiting. The second and later
+    calls for the same layers reuse the tensor, so a CUDA graph that reads it stays valid.
+    Finding the layers of a model takes longer than setting them.
 
     Returns:
         The number of layers set.
@@ -38,21 +38,21 @@ def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: floa
             fill_limits(shared, rmax, dmax)
             continue
         shared = limits_tensor(rmax, dmax, device)
-        shared.layers = len(some)  # type: ignore[attr-defined]  # it may be filled for all of them, not for a part
+        shared.layers = len(some)  # type: ignore[attr-defined]  # only a call for all of these layers may refill it
         for layer in some:
-            layer.__dict__["limits"] = shared  # nn.Module's own way costs as much as four operations
+            layer.__dict__["limits"] = shared  # nn.Module's __setattr__ costs as much as four operations
     return len(layers)
 
 
 @contextmanager
 def batch_statistics(model: nn.Module, group_size: int | None = None) -> Iterator[None]:
-    """Within it, layers in evaluation mode normalise with muB and sigmaB of the examples they see.
+    """Context in which layers in evaluation mode normalise with muB and sigmaB of the current examples.
 
-    The paper's diagnosis in figure 3: how good the same model is when it sees the statistics that
-    it was trained with. Nothing is updated; layers in training mode are as always.
+    This is the paper's diagnosis in figure 3: how good the same model is with the kind of statistics
+    that it was trained with. Nothing is updated; layers in training mode do not change.
 
     Args:
-        group_size: every so many consecutive examples are normalised together. Default: the batch.
+        group_size: number of consecutive examples normalised together. Default: the whole batch.
     """
     layers = layers_of(model).values()
     before = [layer.batch_statistics for layer in layers]
@@ -67,10 +67,10 @@ def batch_statistics(model: nn.Module, group_size: int | None = None) -> Iterato
 
 @contextmanager
 def training_normalization(model: nn.Module) -> Iterator[None]:
-    """Within it, layers normalise as in training: their groups, muB and sigmaB, r and d within the limits.
+    """Context in which layers normalise as in training: in groups, with muB and sigmaB, and r and d within the limits.
 
-    Nothing is updated, and the rest of the model stays in the mode it is in. With it an evaluation
-    sees the activations that training sees.
+    Nothing is updated, and the rest of the model keeps its mode. An evaluation then sees the
+    activations of training.
     """
     layers = layers_of(model).values()
     before = [(layer.training, layer.deferred) for layer in layers]
@@ -84,7 +84,7 @@ def training_normalization(model: nn.Module) -> Iterator[None]:
 
 
 class _NoUpdate:
-    """Takes a layer's group statistics and forgets them."""
+    """Discards a layer's group statistics."""
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None: ...
 

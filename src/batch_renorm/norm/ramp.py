@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Ramp:
     """The bounds of r and d as functions of the step.
 
-    Batchnorm until ``start``; then linear, rmax to its final value at ``rmax_end`` and dmax at
-    ``dmax_end``. The paper's run of 140,000 steps is ``Ramp(5000, 40000, 25000)``.
+    Until ``start`` they are batchnorm's (1, 0). Then both grow linearly: rmax reaches its final value
+    at ``rmax_end``, dmax at ``dmax_end``. For the paper's 140,000 steps: ``Ramp(5000, 40000, 25000)``.
 
     Raises:
         ValueError: a ramp that starts before step 0 or ends before it starts; bounds too small.
@@ -50,7 +50,7 @@ class Ramp:
         dmax: float = 5.0,
     ) -> "Ramp":
         """The paper's ramp for a run of ``steps`` steps: its knees are fractions of the run."""
-        # In this order the paper's own length gives whole steps, not 39999.99...
+        # Multiplying first gives whole steps for the paper's length, not 39999.99...
         start, rmax_end, dmax_end = (round(steps * knee, 6) for knee in (start, rmax_end, dmax_end))
         return cls(start, rmax_end, dmax_end, rmax, dmax)
 

@@ -1,12 +1,12 @@
-"""mu and sigma moved once a step, by the mean over all groups of all passes and ranks.
+"""Move mu and sigma once a step, by the mean over all groups of all passes and ranks.
 
 The paper leaves open how the statistics of its 50 workers reach the shared mu and sigma. Here every
 group of a step uses the values that the last step left, and afterwards
 
-    mu += alpha * (mean over all groups of muB - mu),      sigma likewise,
+    mu += alpha * (mean over all groups of muB - mu),      sigma likewise.
 
-so that the result is the same however the groups are dealt out to ranks and passes. A layer that is
-updated at every forward, as nn.BatchNorm is, keeps what one rank has seen and moves once a pass.
+So the result does not depend on how the groups are divided among ranks and passes. A layer that
+updates at every forward, like nn.BatchNorm, sees only its rank's groups and moves once a pass.
 """
 
 import math
@@ -20,28 +20,28 @@ from batch_renorm.norm.averages import moved_var, where_finite
 from batch_renorm.norm.layers import BatchRenorm, layers_of, warn_not_finite
 
 UNSUMMED = 64
-"""Forwards of a layer that are kept before they are summed: more only where nobody calls `update`."""
+"""Forwards of a layer that are kept before they are summed; there are more only if nobody calls `update`."""
 
 
 class GroupSums:
     """One layer's sums over the groups of the step so far, on its device.
 
-    Eager forwards are kept as they come and summed by :meth:`StepStatistics.update`, those of all layers in a
-    few operations: a layer's own four would each take longer to launch than to compute. A compiled
-    forward adds to the sums within its graph, where they are one fused operation.
+    Eager forwards are kept, and :meth:`StepStatistics.update` sums those of all layers in a few
+    operations: the four operations of a single layer would take longer to launch than to compute. A
+    compiled forward adds to the sums within its graph, in one fused operation.
     """
 
     def __init__(self, layer: BatchRenorm) -> None:
         new = layer.mu.new_zeros
-        self.moments = new(2, layer.num_features)  # sum of muB; of sigmaB or the variance
+        self.moments = new(2, layer.num_features)  # sum of muB; sum of sigmaB or the variance
         self.groups = new(1)
-        self.clipped = new(2)  # group-channels whose r, whose d lies outside the bounds
+        self.clipped = new(2)  # number of r, and of d, outside the bounds; one per group and channel
         self.seen: list[tuple[Tensor, Tensor]] = []  # muB and sigmaB of forwards that are not summed yet
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
         if torch.compiler.is_compiling():
             self.sum(layer, mu_b, sigma_b)
-            self.count_clipped(layer, mu_b, sigma_b)  # always: asking whether would compile a second graph
+            self.count_clipped(layer, mu_b, sigma_b)  # always: a condition would compile a second graph
             return
         if len(self.seen) == UNSUMMED:
             for earlier in self.seen:
@@ -70,7 +70,7 @@ class GroupSums:
 
 
 def rows(t: Tensor) -> Tensor:
-    """(G, C), also of one group that came as (C)."""
+    """t as (G, C); a single group may come as (C)."""
     return t if t.dim() == 2 else t.unsqueeze(0)
 
 
@@ -79,13 +79,13 @@ class StepStatistics:
 
     From construction to :meth:`release` every training forward of a BatchRenorm layer adds its
     groups' statistics to sums on the device, and :meth:`update` moves mu and sigma of all layers.
-    A layer without a group in the step stays as it is, as does a channel that was not finite.
+    A layer without a group in the step keeps its mu and sigma, as does a channel that was not finite.
 
     Args:
-        model: has BatchRenorm layers, all on one device.
+        model: a model with BatchRenorm layers, all on one device.
 
     Raises:
-        ValueError: no BatchRenorm layer, or one that another StepStatistics looks after.
+        ValueError: no BatchRenorm layer, or one that belongs to another StepStatistics.
 
     Example::
 
@@ -111,12 +111,12 @@ class StepStatistics:
 
     @torch.no_grad()
     def update(self, extra: Tensor | None = None, reduce: Callable[[Tensor], object] | None = None) -> Tensor | None:
-        """Moves mu and sigma of every layer and clears the sums: one all-reduce, on every rank.
+        """Moves mu and sigma of every layer and clears the sums; every rank calls it, for one all-reduce.
 
         Args:
             extra: 1-d tensor of floats to be summed over the ranks in the same all-reduce.
             reduce: sums a flat tensor over the ranks, in place. Default: torch.distributed's
-                all-reduce where a process group with several ranks is initialised.
+                all-reduce if a process group with several ranks is initialised.
 
         Returns:
             extra summed over the ranks, or None.
@@ -147,7 +147,7 @@ class StepStatistics:
         return None if extra is None else rest.to(extra.dtype)
 
     def _sum_seen(self) -> None:
-        """Add the eager forwards to the layers' sums: layers that saw as many groups together."""
+        """Add the eager forwards to the layers' sums; layers with the same numbers of groups are summed together."""
         pairs = list(zip(self.layers.values(), self._sums, strict=True))
         alike: dict[tuple, list[tuple[BatchRenorm, GroupSums]]] = {}
         for layer, sums in pairs:
@@ -193,7 +193,7 @@ class StepStatistics:
             warn_not_finite(f"{name}: {type(layer).__name__}" if name else type(layer).__name__, moments.sum(0))
 
     def _per_channel(self, total: Tensor) -> list[Tensor]:
-        """The layers' index, momentum, eps and averages for every channel, made when they change."""
+        """The layers' index, momentum, eps and averages for every channel, recomputed when they change."""
         layers = self.layers.values()
         rows = tuple((layer.momentum, layer.eps, layer.averages) for layer in layers)
         key = (rows, total.device, total.dtype)
@@ -208,13 +208,13 @@ class StepStatistics:
         return self._settings[1]
 
     def clipped_fractions(self) -> dict[str, tuple[float, float]]:
-        """Fractions of r and of d outside their bounds in the step of the last :meth:`update`.
+        """The fractions of r and d that were clipped in the step of the last :meth:`update`.
 
-        By layer name, and over all layers under ``""``. While rmax is 1 and dmax is 0 all are
-        outside. A layer without a group has NaN.
+        By layer name, and over all layers under ``""``. While rmax is 1 and dmax is 0, all are
+        clipped. A layer without a group has NaN.
 
         Raises:
-            RuntimeError: ``measure_clipping`` was not set when it was called.
+            RuntimeError: ``measure_clipping`` was not set during the last :meth:`update`.
         """
         if self._clipped is None:
             raise RuntimeError("nothing was counted: set measure_clipping = True before the step")
@@ -227,6 +227,6 @@ class StepStatistics:
         return {"": tuple(overall), **fractions}
 
     def release(self) -> None:
-        """Gives the layers back to updating at every training forward."""
+        """Makes the layers update at every training forward again."""
         for layer in self.layers.values():
             layer.deferred = None

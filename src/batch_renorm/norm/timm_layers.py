@@ -1,4 +1,4 @@
-"""Batch Renormalization in the place of timm's norm-and-activation layers; the one file here that imports timm."""
+"""Batch Renormalization for timm's norm-and-activation layers; the only file here that imports timm."""
 
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ class BatchRenormAct2d(BatchRenorm2d, BatchNormAct2d):
     """Batch Renormalization, then ``drop``, then ``act``.
 
     Args:
-        source: what it stands for, BatchNormAct2d or SyncBatchNormAct.
+        source: the layer that it replaces, BatchNormAct2d or SyncBatchNormAct.
     """
 
     def __init__(self, *args, source: nn.Module, **options) -> None:

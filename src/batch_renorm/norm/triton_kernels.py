@@ -1,10 +1,10 @@
 """The Triton kernels that :mod:`fused` launches; names and suffixes as there.
 
-A tensor in rows is (G, M, C). A program of a reduction sees a split, `rows` rows of a group; one of an
-elementwise step a tile of BM rows; both BC channels. Numbers are float32 whatever the tensors are.
+A tensor in rows is (G, M, C). A program of a reduction handles a split, `rows` rows of a group; a program of an
+elementwise step handles a tile of BM rows; both handle BC channels. Arithmetic is float32 for every dtype.
 
-A reduction keeps sums of its own for each place of the tile and adds them up after its last tile: threads
-need not wait for one another in between, and few values meet in one sum.
+A reduction keeps a separate sum for each place of the tile and adds these sums after its last tile: threads
+do not wait for each other in between, and each sum has few values.
 """
 
 import triton
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def statistics(x, means_SGC, squares_SGC, groups, M, C, rows, splits, BM: tl.constexpr, BC: tl.constexpr):
-    """Mean and sum of squared deviations of a split (Welford's for every place of the tile, then Chan's)."""
+    """Mean and sum of squared deviations of a split (Welford's method for every place of the tile, then Chan's)."""
     group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     start = split * rows
@@ -106,7 +106,7 @@ def backward_sums(
     g, x, mu_b, slope, bias, totals_SGC, products_SGC,
     groups, M, C, rows, splits, RELU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a split of g, and of g * (x - mu_b), where the ReLU let it through."""
+    """Sums over a split of g and of g * (x - mu_b), where the ReLU passed g."""
     group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     start = split * rows

@@ -1,1 +1,1 @@
-"""How the files of a run folder are read, by training and by reports; without torch, so that it is quick."""
+"""Reading the files of a run folder, for training and reports; without torch, so that it is quick."""

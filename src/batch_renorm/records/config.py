@@ -5,7 +5,7 @@ from typing import Any
 
 
 def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of everything in a nested config; lists are values."""
+    """Dotted names and values of all options in a nested config; lists are values."""
     if not isinstance(config, Mapping):
         yield prefix, config
         return

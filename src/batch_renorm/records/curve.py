@@ -1,14 +1,14 @@
-"""curve.csv: what a run measured, in rows of step, metric, value."""
+"""curve.csv: a run's measurements, in rows of step, metric, value."""
 
 from pathlib import Path
 
 HEADER = ["step", "metric", "value"]
 BY_THE_CLOCK = ("images_per_second", "seconds_")
-"""How metrics begin whose values are measured times: the only ones that the same run gives differently."""
+"""Prefixes of metrics that measure time: only these differ when the same run is repeated."""
 
 
 def read_rows(path: Path) -> list[tuple[int, str, float]]:
-    """The whole rows (step, metric, value) in the file's order; none of a file that is not there."""
+    """The whole rows (step, metric, value) in the file's order; empty if there is no file."""
     rows = (parsed(line) for line in lines_of(path)[1:]) if path.exists() else ()
     return [row for row in rows if row is not None]
 
@@ -18,7 +18,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def parsed(line: str) -> tuple[int, str, float] | None:
-    """A whole row; None for a torn or damaged one."""
+    """The row in a line; None if it is incomplete or damaged."""
     cells = line.split(",")
     if not line.endswith("\n") or len(cells) != 3:
         return None

@@ -1,4 +1,4 @@
-"""What the runs of a data set are called: part of their folder, their tags and their group in W&B."""
+"""Names of data sets, places and networks, used in run folders, tags and W&B groups."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ IMAGENET = {"classes": 1000, "train_images": 1281167, "val_images": 50000}
 
 
 def dataset_of(data: Mapping[str, Any]) -> str:
-    """A name for the images of configs/data: glyphs, cifar100, imagenet, or the name of a folder of one's own.
+    """The name of the data set in configs/data: glyphs, cifar100, imagenet, or the name of the user's folder.
 
-    A folder is ImageNet's only where ImageNet's numbers of classes and images are asked for.
+    A folder is called imagenet only if the config requires ImageNet's numbers of classes and images.
     """
     kind = data["_target_"].rpartition(".")[2]
     if kind == "Images":
@@ -22,14 +22,14 @@ def dataset_of(data: Mapping[str, Any]) -> str:
 
 
 def place_of(config: Mapping[str, Any]) -> str:
-    """The scale, and the data set where it is not the scale's own: imagenet, imagenet-cars."""
+    """The scale, and the data set if it is not the scale's own: imagenet, imagenet-cars."""
     dataset = as_name(str(config["dataset"]))
     place = config["scale"] if dataset == config.get("dataset_of_scale") else f"{config['scale']}-{dataset}"
     return f"debug/{place}" if config["debug"] else place
 
 
 def model_of(config: Mapping[str, Any]) -> str:
-    """The network's name: timm's, or that of the class."""
+    """The network's name: timm's name, or the name of the class."""
     return str(config["model"].get("name") or config["model"]["_target_"].rpartition(".")[2])
 
 

@@ -1,1 +1,1 @@
-"""Reads run folders and sets them against the published results. Knows files, never models."""
+"""Reads run folders and compares them with the published results. Uses files, never models."""

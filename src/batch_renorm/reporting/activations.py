@@ -1,7 +1,7 @@
-"""The paper's hypothesis as a measurement: how far activations in training are from those at inference.
+"""The paper's hypothesis as a measurement: the distance between activations in training and at inference.
 
-Per norm layer the relative L2 distance of its outputs in the two modes on the same images; the drawing shows its
-mean over training, its final profile through the network, and for every experiment both at once.
+For each norm layer it is the relative L2 distance between its outputs in the two modes on the same images. The figure
+shows its mean during training, its final profile through the network, and a map of both for every experiment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from batch_renorm.reporting.recorded import RecordedRun
 
 
 def distances(runs: Sequence[RecordedRun], experiment: str) -> tuple[np.ndarray, list[str], np.ndarray] | None:
-    """steps (s,), layers (l,) and the mean over seeds (l, s), from finished runs or, without one, from all."""
+    """steps (s,), layers (l,) and the mean over seeds (l, s), from finished runs or, if there are none, from all."""
     own = [run for run in runs if run.experiment == experiment and run.layers(DISTANCE)]
     own = [run for run in own if run.finished] or own
     if not own:
@@ -34,7 +34,7 @@ def distances(runs: Sequence[RecordedRun], experiment: str) -> tuple[np.ndarray,
 
 
 def draw_activations(runs: Sequence[RecordedRun]) -> Any | None:
-    """None while no run has measured them."""
+    """Draw the figure; None if no run has measured the distances."""
     found = {name: d for name in EXPERIMENTS if (d := distances(runs, name))}
     if not found:
         return None
@@ -67,7 +67,7 @@ def _thousands(step: float, _: object) -> str:
 
 
 def _look(name: str) -> Look:
-    """As everywhere, and a mark for the regime that has none elsewhere: here all seven share the axes."""
+    """The usual look, with a mark also for the regime without one: here all seven experiments share the axes."""
     style = look((name, VAL))
     return replace(style, mark="v") if name.startswith("noniid") and not style.mark else style
 
@@ -84,7 +84,7 @@ def _legend(canvas: Any, names: Sequence[str]) -> None:
 
 
 def _maps(canvas: Any, found: dict[str, tuple[np.ndarray, list[str], np.ndarray]]) -> None:
-    """A map of layers by steps for each experiment, regimes below each other, one scale for all."""
+    """A map of layers by steps for each experiment, one row per regime, with one scale for all."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
@@ -97,12 +97,12 @@ def _maps(canvas: Any, found: dict[str, tuple[np.ndarray, list[str], np.ndarray]
         bottom = 0.42 - row * 0.19
         canvas.text(0.075, bottom + 0.145, regime, weight="bold", fontsize=12)
         for e in experiments:
-            # Batchnorm on the left, Batch Renorm beside it; what only one regime has comes third.
+            # Batchnorm on the left, Batch Renorm beside it; experiments of only one regime come third.
             column = 1 if is_renorm(e.name) else (2 if "halves" in e.name else 0)
             axes = canvas.add_axes((0.075 + column * 0.307, bottom, 0.262, 0.112))
             axes.set_title(e.arm, pad=4, fontsize=11.5)
             axes.grid(False)
-            axes.spines[:].set_visible(True)  # where nothing differs the map is white
+            axes.spines[:].set_visible(True)  # the map is white where nothing differs
             if e.name not in found:
                 axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=FAINT)
                 axes.set(xticks=[], yticks=[])

@@ -1,6 +1,6 @@
-"""The paper's smaller claims, and its hypothesis as a measurement: one number per seed each, and where it should lie.
+"""The paper's smaller claims, and its hypothesis as a measurement: each is one number per seed with an expected range.
 
-They are decided as the orderings are: by the mean over the seeds, surely if the whole 95% interval agrees.
+They are decided like the orderings: by the mean over the seeds, and with certainty if the whole 95% interval agrees.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from batch_renorm.reporting.paper import (
 from batch_renorm.reporting.recorded import RecordedRun
 
 DISTANCE = "activation_distance"
-LATE = 0.1  # "at the end": the mean over this last share of the steps, as a single step's fraction is noisy
+LATE = 0.1  # "at the end" is the mean over this last fraction of the steps, because a single step is noisy
 
 
 @dataclass(frozen=True)
 class Check:
-    """`low < value <= high`, for a value that every run or every pair of runs of a seed has."""
+    """`low < value <= high`, for a value of every run or of every pair of runs with the same seed."""
 
     text: str
     value: Callable[[dict[str, RecordedRun]], float | None]  # the finished runs of one seed, by experiment
@@ -62,7 +62,7 @@ class Check:
 
 
 def late_percent(run: RecordedRun, metric: str) -> float | None:
-    """Mean of a fraction over the last steps, in percent."""
+    """The mean of a fraction over the last steps, in percent."""
     if metric not in run.curve:
         return None
     steps, values = run.curve[metric]
@@ -124,7 +124,7 @@ def checks(published: Published) -> list[Check]:
 
 
 def own_checks(runs: Sequence[RecordedRun]) -> list[Check]:
-    """What our control should show, once it has run: it sees no minibatch, so that none of them changes it."""
+    """The checks of our control, if it has run: it does not see the minibatch, so no minibatch changes it."""
     there, ours = {run.experiment for run in runs}, "not the paper's: our control"
     return [
         Check(
@@ -146,7 +146,7 @@ def _fall(experiment: str, metric: str) -> Callable[[dict[str, RecordedRun]], fl
 
 
 def _difference(left: Series, right: Series) -> Callable[[dict[str, RecordedRun]], float | None]:
-    """The final value of one minus that of the other."""
+    """The difference between the final values of two experiments."""
 
     def value(own: dict[str, RecordedRun]) -> float | None:
         a, b = (own[experiment].final(metric) for experiment, metric in (left, right))

@@ -1,9 +1,9 @@
 """Our runs against the paper: means over seeds, gaps, steps to reach an accuracy, and whether its orderings hold.
 
 - *final* is a curve's last value, *best* its largest. The paper's printed numbers are its curves' largest
-  values, so gaps to them use *best*; claims are decided by *final*, which nothing was selected for.
-- Only finished runs count. Differences are taken seed by seed (the same seed draws the same images) and their
-  mean carries a two-sided 95% t-interval over the seeds.
+  values, so gaps to them use *best*; claims use *final*, which involves no selection.
+- Only finished runs count. Differences are taken seed by seed (the same seed draws the same images); their
+  mean has a two-sided 95% t-interval over the seeds.
 - Accuracies in percent, differences in points.
 """
 
@@ -41,15 +41,15 @@ HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"
 FAILS, FAILS_UNSURE = "does not hold", "does not hold, not sure"
 NOT_RUN, NOT_MEASURED = "not run", "not measured"
 
-# Shares of the baseline's best accuracy. A share means the same on any data set; the paper's curves start too
-# high (30%) for smaller ones.
+# Shares of the baseline's best accuracy. A share means the same on any data set; smaller shares are not possible,
+# because the paper's curves start at 30%.
 SHARES = (0.80, 0.90, 0.95, 0.98)
 
 
 def steps_to_reach(curve: Curve, accuracy: float) -> float | None:
     """The step at which the curve first reaches the accuracy, interpolated; None if it never does.
 
-    A curve that starts above it gives its first step, which is then an upper bound.
+    For a curve that starts above the accuracy it is the first step, which is an upper bound.
     """
     steps, values = curve
     above = np.flatnonzero(values >= accuracy)
@@ -74,7 +74,7 @@ class Row:
     best: Sample | None
     published: float | None
     gap: float | None  # best mean - published; None on another data set than the paper's
-    to_baseline: Sample | None  # best - the baseline's best, by seed
+    to_baseline: Sample | None  # best minus the baseline's best, by seed
     published_to_baseline: float | None
     reach: tuple[tuple[float, ...], ...]  # for each threshold, the steps of those seeds that reach it
     published_reach: tuple[float | None, ...]
@@ -83,12 +83,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Company:
-    """One experiment, evaluated alone and in minibatches of two compositions; final values of the finished seeds."""
+    """One experiment, evaluated per image and in two kinds of minibatches; final values of the finished seeds."""
 
     label: str
     averages: Sample | None  # with mu and sigma
     pairs: Sample | None  # with muB and sigmaB of labels x 2 images
-    alone: Sample | None  # with muB and sigmaB where each label stands once
+    alone: Sample | None  # with muB and sigmaB of minibatches with each label once
     worth: Sample | None  # pairs - alone, by seed
 
 
@@ -120,9 +120,7 @@ class Comparison:
     shares: tuple[float, ...]  # of the baseline's best, one for each threshold; empty where accuracies were given
     missing: tuple[str, ...]  # commands that make what is missing
     notes: tuple[str, ...] = field(default=())
-    data: str | None = (
-        None  # the data set's name where it is not the scale's: then the paper's accuracies are no matter
-    )
+    data: str | None = None  # the data set's name if it is not the scale's: the paper's accuracies then do not apply
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
@@ -134,9 +132,9 @@ def compare(
     accuracies: Sequence[float] = (),
     figures: Sequence[Figure] = (),
 ) -> Comparison:
-    """`accuracies`, in percent, are those that steps are counted to; by default SHARES of each own baseline.
+    """Compare runs with the paper, with the steps to reach `accuracies`, percent; default: SHARES of each baseline.
 
-    `figures` are drawn besides the paper's.
+    `figures` are drawn in addition to the paper's.
     """
     runs = [run for run in runs if run.scale == scale]
     baseline = published.number(BASELINE)
@@ -173,9 +171,9 @@ def _company(runs: Sequence[RecordedRun], experiment: str, label: str) -> Compan
 
 
 def series_of(runs: Sequence[RecordedRun]) -> dict[Series, str]:
-    """What is compared, with its label: the paper's curves, ours below those of their experiment, other experiments.
+    """The compared curves with their labels: the paper's, our additional ones below their experiment, then others.
 
-    Rows that differ from an experiment stand below it; all of an own data set have its name.
+    Rows that differ from an experiment come below it; rows on another data set have its name.
     """
     there = {run.experiment: run.of for run in runs}
     own = {run.experiment for run in runs for metric in run.curve if (run.experiment, metric) in OWN_SERIES}
@@ -198,7 +196,7 @@ def values_by_seed(runs: Sequence[RecordedRun], series: Series, which: str) -> d
 
 
 def paired(runs: Sequence[RecordedRun], left: Series, right: Series, which: str) -> Sample | None:
-    """left - right for every seed that has both."""
+    """left minus right for every seed that has both."""
     a, b = values_by_seed(runs, left, which), values_by_seed(runs, right, which)
     return _sample(a[seed] - b[seed] for seed in a if seed in b)
 
@@ -210,7 +208,7 @@ def check(claim: Claim, runs: Sequence[RecordedRun], published: Published) -> Cl
 
 
 class Statement(Protocol):
-    """What a number is held against."""
+    """The statement that a number is checked against."""
 
     def range(self) -> tuple[float, float]: ...
 
@@ -224,7 +222,7 @@ def _checked(check: Check, runs: Sequence[RecordedRun]) -> CheckResult:
 
 
 def verdict(claim: Statement, values: Sample | None) -> str:
-    """Decided by the mean; sure if the whole interval says the same, which takes two seeds at least."""
+    """The verdict by the mean; it is sure if the whole interval agrees, which needs at least two seeds."""
     if values is None:
         return NOT_RUN
     interval = values.interval
@@ -237,7 +235,7 @@ def verdict(claim: Statement, values: Sample | None) -> str:
 def mean_curve(
     runs: Sequence[RecordedRun], metric: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """steps, mean, least, largest over the runs, on all steps that lie within every one of them; None without any."""
+    """steps, mean, least and largest value over the runs, on the steps that all runs cover; None if there are none."""
     curves = [run.curve[metric] for run in runs if metric in run.curve]
     if not curves:
         return None

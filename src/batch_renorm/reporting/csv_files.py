@@ -1,4 +1,4 @@
-"""A comparison as CSV: numbers alone, for other programs."""
+"""A comparison as CSV: only numbers, for other programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batch_renorm.reporting.samples import Sample
 
 
 def write_csv(c: Comparison, path: Path) -> None:
-    """The table as numbers: percent, points, steps, minutes; empty where there is none."""
+    """Write the table as numbers: percent, points, steps, minutes; empty for missing ones."""
 
     def spread(name: str, s: Sample | None) -> dict[str, object]:
         low, high = s.range if s else (None, None)

@@ -1,8 +1,8 @@
 """The comparison inside Weights & Biases: a report with the paper's figures, a saved view, and the paper's own curves.
 
-Runs are found by the tags that training gives them (experiment, scale) and their seeds are grouped. The paper's curves
-are logged once as reference runs with fixed names, so that logging them again changes nothing. Building all this
-needs no network; publishing does.
+The report finds runs by the tags from training (experiment, scale) and groups their seeds. The paper's curves are
+logged once, as reference runs with fixed names, so logging them again changes nothing. Only publishing needs a
+network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from batch_renorm.reporting.paper import (
 )
 from batch_renorm.reporting.references import PAPER, references
 
-STEP = "Step"  # W&B's own: runs log their rows under their training steps
+STEP = "Step"  # W&B's step: runs log rows by training step
 DIAGNOSES = {  # sections of other metrics: title -> metrics
     "Activations: training against inference": (DISTANCE,),
     "What was clipped": ("r_clipped", "d_clipped", "rmax", "dmax"),
@@ -64,7 +64,7 @@ def report(entity: str, project: str, scale: str, published: Published) -> Any:
 
 
 SUMMARY = {name: (f"{name}.max", f"{name}.last") for name in ("val_top1", "val_top5", "train_top1")}
-"""Of these metrics training puts the best and the last value into a run's summary."""
+"""Metrics whose best and last values training writes to a run's summary."""
 
 
 def title(scale: str) -> str:
@@ -117,10 +117,10 @@ def _line(name: str, metrics: Sequence[str], **options: Any) -> Any:
 
 
 def _figure(figure: Figure, scale: str, published: Published) -> Iterator[Any]:
-    """A figure's validation curves; its experiments that are evaluated in several ways once more below, alone.
+    """A figure's validation curves; below, a separate panel for each experiment that is evaluated in several ways.
 
-    On the paper's data set its curves lie under ours, thin; for another they have their own panels, as their steps and
-    accuracies are others.
+    On the paper's data set its curves are thin lines under ours. On another data set they have separate panels, because
+    their steps and accuracies differ.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -160,7 +160,7 @@ def _diagnoses(scale: str) -> Iterator[Any]:
 
 
 def workspace(entity: str, project: str, scale: str) -> Any:
-    """The saved view, not yet saved: everything of one scale, seeds grouped, sections by question."""
+    """The view, not yet saved: everything of one scale, with seeds grouped and a section per question."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.expr import And, Metric, Tags
 
@@ -186,10 +186,10 @@ def workspace(entity: str, project: str, scale: str) -> Any:
 
 
 def specification(entity: str, project: str, scale: str, published: Published) -> dict[str, Any]:
-    """What would be published, as JSON values, read back once by the library that made it.
+    """The JSON values that would be published, checked by reading them back with the library that made them.
 
     Raises:
-        ValueError: the library does not read its own specification back (of another version, for instance).
+        ValueError: the library cannot read its own specification (for instance of another version).
     """
     from wandb_workspaces.reports.v2 import Report
     from wandb_workspaces.reports.v2.internal import ReportViewspec
@@ -213,7 +213,7 @@ def specification(entity: str, project: str, scale: str, published: Published) -
 
 
 def metrics_named(specification: Any) -> set[str]:
-    """Every metric that panels of a specification draw or draw along."""
+    """Every metric on the axes of a specification's panels."""
     found: set[str] = set()
     if isinstance(specification, dict):
         if "viewType" in specification:
@@ -228,7 +228,7 @@ def metrics_named(specification: Any) -> set[str]:
 
 
 def publish(entity: str, project: str, scale: str, published: Published) -> list[str]:
-    """Saves report and view, each over an earlier one of its name, and returns their addresses."""
+    """Save report and view, replacing earlier ones with the same names; return their addresses."""
     import wandb
     from wandb_workspaces.workspaces.internal import View
 

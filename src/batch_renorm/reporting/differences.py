@@ -1,8 +1,8 @@
-"""A run is what its config says: runs that were trained differently are rows of their own, named by what differs.
+"""The config identifies a run: runs that were trained differently get separate rows, named by their differences.
 
-A run is held against `expected`, what its scale and experiment compose to today. Where that cannot be told, for an own
-experiment whose file is gone or an option that configs had in other versions, it is held against what most runs of the
-same experiment say. Options of the machine are left out: they cannot change what is trained.
+A run is compared with `expected`, the config that its scale and experiment compose to today. If that is unknown, for an
+experiment whose file is gone or an option from other versions, it is compared with most runs of the
+same experiment. Options of the machine do not count: they cannot change what is trained.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from batch_renorm.reporting.recorded import RecordedRun
 
 Config = Mapping[str, Any]
 Expected = Callable[[Config], Mapping[str, Any] | None]
-"""config -> dotted option -> the value that it has where only the config's scale and experiment are chosen; None where
-no such thing composes."""
+"""config -> dotted option -> its value if only the config's scale and experiment are chosen; None if they do not
+compose."""
 
 NEUTRAL = frozenset(
     {
@@ -30,12 +30,12 @@ NEUTRAL = frozenset(
     }
 )
 """Sections and options in which runs may differ without being trained differently."""
-SHOWN = 3  # differences in a row's name; more are told by the page's table of configs
+SHOWN = 3  # most differences in a row's name; the page's table of configs has all
 STEPS = "size.steps"
 
 
 def trained(run: RecordedRun) -> dict[str, str]:
-    """Dotted option -> value, as text, of all that decides what is trained."""
+    """Dotted option -> value, as text, for all options that change what is trained."""
     own = {k: _text(v) for k, v in options(run.config) if not {k, k.split(".")[0]} & NEUTRAL}
     if run.steps is not None and "steps" not in own:
         own.setdefault(STEPS, _text(run.steps))
@@ -43,7 +43,7 @@ def trained(run: RecordedRun) -> dict[str, str]:
 
 
 def data_set(config: Config) -> str | None:
-    """The data set's name: that of the config, else of its folder, else of its class; None where nothing is said."""
+    """The data set's name: from the config, else from its folder, else from its class; None if unknown."""
     data, given = config.get("data"), config.get("dataset")
     if not isinstance(data, Mapping):
         return None
@@ -53,10 +53,10 @@ def data_set(config: Config) -> str | None:
 
 
 def apart(runs: Sequence[RecordedRun], expected: Expected | None = None) -> list[RecordedRun]:
-    """The runs, each with the row that it belongs to as its `experiment` and its comparison as its `scale`.
+    """The runs, with `experiment` set to their row and `scale` set to their comparison.
 
-    A run of another data set than its scale's is of the comparison `<scale>-<data set>`; a run that differs from its
-    experiment is of the row "<experiment>, <option>=<value>".
+    A run on another data set than its scale's belongs to the comparison `<scale>-<data set>`. A run that differs from
+    its experiment belongs to the row "<experiment>, <option>=<value>".
     """
     there = [(expected(run.config) if expected and run.config else None) for run in runs]
     own_data = _own_data(runs, there)
@@ -99,7 +99,7 @@ def _named(option: str, value: str) -> str:
 
 
 def _own_data(runs: Sequence[RecordedRun], there: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
-    """The name of each run's data set where it is not its scale's, which most runs say where no config composes."""
+    """The name of each run's data set if it is not its scale's; if no config composes, most runs decide."""
     names = [data_set(run.config) for run in runs]
     most: dict[str, Counter[str]] = defaultdict(Counter)
     for run, name in zip(runs, names, strict=True):
@@ -117,9 +117,9 @@ def _own_data(runs: Sequence[RecordedRun], there: Sequence[Mapping[str, Any] | N
 
 
 def _usual(runs: Sequence[RecordedRun], options: Sequence[dict[str, str]]) -> Callable[[RecordedRun, str], str | None]:
-    """(run, option) -> what most runs of its experiment have, None where most have no such option.
+    """(run, option) -> the value in most runs of its experiment; None if most do not have the option.
 
-    A run's length is the same for all experiments of a comparison. Of equally many the first in the order of folders
+    A run's length is the same for all experiments of a comparison. In a tie the first in the order of folders
     counts.
     """
     experiments: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
@@ -138,7 +138,7 @@ def _usual(runs: Sequence[RecordedRun], options: Sequence[dict[str, str]]) -> Ca
 
 
 def _text(value: Any) -> str:
-    """One text for a value, however it is written: 5, 5.0 and, as YAML 1.1 reads 1e-3, "1e-3"."""
+    """The same text for every spelling of a value: 5 and 5.0, or 1e-3, which YAML 1.1 reads as "1e-3"."""
     if isinstance(value, str):
         try:
             value = float(value)

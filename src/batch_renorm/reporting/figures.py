@@ -1,8 +1,8 @@
-"""Figures 1 to 3 as the paper draws them, ours beside or over theirs.
+"""Figures 1 to 3 as in the paper, with our curves beside or over the paper's.
 
-On the paper's data set ours (solid, with the seeds' range as a band) is drawn over theirs (thin). On another
-one the two stand side by side with the same proportions: the paper's axis ends at 3/8 of its top, and so does ours.
-matplotlib is imported when something is drawn, so that printing a table does not wait for it.
+On the paper's data set our curves (solid, with the seeds' range as a band) are drawn over the paper's (thin). On
+another one they are side by side with the same proportions: the paper's axis ends at 3/8 of its top, and so does ours.
+matplotlib is imported only for drawing, so that printing a table does not wait for it.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK,
     "lines.solid_capstyle": "round",
     "mathtext.fontset": "dejavusans",
-    "svg.hashsalt": "batch-renorm",  # the same runs give the same file
+    "svg.hashsalt": "batch-renorm",  # makes files reproducible
 }
 
 
 def draw_all(
     runs: Sequence[RecordedRun], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure] = FIGURES
 ) -> list[Path]:
-    """Writes the figures and the summary, and activations and mechanism where a run has them, as PNG and SVG."""
+    """Write the figures and the summary, and activations and mechanism if a run has them, as PNG and SVG."""
     from matplotlib import rc_context
 
     from batch_renorm.reporting.activations import draw_activations
@@ -125,7 +125,7 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
 
 
 def draw_line(axes: Any, style: Look, curve: Curve, lw: float, zorder: float) -> None:
-    """A solid line with its marks: as far apart on every line, each line's shifted, none on an end."""
+    """Draw a solid line with evenly spaced marks, shifted from line to line, and none at an end."""
     steps, values = curve
     options: dict[str, Any] = {}
     if style.mark:
@@ -137,9 +137,9 @@ def draw_line(axes: Any, style: Look, curve: Curve, lw: float, zorder: float) ->
 
 
 def _draw_seeds(axes: Any, series: Series, style: Look, runs: Sequence[RecordedRun]) -> None:
-    """The finished seeds' mean and range; an unfinished one on its own, faint, with a ring at its end.
+    """Draw the finished seeds' mean and range; each unfinished seed separately, faint, with a ring at its end.
 
-    Seeds that share no span of steps have no mean: then each is drawn on its own.
+    Seeds without common steps have no mean: then each is drawn separately.
     """
     experiment, metric = series
     hue = style.light
@@ -192,7 +192,7 @@ def _number_table(
     height: float,
     alone: bool,
 ) -> None:
-    """The legend: below the axes, where it covers no line, with the numbers in columns."""
+    """The legend below the axes, where it covers no line, with numbers in columns."""
     from matplotlib.lines import Line2D
 
     columns = {"paper, best": 0.655, "ours, best": 0.815, "ours, final": 0.975}

@@ -1,7 +1,7 @@
-"""Figures as lists of experiments: the paper's three, that of our control, and those that somebody asks for.
+"""Figures as lists of experiments: the paper's three, our control's, and those that the user requests.
 
 A line is an experiment, `noniid_groupnorm`, one of its metrics, `noniid_batchnorm/train_top1`, or a row of a run that
-differs from its experiment, `noniid_renorm, ramp.rmax=5`. What the paper has no curve of is ours alone, and marked so.
+differs from its experiment, `noniid_renorm, ramp.rmax=5`. Lines without a curve in the paper are marked as ours.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ CONTROL = Figure(
         ("noniid_groupnorm", VAL): "GroupNorm, non-i.i.d. (ours)",
     },
 )
-"""Drawn as soon as one of its own experiments has run."""
+"""Drawn if one of its own experiments has run."""
 
 
 def title(experiment: str) -> str:
-    """The paper's experiments by their titles, ours by their names, marked as ours; rows that differ as they are."""
+    """The title of the paper's experiments; the name of ours, marked as ours; the unchanged name of other rows."""
     if experiment in EXPERIMENTS:
         return EXPERIMENTS[experiment].title
     name = experiment.partition(", ")[0]
@@ -48,7 +48,7 @@ def title(experiment: str) -> str:
 
 
 def figures_of(runs: Sequence[RecordedRun], asked: Sequence[Figure] = ()) -> dict[str, Figure]:
-    """What is drawn of some runs, by name: the paper's figures, the control where it has run, what was asked for."""
+    """The figures for some runs, by name: the paper's, the control's if it has run, and the requested ones."""
     own = {experiment for experiment, _ in CONTROL.lines} - set(EXPERIMENTS)
     control = [CONTROL] if any(run.experiment in own for run in runs) else []
     return FIGURES | {figure.name: figure for figure in (*control, *asked)}
@@ -58,7 +58,7 @@ def asked_for(lists: Sequence[Sequence[str]], files: Sequence[Path], runs: Seque
     """The figures of the command line, `own1`, `own2`, ..., and of YAML files: name -> {title: ..., lines: [...]}.
 
     Raises:
-        ValueError: a line names no experiment that there is, or a file is none of figures; in one line.
+        ValueError: a line names no existing experiment, or a file does not describe figures; in one line.
     """
     found = []
     for i, names in enumerate(lists, 1):

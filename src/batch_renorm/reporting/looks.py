@@ -1,8 +1,8 @@
-"""How a curve looks, in every drawing alike: a hue for each norm, a tone and a mark for what is trained and evaluated.
+"""The look of a curve, the same in every drawing: a hue for each norm, a tone and a mark for regime and evaluation.
 
-Orange is batchnorm, blue Batch Renorm: Okabe and Ito's pair, which colour-blind readers tell apart; their green is
-our GroupNorm, and purples and greys are what else is not the paper's. Within a hue tones differ in lightness, and
-marks tell curves apart without any colour, also in print. The tones for dark pages are lighter.
+Batchnorm is orange and Batch Renorm blue: Okabe and Ito's pair, which colour-blind readers can distinguish. Our
+GroupNorm is their green; other experiments outside the paper are purple or grey. Within a hue, tones differ in
+lightness, and marks distinguish curves without colour, also in print. The tones for dark pages are lighter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TONES = {
     "noniid_groupnorm": ("#009e73", "#3fcf9f"),
 }
 OTHERS = (("#6b6b6b", "#a5a5a5"), ("#7b4a9e", "#c39ae0"), ("#3d3d3d", "#d0d0d0"), ("#b06aa0", "#e3a8d4"))
-EVALUATIONS = {  # of noniid_batchnorm, besides the paper's usual one
+EVALUATIONS = {  # other evaluations of noniid_batchnorm than the paper's usual one
     TRAIN: ("#f29a55", "#ffc08f"),
     BATCH_STATISTICS: ("#8a3600", "#d9671a"),
     NO_COUNTERPART: ("#e8b48a", "#8f5a2c"),
@@ -54,7 +54,7 @@ MARKS = {
     AS_TRAINED: "P",
 }
 
-# In maps lightness tells the size, the hue the norm; both run through the same lightnesses.
+# In maps lightness shows the size and hue shows the norm; both hues have the same lightnesses.
 SHADES = {False: ("#ffffff", "#fdd9bd", "#f5a567", "#d96a1c", "#8f3a00", "#3f1900"),
           True: ("#ffffff", "#cde4f5", "#86bfe6", "#2f86c2", "#00507f", "#002339")}  # fmt: skip
 
@@ -62,14 +62,14 @@ INK, FAINT = "#222222", "#767676"
 
 
 def look(series: Series) -> Look:
-    """The same at every place, for what has a place of its own; of other experiments see `looks_of`."""
+    """The fixed look of a known experiment; for others see `looks_of`."""
     experiment, metric = series
     light, dark = EVALUATIONS[metric] if metric in EVALUATIONS else TONES.get(experiment, OTHERS[0])
     return Look(light, dark, MARKS.get(metric, MARKS.get(experiment, "")))
 
 
 def looks_of(lines: Iterable[Series]) -> dict[Series, Look]:
-    """A look for each of some curves that share their axes: none twice, as long as there are enough."""
+    """A look for each of some curves on the same axes, all different as long as there are enough looks."""
     found: dict[Series, Look] = {}
     spare = [Look(*tone, mark) for mark in ("o", "s", "^", "D", "v", "X", "P", "*", "") for tone in OTHERS]
     for series in lines:

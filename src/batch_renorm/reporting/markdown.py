@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from batch_renorm.reporting.compare import Comparison
 from batch_renorm.reporting.tables import Table, tables
 
-FURTHER = {  # drawn where runs have what they show: figure -> heading
+FURTHER = {  # figures drawn if runs have the data: figure -> heading
     "mechanism": "What a minibatch tells about one of its images",
     "activations": "Activations in training and at inference",
 }
 
 
 def markdown(c: Comparison, command: str, paper: str = "paper/", drawn: Iterable[str] = ()) -> str:
-    """`paper` is the way from the page to the published numbers, `drawn` the names of the figures that there are."""
+    """The page; `paper` is the relative path to the published numbers, `drawn` has the names of existing figures."""
     figures = f"figures/{c.scale}"
     accuracy, *others = tables(c)
     text = [

@@ -1,7 +1,7 @@
-"""What a minibatch tells a network about one of its images, drawn: the runs' mechanism.csv in two panels.
+"""A figure of what a minibatch tells a network about one of its images: the runs' mechanism.csv in two panels.
 
-Left: the same images, with different images beside them. Right: how the output of a norm layer depends on how many
-images of the group show the same letter. scripts/mechanism.py measures both.
+Left: the same images in groups with different other images. Right: how the output of a norm layer depends on the
+number of images in the group that show the same letter. scripts/mechanism.py measures both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.tables import MINUS
 
 FILE = "mechanism.csv"
-COMPANIES = {  # as in mechanism.csv -> the axis
+COMPANIES = {  # name in mechanism.csv -> label of the axis
     "label again": "the letter\nof its label",
     "neither": "neither of\nits letters",
     "other again": "its other\nletter",
@@ -29,7 +29,7 @@ Measured = dict[str, dict[str, float]]  # measure -> at -> value
 
 
 def read(run: RecordedRun) -> Measured | None:
-    """None where it was not measured, or not all of it can be read."""
+    """The measurements of a run; None if there are none, or if some cannot be read."""
     path = run.folder / FILE
     if not path.is_file():
         return None
@@ -40,14 +40,14 @@ def read(run: RecordedRun) -> Measured | None:
                 found.setdefault(row["measure"], {})[row["at"]] = float(row["value"])
                 if row["theory"]:
                     found.setdefault("theory", {})[row["at"]] = float(row["theory"])
-        except (KeyError, TypeError, ValueError, csv.Error):  # another file of this name, or half of one
+        except (KeyError, TypeError, ValueError, csv.Error):  # another file with this name, or an incomplete one
             return None
     whole = COMPANIES.keys() <= found.get("company", {}).keys() and found.get("output") and found.get("theory")
     return found if whole and all(at.isdigit() for at in found["output"]) else None
 
 
 def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
-    """None while no run has measured it. Of several seeds the mean is drawn."""
+    """Draw the figure, with the mean over several seeds; None if no run has measured it."""
     measured = {name: _mean([m for run in runs if run.experiment == name and (m := read(run))]) for name in SHOWN}
     measured = {name: m for name, m in measured.items() if m}
     if not measured:

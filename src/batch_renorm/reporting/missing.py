@@ -1,4 +1,4 @@
-"""What stands between some runs and a whole comparison: runs that are missing, runs that do not compare."""
+"""What some runs lack for a complete comparison: missing runs, and runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-MOST = 2 / 3  # of the experiments have a seed: then the others miss it. Some arms may have more seeds on purpose.
+MOST = 2 / 3  # if this fraction of the experiments has a seed, the others lack it; some may have extra seeds on purpose
 
 
 def missing_commands(runs: Sequence[RecordedRun], scale: str) -> list[str]:
-    """The commands that would complete the table: every experiment with the seeds that most have, unfinished runs."""
+    """The commands that complete the table: every experiment with the seeds that most have, and unfinished runs."""
     there = {(run.experiment, run.seed): run for run in runs if run.experiment in EXPERIMENTS}
     begun = {experiment for experiment, _ in there}
     have = Counter(seed for _, seed in there)
@@ -27,7 +27,7 @@ def missing_commands(runs: Sequence[RecordedRun], scale: str) -> list[str]:
     model = next((run for run in runs if run.data), None)
     base = scale.removesuffix(f"-{model.data}") if model else scale
     if (CONFIGS / "scale").is_dir() and not (CONFIGS / "scale" / f"{base}.yaml").is_file():
-        return []  # a scale that is not, or not any more, in configs/scale: no command would run it
+        return []  # the scale is not, or no longer, in configs/scale: no command can run it
     extra = "" if base == "glyphs" else f" scale={base}"
     if model:
         extra += "".join(f" {option}" for option in data_options(model))
@@ -46,9 +46,9 @@ def missing_commands(runs: Sequence[RecordedRun], scale: str) -> list[str]:
 
 
 def data_options(run: RecordedRun) -> list[str]:
-    """What a command needs to train on the run's data set: `data=<choice>` and the options that differ from it.
+    """The options for training on the run's data set: `data=<choice>` and the options that differ from it.
 
-    The choice is the file of configs/data that says the most of what the run's config does.
+    The choice is the file of configs/data that agrees best with the run's config.
     """
     own = dict(options(run.config["data"]))
     choices = {}
@@ -68,7 +68,7 @@ def _quoted(value: object) -> str:
 
 
 def _folder(model: RecordedRun, experiment: str, seed: int) -> str:
-    """Beside a run of the comparison, where that has been sent to a folder of its own."""
+    """A folder beside a run of the comparison, if that run has its own folder (folder=...)."""
     folder = model.config.get("folder")
     if not isinstance(folder, str) or Path(folder).parts[-2:] != (model.of, f"seed{model.seed}"):
         return ""
@@ -76,7 +76,7 @@ def _folder(model: RecordedRun, experiment: str, seed: int) -> str:
 
 
 def _data_root(runs: Sequence[RecordedRun]) -> str:
-    """Where the runs that are there have their images from."""
+    """The folder from which existing runs read their images."""
     for run in runs:
         data = run.config.get("data")
         if isinstance(data, dict) and isinstance(data.get("root"), str):
@@ -85,7 +85,7 @@ def _data_root(runs: Sequence[RecordedRun]) -> str:
 
 
 def set_apart(runs: Sequence[RecordedRun]) -> list[str]:
-    """Rows that no verdict counts, as they were not trained as the paper's experiments were."""
+    """Rows that do not count in verdicts, because they were not trained like the paper's experiments."""
     rows: dict[str, list[int]] = {}
     for run in runs:
         if run.differs:
@@ -97,7 +97,7 @@ def set_apart(runs: Sequence[RecordedRun]) -> list[str]:
 
 
 def not_drawn(runs: Sequence[RecordedRun]) -> list[str]:
-    """Runs whose curves are less than a table or a figure asks for."""
+    """Runs whose curves lack something that a table or a figure needs."""
     without = [f"{run.experiment} seed {run.seed}" for run in runs if VAL not in run.curve]
     return [f"without {VAL}, so that only their other metrics are drawn: {', '.join(sorted(without))}"] * bool(without)
 

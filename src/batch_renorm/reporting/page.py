@@ -1,6 +1,6 @@
-"""One HTML file with everything in it: curves to explore, tables, configs, runs. It asks no network for anything.
+"""One HTML file with everything: interactive curves, tables, configs, runs. It needs no network.
 
-The page itself is page_files/ (markup, style, script); here its data are gathered and put in.
+The page itself is in page_files/ (markup, style, script); this module collects its data and inserts them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OF_THE_MACHINE = ("seed", "folder", "fresh", "trainer", "logger", "experiment")
 
 
 def page(c: Comparison, runs: Sequence[RecordedRun], published: Published, command: str) -> str:
-    """The whole page. It links to the CSV files beside it, and to run folders by their full places."""
+    """The whole page. It links to the CSV files beside it, and to run folders by absolute paths."""
     from plotly.io import templates
     from plotly.offline import get_plotlyjs
 
@@ -100,7 +100,7 @@ def _look(style: Look) -> dict[str, str]:
 
 
 def _number(value: object) -> float | None:
-    """What JSON and a browser take for a number."""
+    """A number that JSON and a browser can read."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -111,7 +111,7 @@ def _curve(curve: Curve | None) -> dict[str, list[float]] | None:
 
 
 def _series(series: Series, label: str, published: Published, style: Look, beside: bool) -> dict[str, Any]:
-    """`beside`: the paper's curve and number are worth a look beside ours."""
+    """The data of one curve; `beside` says whether to show the paper's curve and number beside ours."""
     experiment, metric = series
     if label.startswith("- "):
         label = f"{title(experiment)}: {label.removeprefix('- ')}"
@@ -138,7 +138,7 @@ def _run(run: RecordedRun) -> dict[str, Any]:
         "progress": run.progress,
         "step": run.step,
         "steps": run.steps,
-        "folder": run.folder.resolve().as_uri(),  # stays right where the page is moved
+        "folder": run.folder.resolve().as_uri(),  # absolute: stays right if the page is moved
         "place": run.folder.as_posix(),
         "wandb": wandb_link(run),
         "offline": any((run.folder / "wandb").glob("offline-run-*")),
@@ -155,7 +155,7 @@ def _run(run: RecordedRun) -> dict[str, Any]:
 
 
 def wandb_link(run: RecordedRun) -> str | None:
-    """The run's place at Weights & Biases, which training leaves in `wandb/url` once it is there."""
+    """The run's address at Weights & Biases, which training writes to `wandb/url`."""
     try:
         url = (run.folder / "wandb" / "url").read_text().strip()
     except OSError:
@@ -164,7 +164,7 @@ def wandb_link(run: RecordedRun) -> str | None:
 
 
 def config_differences(runs: Sequence[RecordedRun]) -> dict[str, Any]:
-    """Every option in which two of the runs differ: its value by experiment, or by seed where seeds disagree."""
+    """Every option in which runs differ: its value by experiment, or by seed if seeds differ."""
     found = [
         (run, dict(options({k: v for k, v in run.config.items() if k not in OF_THE_MACHINE})))
         for run in sorted(runs, key=lambda run: run.seed)

@@ -1,4 +1,4 @@
-"""What the paper published: experiments, figures, numbers, curves and the orderings it claims, as data.
+"""The paper's results as data: experiments, figures, numbers, curves and claimed orderings.
 
 Accuracies are percent (0..100), differences are points, steps are optimiser updates.
 """
@@ -18,8 +18,8 @@ Series = tuple[str, str]  # experiment, metric
 VAL = "val_top1"
 TRAIN = "train_top1"
 BATCH_STATISTICS = "val_top1_batch_statistics"
-AS_TRAINED = "val_top1_as_trained"  # ours alone: normalised and composed as in training
-NO_COUNTERPART = "val_top1_no_counterpart"  # ours alone: batch statistics of minibatches with each label once
+AS_TRAINED = "val_top1_as_trained"  # only ours: normalised and composed as in training
+NO_COUNTERPART = "val_top1_no_counterpart"  # only ours: batch statistics of minibatches with each label once
 BASELINE: Series = ("iid_batchnorm", VAL)
 
 
@@ -29,9 +29,9 @@ PAIRS = "non-i.i.d., 2 images a label"
 @dataclass(frozen=True)
 class Experiment:
     name: str
-    title: str  # stands alone
-    regime: str  # heads the experiments that share it
-    arm: str  # tells them apart under that heading
+    title: str  # the full title
+    regime: str  # the heading of experiments with the same regime
+    arm: str  # the name under that heading
 
 
 EXPERIMENTS = {
@@ -52,7 +52,7 @@ EXPERIMENTS = {
     )
 }
 
-# Everything that the paper gives a curve for, in the order of the tables.
+# All series with a curve in the paper, in the order of the tables.
 SERIES: dict[Series, str] = {}
 for _experiment in EXPERIMENTS.values():
     SERIES[_experiment.name, VAL] = _experiment.title
@@ -60,7 +60,7 @@ for _experiment in EXPERIMENTS.values():
         SERIES[_experiment.name, TRAIN] = "- its accuracy on training images"
         SERIES[_experiment.name, BATCH_STATISTICS] = "- evaluated with batch statistics"
 
-# Curves that the paper does not have; shown where runs have them.
+# Curves that the paper does not have; shown if runs have them.
 OWN_SERIES: dict[Series, str] = {
     ("noniid_batchnorm", NO_COUNTERPART): "- with batch statistics, each label once",
     ("noniid_batchnorm", AS_TRAINED): "- evaluated as trained",
@@ -86,7 +86,7 @@ FIGURES = {
             "fig2",
             "Figure 2: normalised in groups of 4",
             {
-                # Not in the paper's figure, but what its text compares the other two with.
+                # Not in the paper's figure, but its text compares the other two with it.
                 ("iid_batchnorm", VAL): "Batchnorm, whole minibatches (baseline)",
                 ("micro4_batchnorm", VAL): "Batchnorm, groups of 4",
                 ("micro4_renorm", VAL): "Batch Renorm, groups of 4",
@@ -109,7 +109,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Claim:
-    """`left relation right`, as the paper orders them, with the margin in points that we ask for.
+    """`left relation right`, as the paper orders them, with our margin in points.
 
     ">"  left - right > margin
     ">=" left - right >= -margin: level or better
@@ -192,7 +192,7 @@ CLAIMS = (
 @dataclass(frozen=True)
 class Number:
     top1: float  # percent
-    at_step: int | None  # where the paper names it
+    at_step: int | None  # if the paper gives it
     printed_in: str  # "section 4.1", "figure 3"
 
 
@@ -202,11 +202,11 @@ class Published:
     curves: dict[Series, Curve]
 
     def number(self, series: Series) -> Number | None:
-        """The first number, which is the text's: the one that is compared with, everywhere."""
+        """The first number, from the text: all comparisons use it."""
         return next(iter(self.numbers.get(series, [])), None)
 
     def footnotes(self, lines: Iterable[Series]) -> list[str]:
-        """Where the paper prints two numbers for one curve."""
+        """Notes on curves for which the paper prints two numbers."""
         found = []
         for series in lines:
             first, *others = self.numbers.get(series) or [Number(0.0, None, "")]

@@ -1,4 +1,4 @@
-"""A run folder as reports see it: what was configured, and what was measured."""
+"""A run folder for reports: its config and its measurements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batch_renorm.reporting.paper import Curve
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run folder. `scale` is the comparison that it is in and `experiment` the row (differences.py tells both)."""
+    """A run folder. `scale` is its comparison and `experiment` its row; differences.py determines both."""
 
     folder: Path
     scale: str
@@ -27,11 +27,11 @@ class RecordedRun:
     info: dict[str, Any] = field(default_factory=dict)  # run.json
     notes: tuple[str, ...] = ()
     differs: tuple[str, ...] = ()  # from the experiment, for instance ("ramp.rmax=5",)
-    data: str | None = None  # the data set's name, where it is not the scale's
+    data: str | None = None  # the data set's name, if it is not the scale's
 
     @property
     def of(self) -> str:
-        """The experiment, without what differs from it."""
+        """The experiment without the run's differences."""
         return self.experiment.removesuffix(", " + ", ".join(self.differs)) if self.differs else self.experiment
 
     @property
@@ -43,17 +43,17 @@ class RecordedRun:
         return f"{self.state} at step {self.step}" + (f" of {self.steps}" if self.steps else "")
 
     def final(self, metric: str) -> float | None:
-        """The last value: chosen by the clock, never by its accuracy."""
+        """The last value, whatever its accuracy."""
         return float(self.curve[metric][1][-1]) if metric in self.curve else None
 
     def layers(self, metric: str) -> dict[str, Curve]:
-        """The curves named `<metric>/<layer>`, by layer, in the order of the file, which is the network's."""
+        """The curves named `<metric>/<layer>`, by layer, in the order of the file and of the network."""
         return {name.removeprefix(f"{metric}/"): c for name, c in self.curve.items() if name.startswith(f"{metric}/")}
 
     def training_seconds(self) -> Curve | None:
-        """Steps, and the seconds of training until each, from images_per_second: evaluations are left out.
+        """Steps, and the seconds of training until each step, from images_per_second, without evaluations.
 
-        None where the run has not recorded its speed or not said how many images a step has.
+        None if the run recorded no speed, or its config does not give the images per step.
         """
         try:
             images = self.config["size"]["workers"] * self.config["minibatch"]["size"]

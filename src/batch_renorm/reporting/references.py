@@ -1,4 +1,4 @@
-"""The paper's curves as runs of Weights & Biases, with fixed names: logged once, they lie beside everyone's own."""
+"""The paper's curves as Weights & Biases runs with fixed names, logged once, to compare with the user's runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAPER = "paper"
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that holds curves of the paper."""
+    """A W&B run with curves of the paper."""
 
     id: str
     experiment: str
@@ -36,7 +36,7 @@ def references(published: Published) -> list[Reference]:
 
 
 def log_references(published: Published, project: str, entity: str | None, mode: str, folder: Path) -> list[str]:
-    """Logs the reference runs, but for those that are there already, and returns which it logged.
+    """Log the reference runs that do not exist yet; return those that it logged.
 
     "offline" writes W&B's files under `<folder>/wandb`, to be uploaded once.
     """
@@ -68,13 +68,13 @@ def log_references(published: Published, project: str, entity: str | None, mode:
 
 
 def offline(folder: Path) -> set[str]:
-    """References whose offline files are under the folder."""
+    """References with offline files under the folder."""
     names = [path.name for path in (folder / "wandb").glob("offline-run-*")]
     return {f"{PAPER}-{name}" for name in EXPERIMENTS if any(n.endswith(f"-{PAPER}-{name}") for n in names)}
 
 
 def online(path: str) -> set[str]:
-    """Runs of the project that are references; none where there is no such project yet."""
+    """The project's reference runs; none if the project does not exist yet."""
     import wandb
 
     try:

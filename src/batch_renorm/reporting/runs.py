@@ -1,6 +1,6 @@
 """Finds and reads run folders: `<root>/<scale>/<experiment>/seed<k>/` with config.yaml, curve.csv and run.json.
 
-A run may be in the middle of writing, killed or broken: whatever can be read is, and what cannot is said.
+A run may be writing, killed or broken: everything readable is read, and the rest is reported.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SEED = r"seed\d+"  # a run folder's name
 
 
 def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
-    """A curve file as metric -> (steps, values), and what was left out.
+    """A curve file as metric -> (steps, values), and notes on what was left out.
 
-    The last line counts only with its line end: a torn "3000,val_top1,7" of 71.2 would read as a number. Where
-    a step was logged twice the later value counts.
+    The last line counts only with its line end: "3000,val_top1,7", cut off from 71.2, would read as a number. If
+    a step was logged twice, the later value counts.
     """
     lines = lines_of(path)
     if lines and not lines[-1].endswith("\n"):
@@ -60,7 +60,7 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
 
 
 def read_run(folder: Path) -> RecordedRun:
-    """Reads one run folder. Raises ValueError, in one line, where there is nothing to show."""
+    """Read one run folder. Raises ValueError, in one line, if there is nothing to show."""
     if not (folder / "curve.csv").is_file():
         raise ValueError(f"{folder}: no curve.csv, nothing to show yet")
     curve, notes = read_curve(folder / "curve.csv")
@@ -69,7 +69,7 @@ def read_run(folder: Path) -> RecordedRun:
     config = _mapping(folder / "config.yaml", notes)
     info = _mapping(folder / "run.json", notes)
 
-    # A run's place says what it is; the config, which was written by the run itself, says it better.
+    # The folder's path says what the run is; the config, written by the run itself, takes precedence.
     *_, scale, experiment, name = ("", "", *folder.resolve().parts)
     place: dict[str, Any] = {"scale": scale, "experiment": experiment.partition(",")[0]}
     place |= {"seed": int(name.removeprefix("seed"))} if re.fullmatch(SEED, name) else {}
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> RecordedRun:
 
 
 def _own_place(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether the run was sent to this folder (folder=...): then its place means nothing else."""
+    """Whether the run has its own folder (folder=...), whose path then has no meaning."""
     where = config.get("folder")
     return isinstance(where, str) and folder.resolve().parts[-3:] == Path(where).parts[-3:]
 
@@ -105,8 +105,8 @@ def _planned(config: dict[str, Any]) -> Any:
 def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[list[RecordedRun], list[str]]:
     """All runs under the roots, and a line for each folder that could not be read.
 
-    A root may hold scales, be one scale, one experiment or one run. Of two runs of the same scale, row and seed the
-    one under the earlier root counts. `expected` is that of differences.apart, which names the rows.
+    A root may contain scales, or be a scale, an experiment or a run. If two runs have the same scale, row and seed,
+    the one under the earlier root counts. `expected` is passed to differences.apart, which names the rows.
     """
     problems: list[str] = []
     found: list[RecordedRun] = []
@@ -136,7 +136,7 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
 
 
 def keep(run: RecordedRun, root: Path) -> Path:
-    """Copies the run's small files to `<root>/<scale>/<row>/seed<k>/`."""
+    """Copy the run's small files to `<root>/<scale>/<row>/seed<k>/`."""
     place = root / run.scale / run.experiment.replace(", ", ",").replace("/", "_") / f"seed{run.seed}"
     if place.resolve() != run.folder.resolve():
         place.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def keep(run: RecordedRun, root: Path) -> Path:
 
 
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A YAML or JSON mapping; what stands in the way of reading it becomes a note."""
+    """A YAML or JSON mapping; an error while reading it becomes a note."""
     try:
         text = path.read_text()
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
-# The 97.5% quantile of Student's t for 1, 2, ... 30 degrees of freedom. Above 30 the last is kept: a little wide.
+# The 97.5% quantile of Student's t for 1, 2, ... 30 degrees of freedom. Above 30 the last is used, slightly too wide.
 T975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
@@ -30,7 +30,7 @@ class Sample:
 
     @property
     def std(self) -> float | None:
-        """The sample's (n - 1) standard deviation; one seed has none."""
+        """The sample standard deviation (n - 1); None for one seed."""
         return stdev(self.values) if self.n > 1 else None
 
     @property
@@ -39,7 +39,7 @@ class Sample:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The mean's two-sided 95% t-interval; one seed has none."""
+        """The mean's two-sided 95% t-interval; None for one seed."""
         if self.std is None:
             return None
         half = T975[min(self.n - 1, len(T975)) - 1] * self.std / sqrt(self.n)

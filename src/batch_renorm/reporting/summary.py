@@ -1,4 +1,4 @@
-"""The figure that answers at a glance: every experiment's best accuracy as a distance from the baseline, and falls."""
+"""The summary figure: every experiment's best accuracy as a distance from the baseline, and falls after the best."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
 from batch_renorm.reporting.recorded import RecordedRun
 
-FALL = 1.5  # points from the best to the end that are worth a ring
+FALL = 1.5  # a ring marks the end if it is this many points below the best
 
 
 def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) -> Any:
-    """The seven experiments' best accuracies (what the paper prints), a dot for each seed, bars from the baseline.
+    """Draw the seven experiments' best accuracies (which the paper prints): a dot per seed, bars from the baseline.
 
-    Where a curve ends clearly below its best, a ring is where it ends. Both panels are as many points wide and their
-    baselines stand at the same place, so that bars compare.
+    If a curve ends clearly below its best, a ring marks its end. Both panels have the same width in points and
+    their baselines at the same position, so that bars are comparable.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -39,7 +39,7 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
     footnotes = [] if any(run.data for run in runs) else published.footnotes((name, VAL) for name in EXPERIMENTS)
     canvas.text(0.012, 0.022, "; ".join(footnotes), fontsize=10.5, color=FAINT)
     panels = {"The paper: Inception-v3, ImageNet": theirs, f"Ours: {scale}, a dot a seed": ours}
-    if any(run.data for run in runs):  # of one's own: the paper's accuracies say nothing about it
+    if any(run.data for run in runs):  # another data set: the paper's accuracies do not apply
         panels, ends = {f"Ours: {scale}, a dot a seed": ours}, ends[1:]
     offsets = [v - _level(values) for values in panels.values() for seeds in values.values() for v in seeds]
     offsets += [
@@ -58,7 +58,7 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
             if len(panels) > 1:
                 continue
         room, level = max(most - least, 1.0), _level(values)
-        axes.set_xlim(level + least - 0.2 * room, level + most + 0.25 * room)  # the numbers need some on the right
+        axes.set_xlim(level + least - 0.2 * room, level + most + 0.25 * room)  # space on the right for the numbers
         axes.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
         for at, name, text in rows:
             if i == 0:
@@ -78,7 +78,7 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
 
 
 def message(runs: Sequence[RecordedRun]) -> str:
-    """What the runs say about the paper's main claim, from the finished seeds' final values."""
+    """The runs' result on the paper's main claim, from the finished seeds' final values."""
     losses = {
         norm: paired(runs, (f"iid_{norm}", VAL), (f"noniid_{norm}", VAL), "final") for norm in ("batchnorm", "renorm")
     }
@@ -93,7 +93,7 @@ def _points(loss: float) -> str:
 
 
 def _draw_end(axes: Any, at: float, best: float, end: float, hue: str, gap: float) -> None:
-    """The way from a curve's best to its end."""
+    """Draw a line from a curve's best to its end."""
     axes.plot([end, best], [at, at], color=hue, lw=1.4, ls=(0, (2, 2)), zorder=2)
     axes.plot(end, at, "o", color=hue, mfc="white", mew=1.8, ms=7.5, zorder=4)
     axes.text(end - gap, at, f"{end:.1f}", va="center_baseline", ha="right")
@@ -114,7 +114,7 @@ def _rows() -> tuple[list[tuple[float, str | None, str]], float]:
 
 
 def _level(values: dict[str, list[float]]) -> float:
-    """The baseline's mean, or the best experiment's while the baseline has not run."""
+    """The baseline's mean, or the best experiment's if the baseline has not run."""
     means = {name: sum(seeds) / len(seeds) for name, seeds in values.items() if seeds}
     return means.get(BASELINE[0], max(means.values(), default=0.0))
 

@@ -1,4 +1,4 @@
-"""What the report says in tables: their cells, as text, for Markdown, the page and the terminal alike."""
+"""The cells of the report's tables as text, for Markdown, the page and the terminal."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def needed(claim: Claim) -> str:
 
 
 def progress(run: RecordedRun) -> str:
-    """How far it has come, for instance 40%."""
+    """The progress of a run, for instance 40%."""
     return f"{run.step / run.steps:.0%}" if run.steps else f"step {run.step}"
 
 
@@ -71,7 +71,7 @@ def _seeds(row: Row) -> str:
 
 
 def final(row: Row) -> str:
-    """The finished seeds' mean; before there is one, where the others stand."""
+    """The finished seeds' mean; if there are none, the progress of the others."""
     if row.final or not row.unfinished:
         return accuracy(row.final)
     now = [value for run in row.unfinished if (value := run.final(row.series[1])) is not None]
@@ -96,7 +96,7 @@ def measured(result: CheckResult) -> str:
         return NONE
     digits, unit = (3, "") if not result.check.unit else (1, result.check.unit)
     mean, interval = result.values.mean, result.values.interval
-    if unit == "%":  # a fraction: its least and largest seed, as an interval would go below zero
+    if unit == "%":  # a fraction: its range over the seeds, because an interval would go below zero
         low, high = result.values.range
         digits = 2 if mean < 1 else 1
         return f"{mean:.{digits}f}%" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low < high else "")
@@ -107,7 +107,7 @@ def measured(result: CheckResult) -> str:
 
 def accuracy_table(c: Comparison) -> Table:
     on_imagenet = c.scale == "imagenet"
-    beside = c.data is None  # of a data set of one's own the paper says nothing
+    beside = c.data is None  # the paper has no numbers for another data set
     head = ["", "seeds", "final", "range", "best"] + ["paper"] * beside + ["gap"] * on_imagenet
     head += ["to baseline: ours", "to baseline: paper", "minutes a run"]
     rows = []
@@ -179,7 +179,7 @@ def check_table(c: Comparison) -> Table:
 
 
 def group_table(c: Comparison) -> Table:
-    """What the rest of a minibatch tells a network about an image: accuracies of every experiment, by company."""
+    """What the rest of a minibatch tells a network about an image: every experiment's accuracies by minibatch."""
     rows = [
         (
             row.label,

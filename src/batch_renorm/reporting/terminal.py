@@ -50,7 +50,7 @@ VERDICTS = {
 
 
 def show(c: Comparison, runs: Sequence[RecordedRun], published: Published) -> None:
-    """Prints plots, tables and what is missing."""
+    """Print plots, tables and what is missing."""
     from rich.console import Console
 
     console = Console()
@@ -117,7 +117,7 @@ def _verdicts(console: Console, c: Comparison) -> None:
 
 
 def _plot(console: Console, figure: Figure, runs: Sequence[RecordedRun], published: Published, scale: str) -> None:
-    """The paper's curves beside ours; letters name them, so that nothing depends on colours."""
+    """The paper's curves beside ours, labelled by letters, so that nothing depends on colours."""
     import plotext
     from rich.text import Text
 
@@ -152,7 +152,7 @@ def _plot(console: Console, figure: Figure, runs: Sequence[RecordedRun], publish
                 at[inside].tolist(), values[inside].tolist(), marker=plotext.marker("braille", hues[series])
             )
             axes.draw(line.lines())
-        for series, (at, values) in curves.items():  # above all lines, each at another place
+        for series, (at, values) in curves.items():  # above all lines, each at a different position
             x = min(last * (0.93 - 0.14 * (names.index(series) % 6)), at[-1])
             letter = plotext.colorize(LETTERS[names.index(series) % len(LETTERS)], hues[series])
             axes.draw(axes.text(x, float(np.interp(x, at, values)), letter))

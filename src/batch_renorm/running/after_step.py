@@ -23,10 +23,10 @@ from batch_renorm.training.evaluation import Evaluation, evaluate
 
 
 class AfterStep(Callback):
-    """Evaluates when it is due, writes a checkpoint then and before a stop, and keeps run.json.
+    """Evaluates when due, writes a checkpoint after each evaluation and before a stop, and updates run.json.
 
     Args:
-        evaluation: the run's, with the batch size that fits the device.
+        evaluation: the run's evaluation, with the batch size that fits the device.
         kept: validation images that stay in memory between evaluations.
         execution: how the run computes, for run.json.
     """
@@ -75,7 +75,7 @@ class AfterStep(Callback):
         run.training.record(metrics, step)
         run.training.restart_clock(step)
         for logger in trainer.loggers:
-            logger.save()  # before the checkpoint, which counts on the rows
+            logger.save()  # before the checkpoint: a resumed run expects these rows
         self._note(step, metrics["val_top1"])
 
     def _note(self, step: int, value: float) -> None:
@@ -94,7 +94,7 @@ class AfterStep(Callback):
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        with suppress(OSError, DiskFullError):  # which may be the exception's own cause
+        with suppress(OSError, DiskFullError):  # a full disk may have caused the exception
             self._write("stopped", trainer.global_step, reason=str(exception) or type(exception).__name__)
 
     @rank_zero_only
@@ -114,7 +114,7 @@ class AfterStep(Callback):
 
     @rank_zero_only
     def _write(self, state: str, step: int, **more: Any) -> None:
-        """Into run.json: state, steps done, time spent, and what the result depends on."""
+        """Write state, steps done, time spent and what the result depends on to run.json."""
         seconds = time.perf_counter() - self.started
         if "images_per_second" in self.run.training.latest:
             more["images_per_second"] = self.run.training.latest["images_per_second"]

@@ -1,7 +1,7 @@
-"""glibc's allocator, told to keep what is freed.
+"""Settings for glibc's allocator: keep freed memory.
 
-It gives large tensors back to the system. The next step then pays for their pages again, which takes up to half of a
-layer's time on a CPU and two thirds of the optimiser's.
+By default it returns large tensors to the system, and the next step has to map their pages again. That takes up to
+half of a layer's time on a CPU and two thirds of the optimiser's.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ NO_TRIMMING = (-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep freed memory for its next tensors; whether the C library can do that."""
+    """Make this process keep freed memory for its next tensors; return whether the C library can do that."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc; on Windows CDLL takes no None

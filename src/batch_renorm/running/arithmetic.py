@@ -1,7 +1,7 @@
-"""How a device computes: number formats, memory layout, compiler. Each run states its choice in run.json.
+"""How a device computes: number formats, memory layout, compiler. Each run records its choice in run.json.
 
-`auto` in configs/trainer is what suits the device when a run begins, and what it began with ever after,
-so that a run that is resumed on other hardware keeps its rounding as far as the hardware can.
+With `auto` in configs/trainer a new run takes what suits its device. A resumed run keeps the first choice, so that
+its rounding stays the same on other hardware as far as possible.
 """
 
 import os
@@ -15,24 +15,24 @@ from batch_renorm.running.build import Machine, Run
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Decided options; the fields are those of configs/trainer."""
+    """The chosen options, named as in configs/trainer."""
 
     precision: Literal[32, "bf16"]
     channels_last: bool
     compile: bool | str
-    """Or a mode of torch.compile."""
+    """True, False, or a mode of torch.compile."""
     tf32: bool
     deterministic: bool
 
 
 def choose(machine: Machine, device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
-    """What a run computes with; `began_with` is what its run.json says.
+    """Choose a run's arithmetic; `began_with` is the choice recorded in its run.json.
 
-    On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under
-    autocast to it; mu, sigma, the loss, the weights and evaluation stay float32. A GPU without it (V100, T4) would
-    compute it in software: there a run is float32, also one that began with bfloat16 elsewhere. Convolutions are laid
-    out channels-last everywhere. Nothing is compiled unless asked for: nobody has measured it on a GPU here, and
-    on a CPU its compilation outlasts a run of the embedded scale.
+    On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under bfloat16
+    autocast; mu, sigma, the loss, the weights and evaluation stay float32. GPUs without it (V100, T4) would
+    emulate it in software, so they use float32, even if the run began with bfloat16 elsewhere. Convolutions are
+    channels-last everywhere. Nothing is compiled by default: nobody has measured it on a GPU here, and
+    on a CPU the compilation takes longer than a run of the embedded scale.
     """
     began_with = dict(began_with or {})
     if not has_bf16(device):
@@ -57,9 +57,9 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def check_passes(arithmetic: Arithmetic, passes: int) -> None:
-    """Raises ValueError where CUDA graphs would have to add up the gradients of several passes.
+    """Raise ValueError if CUDA graphs would have to accumulate the gradients of several passes.
 
-    Their gradients stand in memory that the next recorded pass writes to (pytorch/pytorch#169545).
+    The next recorded pass overwrites the memory of the gradients (pytorch/pytorch#169545).
     """
     if arithmetic.compile in ("reduce-overhead", "max-autotune") and passes > 1:
         raise ValueError(
@@ -69,9 +69,9 @@ def check_passes(arithmetic: Arithmetic, passes: int) -> None:
 
 
 def apply(arithmetic: Arithmetic, run: Run, device: torch.device) -> dict[str, Any]:
-    """Set torch and the run up; returns what run.json states."""
+    """Configure torch and the run; return the entries for run.json."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arithmetic.tf32
-    # a tuned choice of convolution kernels may differ from start to start
+    # tuning may choose other convolution kernels at every start
     torch.backends.cudnn.benchmark = not arithmetic.deterministic
     if arithmetic.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run. Every leaf reaches a constructor; what none takes is an error."""
+"""From a config to the objects of a run. Every option goes to a constructor; an option that none takes is an error."""
 
 import inspect
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """configs/scale: everything about size. What is not read here is referred to by other sections."""
+    """configs/scale: everything about size. Other sections of the config refer to the values not read here."""
 
     minibatch: int
     workers: int
@@ -47,7 +47,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Norm:
-    """configs/norm: batchnorm or Batch Renorm, and how mu and sigma move; other norms are a function, `_target_`."""
+    """configs/norm: batchnorm or Batch Renorm, and how mu and sigma move; other norms have a `_target_`."""
 
     name: Literal["batchnorm", "renorm"]
     eps: float
@@ -95,7 +95,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Machine:
-    """configs/trainer: where and how fast a run trains; none of it changes what is trained."""
+    """configs/trainer: where and how fast a run trains; nothing here changes what is trained."""
 
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: int | Literal["auto", "all"]
@@ -104,7 +104,7 @@ class Machine:
     loader_processes: int | Literal["auto"]
     threads: int | None
     log_every: int
-    precision: Literal["auto", 32, "bf16"] = "auto"  # from here on: not in the configs of the first runs
+    precision: Literal["auto", 32, "bf16"] = "auto"  # this and the following: not in the configs of the first runs
     channels_last: bool | Literal["auto"] = "auto"
     compile: bool | Literal["auto", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "auto"
     tf32: bool = True
@@ -114,12 +114,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Wandb:
-    """Where Weights & Biases keeps a run."""
+    """Settings of a run's Weights & Biases run."""
 
     mode: Literal["offline", "online"]
     project: str
     entity: str | None
-    tags: list[str] = field(default_factory=list)  # from here on: not in the configs of the first runs
+    tags: list[str] = field(default_factory=list)  # this and the following: not in the configs of the first runs
     notes: str | None = None
     artifact: bool = False
     samples: bool = False
@@ -134,7 +134,7 @@ class Logging:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a config describes. `training` is the Lightning module, `passes` makes a rank's data."""
+    """All objects that a config describes. `training` is the Lightning module; `passes` makes a rank's data."""
 
     config: Config
     size: Size
@@ -155,7 +155,7 @@ class Run:
         return TrainingPasses(self.source, self.regime, division, self.seed)
 
 
-CHANNELS = 64  # of the norm layer that a norm's options are tried on
+CHANNELS = 64  # channels of the norm layer that checks the options of a norm
 SECTIONS = (
     "seed", "average", "evaluation", "folder", "fresh", "scale", "size", "norm", "minibatch", "ramp",
     "model", "data", "optim", "trainer", "logger", "experiment", "dataset", "dataset_of_scale", "debug",
@@ -163,13 +163,13 @@ SECTIONS = (
 
 
 def build(config: Config, stop: Stop | None = None) -> Run:
-    """Make a run of a resolved config, its weights initialised from `seed`.
+    """Make the run of a resolved config, with weights initialised from `seed`.
 
     Args:
-        stop: hears signals; without it nothing stops the run early.
+        stop: receives signals; without it nothing stops the run early.
 
     Raises:
-        ValueError: an option that nothing takes, or one with an impossible value; names it.
+        ValueError: an unknown option, or an impossible value; the message names the option.
     """
     for name in config:
         if name not in SECTIONS:
@@ -207,7 +207,7 @@ def build(config: Config, stop: Stop | None = None) -> Run:
         groups=has_layers(training.model),
         most=DEBUG_IMAGES if config.get("debug") else None,
     )
-    evaluation.measurements(source)  # raises now what would otherwise be raised at the first evaluation
+    evaluation.measurements(source)  # raises errors now, not at the first evaluation
     return Run(
         config, size, machine,
         logging=construct(Logging, config, "logger"),
@@ -220,17 +220,17 @@ def build(config: Config, stop: Stop | None = None) -> Run:
 
 
 def norm_factory(config: Config, group: int) -> partial[Any]:
-    """What makes a norm layer of so many channels; a norm with a `_target_` is a function of them and its options.
+    """The function that makes a norm layer for a number of channels; `_target_` names the function of other norms.
 
     Args:
-        group: images that are normalised together; nothing to a norm of another kind.
+        group: images that are normalised together; other norms ignore it.
     """
     section = config["norm"]
     if "_target_" not in section:
         norm: Norm = construct(Norm, config, "norm")
         return norm.layer(group)
     options = {name: value for name, value in section.items() if name not in ("name", "_target_")}
-    construct(target(section), {"norm": options}, "norm", channels=CHANNELS)  # says now what is wrong with them
+    construct(target(section), {"norm": options}, "norm", channels=CHANNELS)  # raises errors in the options now
     return partial(target(section), **options)
 
 
@@ -243,12 +243,12 @@ def load(folder: Path) -> Run:
 
 
 def target(section: Config) -> Callable[..., Any]:
-    """What a section's `_target_` names."""
+    """The function or class that a section's `_target_` names."""
     return get_method(section["_target_"])
 
 
 def construct(make: Callable[..., Any], config: Config, name: str, **given: Any) -> Any:
-    """Call a constructor with a config section; an option that does not fit is named, with the near misses."""
+    """Call a constructor with a config section; the error for a wrong option names it and similar ones."""
     section = {key: value for key, value in config[name].items() if key != "_target_"}
     parameters = inspect.signature(make).parameters
     hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
@@ -266,7 +266,7 @@ def construct(make: Callable[..., Any], config: Config, name: str, **given: Any)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a config's value is of a plain annotated type; other annotations are not looked at."""
+    """Whether a config's value has the annotated type; only plain types and literals are checked."""
     options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
     words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     if any(value == word and type(value) is type(word) for word in words):
@@ -278,7 +278,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def spelled(hint: Any) -> str:
-    """A plain annotated type as a person writes its values: int | 'auto' | null."""
+    """An annotated type as a user writes its values: int | 'auto' | null."""
     if get_origin(hint) is Literal:
         return " | ".join(map(repr, get_args(hint)))
     if get_origin(hint) in (UnionType, Union):
@@ -287,6 +287,6 @@ def spelled(hint: Any) -> str:
 
 
 def near(name: str, known: Any) -> str:
-    """', did you mean ...?' for a misspelt name, or nothing."""
+    """'; did you mean ...?' for a misspelt name, or an empty string."""
     matches = get_close_matches(name, [str(k) for k in known], n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""

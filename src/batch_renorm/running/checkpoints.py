@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the last two and the best kept, read back past a damaged one."""
+"""Checkpoints: written whole or not at all; the last two and the best are kept; damaged ones are skipped."""
 
 import io
 import uuid
@@ -20,15 +20,15 @@ KEPT = 2
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's file format, made durable: a temporary file, fsync, a rename, fsync of the folder.
+    """Lightning's file format, written durably: a temporary file, fsync, a rename, fsync of the folder.
 
     Raises:
-        DiskFullError: the disk does not hold the file; nothing of it is left, and earlier ones are as they were.
+        DiskFullError: the file does not fit on the disk; nothing of it is left, and earlier files are unchanged.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
-        content = io.BytesIO()  # how much is missing on a full disk is known only of what is whole
+        content = io.BytesIO()  # the whole size is needed to say how much space is missing on a full disk
         torch.save(checkpoint, content)
         with room_for(path, content.getbuffer().nbytes):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint that loads, and the newer ones that do not."""
+    """The newest checkpoint that loads, and newer damaged ones."""
     damaged: list[Path] = []
     for path in checkpoints(folder):
         if readable(path):
@@ -52,12 +52,12 @@ def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 def choose(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
-    """The checkpoint to go on from, and newer damaged ones, which get out of the way (`.damaged`).
+    """The checkpoint to continue from, and newer damaged ones, which are renamed to `.damaged`.
 
     Raises:
-        ValueError: it is the checkpoint of another config; names what differs.
+        ValueError: the checkpoint belongs to another config; the message names the differences.
     """
-    for rest in (folder.path / "checkpoints").glob("*.part"):  # of a start that was killed while it wrote
+    for rest in (folder.path / "checkpoints").glob("*.part"):  # left by a start that was killed while writing
         rest.unlink()
     path, damaged = newest_readable(folder.path)
     if path is not None:
@@ -75,22 +75,22 @@ def choose(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
 
 
 def readable(path: Path) -> bool:
-    """Whether a checkpoint loads and every byte is as it was written: torch's files are zip archives with checksums."""
+    """Whether a checkpoint loads and its checksums are right: torch's files are zip archives with checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return False
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return True
-    except Exception:  # whatever a damaged file may make of its readers
+    except Exception:  # a damaged file may raise anything in its readers
         return False
 
 
 def load_weights(training: LightningModule, path: Path) -> None:
-    """A checkpoint's weights and averages into the run that it is of.
+    """Load a checkpoint's weights and averages into its run.
 
     Raises:
-        ValueError: it cannot be read, or is of another run; says what differs.
+        ValueError: the file cannot be read, or belongs to another run; the message says why.
     """
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
@@ -106,10 +106,10 @@ def load_weights(training: LightningModule, path: Path) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The number of updates before a checkpoint, from its name; best.ckpt is a link to one that has it.
+    """The number of updates before a checkpoint, from its name; best.ckpt is a link to a file with such a name.
 
     Raises:
-        ValueError: the file is named otherwise.
+        ValueError: the file has another name.
     """
     number = path.resolve().stem.removeprefix("step")
     if not number.isdecimal():
@@ -118,10 +118,10 @@ def step_of(path: Path) -> int:
 
 
 def write(trainer: Trainer, folder: Path, step: int, best: int | None) -> None:
-    """The checkpoint of the model after `step` updates, by all ranks; see :func:`remove_old` for what stays.
+    """Write the checkpoint after `step` updates, called by all ranks; :func:`remove_old` removes old ones.
 
     Args:
-        best: the step with the highest val_top1, of equals the first; None before the first evaluation.
+        best: the first step with the highest val_top1; None before the first evaluation.
     """
     trainer.save_checkpoint(folder / "checkpoints" / f"step{step:08d}.ckpt")
     remove_old(folder, best)
@@ -129,14 +129,14 @@ def write(trainer: Trainer, folder: Path, step: int, best: int | None) -> None:
 
 @rank_zero_only
 def remove_old(folder: Path, best: int | None) -> None:
-    """Remove what is neither among the last two nor the best, to which best.ckpt then points."""
+    """Remove all checkpoints but the last two and the best; best.ckpt becomes a link to the best."""
     every = checkpoints(folder)
     kept = every[:KEPT]
     for path in every:
         if best is not None and step_of(path) == best:
             kept.append(path)
             link, temporary = path.with_name("best.ckpt"), path.with_name(f"best.{uuid.uuid4().hex[:12]}.part")
-            with suppress(OSError):  # a file system without links has the file, under its own name
+            with suppress(OSError):  # without links in the file system, the file is only under its own name
                 temporary.symlink_to(path.name)
                 temporary.replace(link)
     for path in every:

@@ -1,4 +1,4 @@
-"""One clear line for what a user got wrong, instead of a traceback or a page of Hydra's."""
+"""User errors in one clear line, instead of a traceback or Hydra's long message."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from batch_renorm.training.errors import NotFiniteError
 CONFIGS = Path(__file__).parents[3] / "configs"
 PATHS = ("folder", "data.root")
 IN_EVERY_PLACE = ("scale", "experiment", "seed")
-"""What the default folder is made of."""
+"""The parts of the default folder."""
 DEBUG_STEPS, DEBUG_IMAGES = 4, 64
 LONGEST = 120  # characters of a sweep's options in a folder's name; file systems take 255 in all
 
@@ -46,10 +46,10 @@ def half(size: int) -> int:
 
 
 def swept() -> str:
-    """The config's ${swept:}: what tells a sweep's jobs apart besides scale, experiment and seed.
+    """The config's ${swept:}: the options of a sweep's job other than scale, experiment and seed.
 
-    Nothing for a run on its own, and in a sweep over these three; `,ramp.rmax=5` in one over ramp.rmax=3,5. It is part
-    of the run's folder, so that every job has its own.
+    Empty for a single run and for a sweep over these three; `,ramp.rmax=5` in a sweep over ramp.rmax=3,5. It is part
+    of the run's folder, so that every job has its own folder.
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
@@ -70,7 +70,7 @@ OmegaConf.register_new_resolver("swept", swept, replace=True)
 
 
 def dataset(*, _root_: DictConfig) -> str:
-    """The config's ${dataset:}: a name for its images, see `naming.dataset_of`."""
+    """The config's ${dataset:}: the name of the data set, see `naming.dataset_of`."""
     return naming.dataset_of(_root_.data)
 
 
@@ -85,7 +85,7 @@ OmegaConf.register_new_resolver("place", place, replace=True)
 
 
 def debugged(config: DictConfig) -> DictConfig:
-    """A config as it is, or with `debug=true` shrunk to a few steps with one of everything, changed in place."""
+    """With `debug=true`, shrink a config in place to a few steps, one evaluation and one checkpoint; return it."""
     if config.debug is True:
         few = {"steps": DEBUG_STEPS, "evaluate_every": DEBUG_STEPS, "train_sample": DEBUG_IMAGES}
         for name, value in few.items():
@@ -100,8 +100,8 @@ def debugged(config: DictConfig) -> DictConfig:
 def explained() -> Iterator[None]:
     """End the program with one line on bad input; let anything else through with its traceback.
 
-    Stands around composing the config and, within Hydra's main, around the run: Hydra would print a
-    page of its own before an exception leaves its main.
+    Use it around composing the config and, inside Hydra's main, around the run: Hydra would print its
+    own message before an exception leaves its main.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises composition errors, too
     try:
@@ -112,7 +112,7 @@ def explained() -> Iterator[None]:
         exit_with(unread(error.override))
     except (ConfigCompositionException, OmegaConfBaseException, HydraException) as error:
         exit_with(composition(error))
-    except NotFiniteError as error:  # every rank finds it; one says it
+    except NotFiniteError as error:  # every rank raises it; rank 0 prints it
         if os.environ.get("RANK", "0") == "0":
             exit_with(str(error))
         raise SystemExit(2) from None
@@ -135,12 +135,12 @@ def explained() -> Iterator[None]:
 def exit_with(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     if "SUBMITIT_EXECUTOR" in os.environ and sys.exception():
-        raise  # in a sweep's job on a cluster: the command that waits for it gets the exception, and explains it
+        raise  # in a sweep's job on a cluster: the waiting command gets the exception and explains it
     raise SystemExit(2)
 
 
 def missing(error: MissingConfigException) -> str:
-    """An unknown choice of a group, with the near misses among the known ones."""
+    """The message for an unknown choice in a group, with similar known choices."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if name == "submitit_slurm":
         return "hydra/launcher=slurm needs hydra-submitit-launcher: pip install hydra-submitit-launcher"
@@ -153,7 +153,7 @@ def missing(error: MissingConfigException) -> str:
 
 
 def composition(error: Exception) -> str:
-    """An unknown option, with the near misses among all options of the default run."""
+    """The message for an unknown option, with similar options of the default run."""
     text = str(error).strip() or str(error.__cause__)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'\n", text)
@@ -169,7 +169,7 @@ def composition(error: Exception) -> str:
 
 
 def unread(override: str) -> str:
-    """An override that Hydra cannot read, and how it can be written."""
+    """The message for an override that Hydra cannot read, with the correct spelling."""
     name, equals, value = override.partition("=")
     if not equals:
         return f"options are name=value, got {override!r}"
@@ -180,17 +180,17 @@ def unread(override: str) -> str:
 
 
 def quoted(name: str, value: str) -> str:
-    """An override whose value Hydra takes as it is."""
+    """An override quoted so that Hydra does not change its value."""
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
     escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
     return f'{name}="{escaped}"'
 
 
 def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
-    """A command line's arguments, paths as people write them quoted for Hydra, a sweep's jobs told apart.
+    """The command line's arguments for Hydra: paths quoted, and for a sweep the options that name its jobs' folders.
 
     Raises:
-        ValueError: a folder is given that several jobs of the sweep would share.
+        ValueError: several jobs of the sweep would share the given folder.
     """
     sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
     result = [as_path(argument, sweep) for argument in arguments]
@@ -198,9 +198,9 @@ def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
 
 
 def as_path(argument: str, sweep: bool) -> str:
-    """A path of PATHS quoted, where Hydra would take it for something else: ~, =, commas, parentheses, other letters.
+    """Quote the value of an option in PATHS if Hydra would misread it: ~, =, commas, parentheses, other letters.
 
-    In a sweep commas stay what they are there.
+    In a sweep, commas keep their meaning.
     """
     name, equals, value = argument.partition("=")
     if not equals or name.lstrip("+") not in PATHS or not value:
@@ -211,7 +211,7 @@ def as_path(argument: str, sweep: bool) -> str:
 
 
 def parsed(argument: str) -> Override | None:
-    """An argument as Hydra reads it; None where it cannot, or where it is no override."""
+    """An argument as Hydra parses it; None if Hydra cannot parse it or it is not an override."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -219,7 +219,7 @@ def parsed(argument: str) -> Override | None:
 
 
 def placed(arguments: list[str]) -> list[str]:
-    """What a sweep is to be told besides: which options are the same in every job, and not part of a folder's name."""
+    """Extra arguments for a sweep: options that are the same in every job are left out of the folders' names."""
     overrides = [o for o in map(parsed, arguments) if o is not None and not o.key_or_group.startswith("hydra")]
     varied = [override.key_or_group for override in overrides if override.is_sweep_override()]
     given = next((o for o in overrides if o.key_or_group == "folder" and not o.is_sweep_override()), None)

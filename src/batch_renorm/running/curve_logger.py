@@ -1,4 +1,4 @@
-"""Writing curve.csv: a logger for Lightning, and what a resumed run takes back."""
+"""Writing curve.csv: a logger for Lightning, and the rewind of a resumed run."""
 
 import os
 from argparse import Namespace
@@ -13,12 +13,12 @@ from batch_renorm.running.folder import room_for, write_atomically
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop the rows after `step`, and what a killed run or a power cut has left half written behind them.
+    """Drop the rows after `step`, including half-written ones from a killed run or a power cut.
 
-    A run that resumes from a checkpoint repeats what came after it, so that no row is lost or doubled.
+    A run that resumes from a checkpoint repeats the steps after it, so that no row is lost or doubled.
 
     Raises:
-        ValueError: a row that the run would not repeat is damaged.
+        ValueError: a row up to `step`, which the run would not repeat, is damaged.
     """
     if not path.exists():
         return
@@ -34,7 +34,7 @@ def rewind(path: Path, step: int) -> None:
 
 
 class CurveLogger(Logger):
-    """Appends rows to curve.csv; `save` makes them durable, which must happen before a checkpoint counts on them."""
+    """Appends rows to curve.csv; `save` makes them durable and must run before the checkpoint is written."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class CurveLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run folder's config.yaml has them."""
+        """Do nothing: config.yaml in the run folder has them."""
 
     @rank_zero_only
     def save(self) -> None:

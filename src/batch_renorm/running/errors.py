@@ -1,4 +1,4 @@
-"""Errors that are about the run, not about the program."""
+"""Errors of a run that are not bugs of the program."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class DiskFullError(RuntimeError):
-    """A file of the run does not fit the disk any more."""
+    """The disk is too full for a file of the run."""
 
     def __init__(self, path: Path, missing: int) -> None:
         super().__init__(
@@ -16,9 +16,9 @@ class DiskFullError(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """The run was asked to stop and has written a checkpoint; `status` is the program's exit status.
+    """A signal stopped the run, which has written a checkpoint; `status` is the program's exit status.
 
-    130 after Ctrl-C, as a shell has it; otherwise 75, sysexits' "temporary failure: run me again".
+    130 after Ctrl-C, as in a shell; otherwise 75, sysexits' "temporary failure: run me again".
     """
 
     def __init__(self, cause: signal.Signals, step: int, steps: int) -> None:

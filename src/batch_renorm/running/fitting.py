@@ -1,4 +1,4 @@
-"""Training between two steps of a run: Lightning's trainer, and what it is given."""
+"""Training from a checkpoint to the last step: Lightning's trainer and its arguments."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from batch_renorm.running.wandb_log import WandbLogger
 
 
 class Data(LightningDataModule):
-    """The rank's passes, from the trainer's step on: resuming is starting at another step."""
+    """The rank's passes from the trainer's current step: to resume is to start at another step."""
 
     def __init__(self, run: Run, workers_per_pass: int, processes: int) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class Data(LightningDataModule):
         return SentAhead(loader, device) if gpu else loader
 
     def transfer_batch_to_device(self, batch: Pass, device: torch.device, dataloader_idx: int) -> Pass:
-        """A pass is on its way already; the training step waits for it, where the time that it takes is counted."""
+        """Do nothing: `SentAhead` has started the copy, and the training step waits for it and counts the time."""
         return batch
 
 
 def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE) -> int:
-    """Train from a checkpoint, or from the start, to the run's last step or until it is to stop; returns that step."""
+    """Train from a checkpoint or from the start, until the last step or a stop; return the step reached."""
     machine, steps = run.machine, run.size.steps
-    before = from_rank_0(folder.record(), world)  # rank 0's: a shared disk may show another rank an older one
+    before = from_rank_0(folder.record(), world)  # on a shared disk another rank may see an older file
     device = torch.device("cuda", world.local_rank) if uses_gpu(machine.accelerator) else torch.device("cpu")
     choice = arithmetic.choose(machine, device, before.get("arithmetic"))
     execution: dict[str, Any] = {"arithmetic": arithmetic.apply(choice, run, device)}
@@ -67,10 +67,10 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     check_shared_memory(getattr(run.source, "image_bytes", 8), images, processes, world.devices)
     kept = KeptImages(run.source, processes, room_for_images(world), pinned=device.type == "cuda")
     trainer = Trainer(
-        accelerator=device.type,  # by "auto" Lightning would take a Mac's GPU, while all else is on its CPU
+        accelerator=device.type,  # with "auto" Lightning would use a Mac's GPU while everything else is on the CPU
         devices=world.devices,
         num_nodes=world.nodes,
-        # mu and sigma are the same on every rank by construction: nothing to broadcast
+        # mu and sigma are equal on every rank by construction: nothing to broadcast
         strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world.ranks > 1 else "auto",
         max_steps=steps,
         logger=loggers(run, folder, checkpoint, world, facts(run, world, device, execution)),
@@ -78,7 +78,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
             AfterStep(run, folder, world, evaluation, kept, execution),
             Progress(run),
         ],
-        # whatever started the ranks has said so in torchrun's names (launch.py): no guessing by Lightning
+        # launch.py has set torchrun's variables: Lightning need not guess the launcher
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
         profiler=profiler(run, folder),
         enable_checkpointing=False,
@@ -97,7 +97,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
 
 
 def facts(run: Run, world: World, device: torch.device, execution: dict[str, Any]) -> dict[str, Any]:
-    """What W&B's table of runs is sorted and filtered by besides the config."""
+    """Facts for W&B's table of runs, in addition to the config."""
     return {
         "ranks": world.ranks,
         "precision": execution["arithmetic"]["precision"],
@@ -114,7 +114,7 @@ def profiler(run: Run, folder: Folder) -> Profiler | None:
             return SimpleProfiler(**where)
         case "advanced":
             return AdvancedProfiler(**where)
-        case "torch":  # three steps, the first ones left out
+        case "torch":  # three steps, after skipping the first ones
             return PyTorchProfiler(**where, export_to_chrome=True)
     return None
 
@@ -122,7 +122,7 @@ def profiler(run: Run, folder: Folder) -> Profiler | None:
 def loggers(
     run: Run, folder: Folder, checkpoint: Path | None, world: World, facts: dict[str, Any] | None = None
 ) -> list[Logger]:
-    """curve.csv always; W&B as configs/logger says, the same run again after a resume."""
+    """curve.csv always; W&B as in configs/logger, the same W&B run after a resume."""
     result: list[Logger] = [CurveLogger(folder.curve)]
     if run.logging.wandb is not None and world.rank == 0:
         step = checkpoints.step_of(checkpoint) if checkpoint else 0

@@ -1,6 +1,6 @@
 """The run folder: its config, its record, and whether the same command starts, resumes or reports.
 
-A run folder belongs to one process at a time (`claimed`); what is written there is written whole (`durable`).
+Only one process at a time uses a run folder (`claimed`); its files are written whole or not at all (`durable`).
 """
 
 import errno
@@ -26,17 +26,17 @@ from batch_renorm.records.config import options
 from batch_renorm.running.errors import DiskFullError
 
 NOT_SCIENCE = ("trainer", "logger", "fresh", "folder", "dataset", "dataset_of_scale", "debug")
-"""Config sections that may differ between the parts of one run: they name it, or cannot change what is trained."""
+"""Config sections that may change when a run is resumed: they name the run, or do not change what is trained."""
 OURS = (
     "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "*profile*", "slurm*",
     "to-be-moved-aside-by-job-*", durable.LOCK,
 )  # fmt: skip
-"""What may stand in a run folder."""
+"""Files that a run folder may contain."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A run's place on disk."""
+    """The paths of a run's files."""
 
     path: Path
 
@@ -53,10 +53,10 @@ class Folder:
         return self.path / "run.json"
 
     def record(self) -> dict[str, Any]:
-        """What run.json says; empty before the first start.
+        """The contents of run.json; empty before the first start.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the file is damaged.
         """
         if not self.record_file.exists():
             return {}
@@ -74,10 +74,10 @@ class Folder:
 
 
 def with_places(settings: dict[str, Any]) -> dict[str, Any]:
-    """The config with ~ in its paths made a home folder.
+    """The config with ~ in its paths expanded.
 
     Raises:
-        ValueError: a path is empty, as an unset variable of the shell makes it.
+        ValueError: a path is empty, for instance because of an unset shell variable.
     """
     data = settings["data"]
     for name, path in (("folder", settings["folder"]), ("data.root", data.get("root", "none"))):
@@ -92,7 +92,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """A run's config.yaml.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     try:
         found = yaml.safe_load(path.read_bytes())
@@ -110,10 +110,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def room_for(path: Path, size: int) -> Iterator[None]:
-    """Around writing `size` bytes of a file: where the disk is full, say so.
+    """Turn the error of a full disk into a DiskFullError while `size` bytes are written to a file.
 
     Raises:
-        DiskFullError: instead of the OSError of a full disk or an exhausted quota.
+        DiskFullError: the disk is full or the quota is exhausted.
     """
     try:
         yield
@@ -128,7 +128,7 @@ def claimed(folder: Folder, fresh: bool) -> Iterator[None]:
     """Make the folder and be its only writer; `fresh` first moves an earlier run aside.
 
     Raises:
-        ValueError: another process trains there, it cannot be written, or `fresh` is asked to move what is no run.
+        ValueError: another process trains there, the folder cannot be written, or `fresh` finds something else there.
     """
     path, cure = folder.path, "wait until it ends, or give this run its own place (folder=...)"
     with ExitStack() as stack:
@@ -147,10 +147,10 @@ def claimed(folder: Folder, fresh: bool) -> Iterator[None]:
 
 
 def set_aside(path: Path) -> None:
-    """Move an earlier run aside: nothing that is in use, and nothing that is not a run.
+    """Move an earlier run aside.
 
     Raises:
-        ValueError: it is one of the two.
+        ValueError: the folder is in use, or is not a run folder.
     """
     if not is_run(path):
         raise ValueError(
@@ -163,7 +163,7 @@ def set_aside(path: Path) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, also that of a start which failed at once."""
+    """Whether a folder is a run folder, even one whose start failed at once."""
     try:
         return {"seed", "size", "norm", "minibatch"} <= read_config(path / "config.yaml").keys()
     except (OSError, ValueError):  # missing, or damaged
@@ -174,9 +174,9 @@ def is_run(path: Path) -> bool:
 
 
 def prepare(folder: Folder, config: dict[str, Any]) -> list[str]:
-    """Make the folder ready for a run of this config; returns what a person should know of it.
+    """Prepare the folder for a run of this config; return remarks for the user.
 
-    What a power cut has damaged is put aside: checkpoints have the config, too, and a record begins anew.
+    Files damaged by a power cut are moved aside: checkpoints also hold the config, and a new record begins.
 
     Raises:
         ValueError: the folder holds a run of another config, or cannot be written.
@@ -199,7 +199,7 @@ def prepare(folder: Folder, config: dict[str, Any]) -> list[str]:
             )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        for rest in folder.path.glob("*.part"):  # of a start that was killed while it wrote
+        for rest in folder.path.glob("*.part"):  # left by a start that was killed while writing
             rest.unlink()
         write_atomically(folder.config, yaml.safe_dump(config, sort_keys=False))
         if not folder.record():
@@ -213,7 +213,7 @@ def prepare(folder: Folder, config: dict[str, Any]) -> list[str]:
 
 def move_aside(path: Path) -> Path:
     """Rename a run folder to the first free name.old, name.old2, ..."""
-    path = Path(os.path.abspath(path))  # a name such as . or .. cannot be renamed
+    path = Path(os.path.abspath(path))  # . and .. cannot be renamed
     number = 1
     while (target := path.with_name(f"{path.name}.old{number if number > 1 else ''}")).exists():
         number += 1
@@ -222,7 +222,7 @@ def move_aside(path: Path) -> Path:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted names of the leaves of two configs that differ, where that means another run."""
+    """Dotted names of the options in which two configs differ, if the difference makes another run."""
     old_leaves, new_leaves = (dict(options({k: v for k, v in c.items() if k not in NOT_SCIENCE})) for c in (old, new))
     missing = object()
     return sorted(
@@ -231,7 +231,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """What a result depends on besides its config: commit, versions, machine."""
+    """What a result depends on in addition to its config: commit, versions, machine."""
     packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "numpy")
     return {
         "commit": commit(),
@@ -242,7 +242,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The repository's commit, with a + where files differ from it; None outside a repository."""
+    """The repository's commit, with a + if files differ from it; None outside a repository."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

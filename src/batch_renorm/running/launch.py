@@ -1,8 +1,8 @@
-"""Which processes train together: started by torchrun, by srun, or by plain `python train.py`, all alike.
+"""The ranks of a run, whether torchrun, srun or plain `python train.py` starts them.
 
-Everything that starts processes says it in the environment; here that becomes one `World`, and the names
-that torchrun uses, which is all that torch and Lightning then see. Plain `python train.py` is rank 0 and
-starts the other ranks of its machine itself, with the composed config, so that a sweep can have ranks too.
+Each launcher describes the ranks in environment variables. This module reads them into one `World` and sets
+torchrun's variables, the only ones that torch and Lightning then read. Plain `python train.py` is rank 0 and
+starts the other ranks of its machine with the composed config, so a sweep can have several ranks too.
 """
 
 import atexit
@@ -29,12 +29,12 @@ from batch_renorm.running.signals import hear_while_waiting
 T = TypeVar("T")
 CHILD = "import signal as s; [s.signal(n, s.SIG_IGN) for n in (s.SIGINT, s.SIGTERM, s.SIGUSR1)]; \
 from batch_renorm.running.rank import main; main()"
-GRACE = 10.0  # seconds for a rank to fail by itself when another has
+GRACE = 10.0  # seconds that rank 0 gets to fail by itself after another rank has failed
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run: `devices` ranks on each of `nodes` machines."""
+    """This process's place in the run: `devices` ranks on each of `nodes` machines."""
 
     rank: int
     local_rank: int
@@ -52,10 +52,10 @@ ALONE = World(rank=0, local_rank=0, devices=1, nodes=1, node=0, launcher="python
 
 
 def find_world(accelerator: str, devices: int | str, nodes: int | str, env: Mapping[str, str] = os.environ) -> World:
-    """Find out where this process stands; `devices` and `nodes` are those of configs/trainer.
+    """Find this process's place in the run; `devices` and `nodes` come from configs/trainer.
 
     Raises:
-        ValueError: what started the processes and the config do not agree; names both.
+        ValueError: the launcher and the config disagree; the message names both.
     """
     result = started(env) or World(0, 0, wanted_devices(accelerator, devices), as_number(nodes), 0, "python")
     if result.launcher == "python" and result.nodes > 1:
@@ -80,18 +80,18 @@ def find_world(accelerator: str, devices: int | str, nodes: int | str, env: Mapp
 
 
 def tell_lightning_the_rank(world: World) -> None:
-    """Let Lightning's `rank_zero_only` know this process's rank before its trainer does."""
+    """Set the rank for Lightning's `rank_zero_only` before the trainer exists."""
     for module in (rank_zero, fabric_rank_zero):
         module.rank_zero_only.rank = world.rank
 
 
 def started(env: Mapping[str, str]) -> World | None:
-    """What torchrun or srun say about this process; None where neither started several."""
+    """The place that torchrun or srun gave this process; None if neither started several processes."""
     if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= env.keys():
         ranks, devices = int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
         rank = int(env["RANK"])
         return World(rank, int(env["LOCAL_RANK"]), devices, ranks // devices, rank // devices, "torchrun")
-    # srun's own count: a batch script's, which sbatch sets, says nothing about this process
+    # srun's own count; sbatch sets other variables, which do not describe this process
     ranks, nodes = int(env.get("SLURM_STEP_NUM_TASKS", 1)), int(env.get("SLURM_STEP_NUM_NODES", 1))
     if ranks == 1:
         return None
@@ -108,7 +108,7 @@ def uses_gpu(accelerator: str) -> bool:
 
 
 def wanted_devices(accelerator: str, devices: int | str) -> int:
-    """Devices of this machine for plain python: `all` are its GPUs, `auto` is one."""
+    """The number of devices for plain python: `all` means every GPU of this machine, `auto` means one."""
     if isinstance(devices, int):
         if devices < 1:
             raise ValueError(f"trainer.devices must be at least 1, 'auto' or 'all', got {devices}")
@@ -122,7 +122,7 @@ def as_number(nodes: int | str) -> int:
 
 @contextmanager
 def all_ranks(world: World, settings: dict[str, Any], gpu: bool) -> Iterator[None]:
-    """Start the other ranks if nobody has, and connect all; a failing rank takes the others with it."""
+    """Start the other ranks if no launcher has, and connect all ranks; if one rank fails, all end."""
     if world.ranks == 1:
         yield
         return
@@ -130,7 +130,7 @@ def all_ranks(world: World, settings: dict[str, Any], gpu: bool) -> Iterator[Non
         if world.launcher == "srun":
             os.environ.update(torchrun_names(world, os.environ))
         connect(world, gpu)
-        yield  # and stay connected: a sweep's next run has the same ranks
+        yield  # stay connected: the next run of a sweep has the same ranks
         went_well.set()
         return
     with socket.socket() as free:
@@ -163,7 +163,7 @@ def connect(world: World, gpu: bool) -> None:
     if device is not None:
         torch.cuda.set_device(device)
     went_well.clear()
-    if not dist.is_initialized():  # Lightning leaves a group that it finds as it is
+    if not dist.is_initialized():  # Lightning uses an existing group
         with hear_while_waiting():
             dist.init_process_group(
                 "nccl" if gpu else "gloo", rank=world.rank, world_size=world.ranks, device_id=device
@@ -173,7 +173,7 @@ def connect(world: World, gpu: bool) -> None:
 
 
 def disconnect() -> None:
-    """Leave the group with all other ranks; not after an error, where they may be gone or wait for something else."""
+    """Leave the group together with all other ranks; not after an error, when they may be gone or waiting."""
     if dist.is_initialized() and went_well.is_set():
         with hear_while_waiting():
             dist.barrier()
@@ -181,11 +181,11 @@ def disconnect() -> None:
 
 
 went_well = threading.Event()
-"""Set where the last run of this process came to its end, as it did on every rank."""
+"""Set if the last run of this process completed, which it then did on every rank."""
 
 
 def from_rank_0(value: T, world: World) -> T:
-    """Rank 0's value, on every rank; without the others it is the value itself."""
+    """Rank 0's value on every rank; on a single rank the value itself."""
     if world.ranks == 1:
         return value
     box: list[Any] = [value]
@@ -195,7 +195,7 @@ def from_rank_0(value: T, world: World) -> T:
 
 
 def gather(value: T, world: World) -> list[T]:
-    """The values of all ranks, in their order."""
+    """The values of all ranks, in rank order."""
     box: list[Any] = [value]
     if world.ranks > 1:
         box *= world.ranks
@@ -205,7 +205,7 @@ def gather(value: T, world: World) -> list[T]:
 
 
 def names_of(world: World, rank: int, local_rank: int) -> dict[str, str]:
-    """torchrun's variables for a rank."""
+    """torchrun's environment variables for a rank."""
     numbers = {
         "RANK": rank, "LOCAL_RANK": local_rank, "NODE_RANK": world.node,
         "WORLD_SIZE": world.ranks, "LOCAL_WORLD_SIZE": world.devices,
@@ -214,9 +214,9 @@ def names_of(world: World, rank: int, local_rank: int) -> dict[str, str]:
 
 
 def torchrun_names(world: World, env: Mapping[str, str]) -> dict[str, str]:
-    """torchrun's variables for a task of srun's. MASTER_ADDR and MASTER_PORT are left as they are where set."""
+    """torchrun's environment variables for a task of srun; MASTER_ADDR and MASTER_PORT are kept if set."""
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "127.0.0.1")
-    # steps of one job, and jobs that share a machine, must not meet at one port
+    # steps of one job, and jobs on the same machine, must not use the same port
     port = 15000 + (int(env.get("SLURM_JOB_ID", 0)) * 7 + int(env.get("SLURM_STEP_ID", 0))) % 15000
     main = {
         "MASTER_ADDR": env.get("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes)),
@@ -226,7 +226,7 @@ def torchrun_names(world: World, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def child(world: World, rank: int, settings: dict[str, Any]) -> subprocess.Popen[str]:
-    """Start another rank of this machine. Its stdin brings the config, and its end is the end of rank 0."""
+    """Start another rank of this machine. It reads the config from stdin and ends when rank 0 closes stdin."""
     env = os.environ | names_of(world, rank, rank) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, env=env, text=True)
     assert process.stdin is not None
@@ -236,7 +236,7 @@ def child(world: World, rank: int, settings: dict[str, Any]) -> subprocess.Popen
 
 
 def watch(children: list[subprocess.Popen[str]], done: threading.Event) -> None:
-    """End this process when another rank has failed and the collectives do not notice."""
+    """End this process if another rank has failed and the collectives do not notice it."""
     while not done.wait(0.5):
         for rank, process in enumerate(children, 1):
             if process.poll():

@@ -1,4 +1,4 @@
-"""How images are loaded on this machine: loader_processes: auto, from a rank's cores and the shared memory."""
+"""loader_processes=auto: the number of loader processes, from a rank's cores and the shared memory."""
 
 import os
 from pathlib import Path
@@ -12,15 +12,15 @@ from batch_renorm.running.memory import free_memory
 from batch_renorm.running.shared_memory import shared_memory_fits
 
 MOST = 16
-"""Processes of a rank: one prepares some 500 images a second, and no GPU here is known to want 8,000."""
-KEPT_SHARE = 0.25  # of the memory that is free: evaluation's images, in all ranks of the machine together
+"""Most loader processes of a rank: each prepares some 500 images a second, and no GPU is known to need 8,000."""
+KEPT_SHARE = 0.25  # fraction of the free memory for evaluation's images, for all ranks of the machine together
 
 
 def loading(run: Run, world: World, device: torch.device, images: int) -> dict[str, Any]:
-    """Loader processes of this rank, and why so many; as run.json states it.
+    """The entry for run.json: the number of loader processes of this rank, and why.
 
     Args:
-        images: of the largest pass and of what an evaluation asks of a process at once.
+        images: images of the largest pass, plus those that an evaluation requests from a process at once.
     """
     asked = run.machine.loader_processes
     if asked != "auto":
@@ -29,7 +29,7 @@ def loading(run: Run, world: World, device: torch.device, images: int) -> dict[s
     if not image_bytes:
         return {"processes": 0, "because": "the device makes the images"}
     have = cores(world)
-    most = 1 if device.type == "cpu" else MOST  # the network takes all cores that a CPU has
+    most = 1 if device.type == "cpu" else MOST  # on a CPU the network uses all cores
     least = 0 if device.type == "cpu" else 1
     wanted = min(most, max(least, int(have) - 1))
     fit = shared_memory_fits(image_bytes, images, world.devices)
@@ -39,10 +39,10 @@ def loading(run: Run, world: World, device: torch.device, images: int) -> dict[s
 
 
 def cores(world: World) -> float:
-    """CPU cores of this rank: each that it may run on, shared with the ranks of this machine that may, too.
+    """CPU cores of this rank: the cores it may run on, each divided among the ranks that may use it.
 
-    srun binds every rank to cores of its own; torchrun and plain python leave all cores to all. A control group may
-    give the machine's ranks together less than that.
+    srun binds every rank to its own cores; torchrun and plain python let all ranks use all cores. A control group may
+    limit the machine's ranks further.
     """
     mine = affinity()
     here = [theirs for node, theirs in gather((world.node, mine), world) if node == world.node]
@@ -58,7 +58,7 @@ def affinity() -> set[int]:
 
 
 def quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """Cores that the control group may use at once; None where it says nothing."""
+    """Cores that the control group may use at once; None without a limit."""
     try:
         most, period = file.read_text().split()
         return None if most == "max" else int(most) / int(period)
@@ -67,6 +67,6 @@ def quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
 
 
 def room_for_images(world: World) -> int | None:
-    """Bytes of this rank's memory that evaluation's images may take; None where nobody knows what is free."""
+    """Bytes of this rank's memory that evaluation's images may take; None if the free memory is unknown."""
     free = free_memory()
     return None if free is None else int(KEPT_SHARE * free / world.devices)

@@ -1,6 +1,6 @@
-"""workers_per_pass: auto, the most workers in one forward and backward that the device's memory holds.
+"""workers_per_pass=auto: the most workers whose forward and backward fit in the device's memory.
 
-Found once, on copies, so that neither the weights nor a random stream knows of it; a resumed run on the
+The search runs once, on copies, so it changes neither the weights nor a random stream. A resumed run on the
 same hardware takes the number from run.json.
 """
 
@@ -22,12 +22,12 @@ from batch_renorm.norm.layers import has_layers
 from batch_renorm.running.build import Run
 from batch_renorm.running.launch import World, gather
 
-SPARE = 0.9  # of a GPU's memory: what is left is for fragments, and for what DDP and the loaders keep
-CPU_SHARE = 0.5  # of the memory that is free: other programs come and go
+SPARE = 0.9  # fraction of a GPU's memory that may be used: the rest is for fragments, DDP and the loaders
+CPU_SHARE = 0.5  # fraction of the free memory that may be used: other programs come and go
 
 
 def workers_per_pass(run: Run, world: World, device: torch.device, record: dict[str, Any]) -> dict[str, Any]:
-    """How many workers a pass holds and how that was found, the same on every rank; as run.json states it.
+    """The entry for run.json: how many workers a pass holds and why, the same on every rank.
 
     Raises:
         ValueError: not even one worker's minibatch fits.
@@ -59,12 +59,12 @@ def candidates(share: int) -> list[int]:
 
 
 def on_cuda(run: Run, device: torch.device, share: int) -> int:
-    """The largest candidate whose forward and backward leave some memory free; 0 if none does."""
+    """The largest candidate whose forward and backward leave some memory free; 0 if there is none."""
     return next((workers for workers in candidates(share) if fits(partial(a_pass, run, workers), device)), 0)
 
 
 def fits(attempt: Callable[[torch.device], None], device: torch.device) -> bool:
-    """Whether something runs and leaves some of a GPU's memory free; what it allocated is gone afterwards."""
+    """Whether `attempt` runs and leaves some of the GPU's memory free; frees what it allocated."""
     torch.cuda.reset_peak_memory_stats(device)
     try:
         attempt(device)
@@ -73,17 +73,17 @@ def fits(attempt: Callable[[torch.device], None], device: torch.device) -> bool:
     except torch.OutOfMemoryError:
         return False
     finally:
-        # an exception's frames held the tensors of the attempt; what stands in a circle goes now, not some time later
+        # an exception's frames may hold the attempt's tensors; collect reference cycles now, not later
         gc.collect()
         torch.cuda.empty_cache()
     return most <= SPARE * torch.cuda.get_device_properties(device).total_memory
 
 
 def a_pass(run: Run, workers: int, device: torch.device) -> None:
-    """Forward and backward of so many workers, on a copy of the model."""
+    """Forward and backward for `workers` workers, on a copy of the model."""
     model = copy.deepcopy(run.training.model).to(device).train()
     images = sample(run, workers * run.config["minibatch"]["size"], device)
-    # the optimiser's two and DDP's one copy of the weights, which the copy here does not have
+    # stands for the optimiser's two copies of the weights and DDP's one
     later = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
     labels = torch.zeros(len(images), dtype=torch.int64, device=device)
     run.training.losses(model, images, labels).sum().backward()
@@ -92,23 +92,23 @@ def a_pass(run: Run, workers: int, device: torch.device) -> None:
 
 @torch.no_grad()
 def a_batch(run: Run, images: int, device: torch.device) -> None:
-    """What an evaluation does with a batch, beside the training's model, gradients and optimiser."""
+    """Evaluate a batch, with memory allocated for the training's model, gradients and optimiser."""
     minibatch = run.config["minibatch"]["size"]
     model = copy.deepcopy(run.training.model).to(device).eval()
     later = [torch.empty_like(p) for p in model.parameters() for _ in range(5)]
-    # as its minibatches are normalised: more than with mu and sigma
+    # as in training, which takes more memory than with mu and sigma
     with training_normalization(model) if has_layers(model) else nullcontext():
         model(sample(run, max(1, images // minibatch) * minibatch, device))
     del later
 
 
 def evaluation_batch(run: Run, world: World, device: torch.device) -> int:
-    """Images of a batch of an evaluation, in float32, the same on every rank: as configured, or what memory holds.
+    """Images per evaluation batch, the same on every rank: the configured number, halved until it fits in float32.
 
-    It changes no metric: images are normalised each for itself, or in minibatches that are never cut.
+    It changes no metric: images are normalised separately, or in minibatches that are never cut.
 
     Raises:
-        ValueError: not even a 64th of what is configured fits.
+        ValueError: not even a 64th of the configured number fits.
     """
     size = run.evaluation.batch_size
     if device.type != "cuda":
@@ -127,8 +127,8 @@ def evaluation_batch(run: Run, world: World, device: torch.device) -> int:
 def on_cpu(run: Run, world: World, share: int) -> int:
     """As many workers as half the free memory holds; without memory the system kills the process.
 
-    What one worker's forward keeps for its backward is counted, twice: the gradients on their way back take
-    as much again at most.
+    Counts the tensors that one worker's forward keeps for its backward, and doubles them: the gradients
+    take at most as much again.
     """
     free = free_memory()
     if free is None:
@@ -145,17 +145,17 @@ def on_cpu(run: Run, world: World, share: int) -> int:
         losses = run.training.losses(model, images, torch.zeros(len(images), dtype=torch.int64))
     del losses
     most = int(CPU_SHARE * free / world.devices / (2 * sum(kept.values())))
-    return next((workers for workers in candidates(share) if workers <= most), 1)  # which may still do, slowly
+    return next((workers for workers in candidates(share) if workers <= most), 1)  # 1 may still work, slowly
 
 
 def sample(run: Run, images: int, device: torch.device) -> Tensor:
-    """Images of no particular content."""
+    """Random images."""
     shape = (images, run.source.channels, run.source.size, run.source.size)
     return torch.rand(shape, device=device).contiguous(memory_format=run.training.memory_format)
 
 
 def free_memory() -> int | None:
-    """Bytes that a new program may take, by /proc/meminfo and the control group; None where neither is."""
+    """Bytes of free memory, from /proc/meminfo and the control group; None if unknown."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -164,5 +164,5 @@ def free_memory() -> int | None:
     group = Path("/sys/fs/cgroup")
     try:
         return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no limit is the word "max"
+    except (OSError, ValueError):  # "max" means no limit
         return free

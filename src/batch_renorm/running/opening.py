@@ -1,4 +1,4 @@
-"""What a person reads when a run starts: what will happen, on what, and when it should be done."""
+"""The table that a run prints when it starts: what it does, on which machine, and when it should finish."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ def opening(
     step: int,
     images_per_second: float | None,
 ) -> str:
-    """The run as it starts at `step`, a fact a line; the speed is that of its earlier part, None before any."""
+    """The table of a run that starts at `step`; `images_per_second` is its earlier speed, None for a new run."""
     config, size, steps = run.config, run.config["minibatch"]["size"], run.size.steps
     normalised = f"groups of {config['minibatch']['group']}" if run.evaluation.groups else "each normalised alone"
     normalised = f"groups of {config['minibatch']['group']}" if run.evaluation.groups else "each normalised alone"
@@ -81,7 +81,7 @@ def in_words(arithmetic: dict[str, Any]) -> str:
 
 
 def finish(images: int, images_per_second: float) -> str:
-    """When the remaining steps are done at the speed so far, evaluations not counted."""
+    """The time when the remaining steps finish at the speed so far, without evaluations."""
     seconds = images / images_per_second
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
     return f"{end}, in {duration(seconds)} and the evaluations"

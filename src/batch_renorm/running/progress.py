@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a line per evaluation, and on a terminal a bar under them."""
+"""Progress of a run for the user: a line per evaluation and, on a terminal, a progress bar."""
 
 import sys
 import time
@@ -12,15 +12,15 @@ from batch_renorm.running.build import Run
 from batch_renorm.running.screen import duration
 from batch_renorm.training.evaluation import Evaluation
 
-QUIET = 300.0  # seconds without an evaluation after which a log file gets a line, too
-RECENT = 0.02  # what the newest step counts for in the rate of steps
+QUIET = 300.0  # seconds without a line after which a log file gets one, even without an evaluation
+RECENT = 0.02  # weight of the newest step in the average step time
 
 
 class TimeLeft:
-    """How long a run still takes, from the seconds of its recent steps and of its evaluations.
+    """The remaining time of a run, from the time of recent steps and of the last evaluation.
 
     Args:
-        steps: of the whole run.
+        steps: steps of the whole run.
         evaluation: says after which steps the model is evaluated.
     """
 
@@ -31,7 +31,7 @@ class TimeLeft:
         self.counted = 0
 
     def count(self, step: int, seconds: float) -> None:
-        """Add `step`, which took so long together with its evaluation, where it was evaluated."""
+        """Count `step`; `seconds` include its evaluation, if it had one."""
         self.counted += 1
         if self.evaluation.due(step, self.steps):
             self.evaluation_seconds = max(0.0, seconds - (self.step_seconds or 0.0))
@@ -40,12 +40,12 @@ class TimeLeft:
             self.step_seconds = (1 - share) * (self.step_seconds or 0.0) + share * seconds
 
     def evaluations(self, step: int) -> int:
-        """How many come after `step`."""
+        """The number of evaluations after `step`."""
         last = self.steps // self.evaluation.every + (self.steps % self.evaluation.every > 0)
         return max(0, last - step // self.evaluation.every)
 
     def after(self, step: int) -> str:
-        """In words; evaluations are counted where none has been measured yet. Empty where nothing is known."""
+        """The remaining time in words, with the number of evaluations until one is measured; empty if unknown."""
         if self.step_seconds is None:
             return ""
         seconds, evaluations = (self.steps - step) * self.step_seconds, self.evaluations(step)
@@ -57,7 +57,7 @@ class TimeLeft:
 
 
 class Progress(Callback):
-    """A line per evaluation; on a terminal a bar under them, in a file a time before each and no bar."""
+    """Prints a line per evaluation: on a terminal above a progress bar, in a file with the time and without a bar."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.left = run, TimeLeft(run.size.steps, run.evaluation)
@@ -91,7 +91,7 @@ class Progress(Callback):
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {self.line(step, evaluated)}", file=sys.stderr, flush=True)
 
     def line(self, step: int, evaluated: bool) -> str:
-        """A step in words: step 1,500 of 6,000: val 61.2%, loss 1.930, 1,630 images/s, 3 min left."""
+        """One line: step 1,500 of 6,000: val 61.2%, loss 1.930, 1,630 images/s, 3 min left."""
         steps = f"{self.run.size.steps:,}"
         return ", ".join([f"step {step:>{len(steps)},} of {steps}", *self.facts(step, evaluated)])
 

@@ -1,4 +1,4 @@
-"""A rank other than the first, as `launch` starts it: no command line, the config comes from rank 0."""
+"""The main program of the ranks that `launch` starts: no command line, the config comes from rank 0."""
 
 import json
 import os
@@ -15,15 +15,15 @@ def main() -> None:
     threading.Thread(target=end_with_rank_0, daemon=True).start()
     from batch_renorm.running.run import train
 
-    with explained(), suppress(Stopped):  # rank 0 says so, and its exit status is the run's
+    with explained(), suppress(Stopped):  # rank 0 reports it, and its exit status is the run's
         train(settings)
 
 
 def end_with_rank_0() -> None:
-    """Rank 0 keeps this process's stdin open as long as it lives: killed, it takes the others with it.
+    """End this process when rank 0 ends: rank 0 keeps this process's stdin open as long as it lives.
 
-    Reads past Python's own stdin, whose lock a waiting reader would hold: a loader process that is forked
-    meanwhile closes its copy, and would wait for that lock for ever.
+    Does not read through sys.stdin: a waiting reader would hold its lock, and a loader process forked
+    meanwhile closes its copy and would wait for that lock for ever.
     """
     while os.read(0, 1024):
         pass

@@ -1,4 +1,4 @@
-"""What a finished run says of itself, from its folder alone: no torch, no Lightning, so that it comes at once."""
+"""The result of a finished run, read from its folder without torch and Lightning, so that it prints at once."""
 
 import os
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ LOADING = ("read", "decode", "augment")
 
 
 def told_before(settings: dict[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
-    """The result of a config's run where it is finished and all is in order; None where `run.train` is to look.
+    """The result of a config's run if it has finished without problems; None if `run.train` must handle it.
 
     Args:
         settings: the resolved config.
-        environment: of several processes that torchrun or srun has started, none is the one to tell it.
+        environment: if it shows that torchrun or srun started several processes, the result is None.
     """
     if "RANK" in environment or environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" or settings["fresh"]:
         return None
@@ -27,21 +27,21 @@ def told_before(settings: dict[str, Any], environment: Mapping[str, str] = os.en
         if folder.record().get("state") != "finished" or differences(read_config(folder.config), settings):
             return None
         return f"{FINISHED}\n{summary(folder)}"
-    except (ValueError, OSError):  # which is explained where the run would start
+    except (ValueError, OSError):  # `run.train` explains it
         return None
 
 
 def accuracy(path: Path) -> float | None:
-    """The final val_top1 of a run folder, percent; None where there is none."""
+    """The final val_top1 of a run folder, percent; None if it has none."""
     values = [value for _, metric, value in curve.read_rows(Folder(path.expanduser()).curve) if metric == "val_top1"]
     return values[-1] if values else None
 
 
 def summary(folder: Folder) -> str:
-    """Final and best accuracy of a finished run, where its files are, and how to draw them.
+    """Final and best accuracy of a finished run, the place of its files, and the command that draws them.
 
     Raises:
-        ValueError: its curve is gone, or has no accuracy.
+        ValueError: the curve is missing or has no accuracy.
     """
     rows = curve.read_rows(folder.curve)
     final = {metric: value for _, metric, value in rows}
@@ -71,7 +71,7 @@ def summary(folder: Folder) -> str:
 
 
 def account(final: Mapping[str, float], processes: int) -> str | None:
-    """What bounds a run, in a line, from the last values of the metrics; None where they are not known.
+    """One line that says what limits a run's speed, from the last values of the metrics; None without them.
 
     Args:
         processes: loader processes.

@@ -1,4 +1,4 @@
-"""One run, from a composed config to a finished run folder. What train.py calls."""
+"""One run, from a composed config to a finished run folder; train.py calls it."""
 
 import logging
 import re
@@ -34,7 +34,7 @@ from batch_renorm.running.signals import Stop
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """What rank 0 has found in the run folder, and what all ranks therefore do."""
+    """What rank 0 found in the run folder; all ranks act on it."""
 
     checkpoint: Path | None = None
     finished: bool = False
@@ -43,13 +43,13 @@ class StartingPoint:
 
 
 def train(config: DictConfig | Config) -> dict[str, Any]:
-    """Start, resume or report the run of a config; returns its record (run.json).
+    """Start, resume or report the run of a config; return its record (run.json).
 
     Raises:
         ValueError: a bad option, an unwritable folder, a folder with another run; one clear line.
         NotFiniteError: the loss or gradient is not finite; the last checkpoint is kept.
         DiskFullError: a file of the run cannot be written; the last checkpoint is kept.
-        Stopped: a signal asked for it; the last checkpoint is that of the step it stopped after.
+        Stopped: a signal stopped the run; the last checkpoint is from the last step.
     """
     settings: Config = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
     settings = with_places(settings)
@@ -72,7 +72,7 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     run = build(science, stop)
     Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
     folder = Folder(Path(settings["folder"]))
-    with ExitStack() as claim:  # the folder is this process's until the run ends
+    with ExitStack() as claim:  # this process holds the folder until the run ends
         start = choose_start(folder, science, settings["fresh"], claim) if world.rank == 0 else StartingPoint()
         if world.launcher == "python" and (start.refused or start.finished):
             return report_without_training(start, folder, world)
@@ -97,10 +97,10 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
 
 @contextmanager
 def large_enough(settings: Config, world: World) -> Iterator[None]:
-    """Around the first step: say so where images are smaller than what a convolution or pooling looks at.
+    """Explain the error of the first step if the images are too small for a convolution or pooling.
 
     Raises:
-        ValueError: they are.
+        ValueError: the images are too small.
     """
     try:
         yield
@@ -117,7 +117,7 @@ def large_enough(settings: Config, world: World) -> Iterator[None]:
 
 
 def choose_start(folder: Folder, config: Config, fresh: bool, claim: ExitStack) -> StartingPoint:
-    """Rank 0's part: claim the folder, make it ready and choose where to begin, for all ranks."""
+    """On rank 0: claim and prepare the folder, and choose the checkpoint for all ranks."""
     try:
         claim.enter_context(claimed(folder, fresh))
         found = prepare(folder, config)
@@ -125,14 +125,14 @@ def choose_start(folder: Folder, config: Config, fresh: bool, claim: ExitStack) 
             return StartingPoint(finished=True)
         checkpoint, damaged = checkpoints.choose(folder, config)
         curve_logger.rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
-    except (ValueError, OSError, DiskFullError) as error:  # the other ranks must hear of it, not wait
+    except (ValueError, OSError, DiskFullError) as error:  # tell the other ranks, which would wait for ever
         return StartingPoint(refused=str(error))
     fallen = [f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged]
     return StartingPoint(checkpoint, remarks=tuple(found + fallen))
 
 
 def report_without_training(start: StartingPoint, folder: Folder, world: World) -> dict[str, Any]:
-    """The end of a run that does not begin."""
+    """Report a finished run, or raise the reason why the run cannot start."""
     if start.refused:
         if world.rank:
             raise SystemExit(2)  # rank 0 says why
@@ -143,7 +143,7 @@ def report_without_training(start: StartingPoint, folder: Folder, world: World) 
 
 
 def silence_lightning() -> None:
-    """Silence Lightning's tips and warnings that do not apply: what a run says is said by `say`."""
+    """Silence Lightning's tips and the warnings that do not apply; a run prints its remarks with `say`."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
@@ -152,6 +152,6 @@ def silence_lightning() -> None:
         ".*module.s. in eval mode.*",
         ".*treespec.*",
         ".*srun.*command is available.*",
-        ".*broadcast_buffers.*is deprecated.*",  # its successor does not do the same, as it says
+        ".*broadcast_buffers.*is deprecated.*",  # the suggested replacement does not do the same
     ):
         warnings.filterwarnings("ignore", text)

@@ -1,22 +1,22 @@
-"""What a person reads: progress and remarks on standard error, results on standard output, whole words in a line."""
+"""Text for the user: progress and remarks on standard error, results on standard output, wrapped between words."""
 
 import shutil
 import sys
 import textwrap
 
-WIDEST = 100  # characters of a line, where a terminal has more
+WIDEST = 100  # characters of a line, even on a wider terminal
 
 
 def width() -> int:
-    """Characters of a line: the terminal's, or what COLUMNS says, at most 100; 80 in a file."""
+    """Characters of a line: the terminal's width or COLUMNS, at most 100; 80 in a file."""
     return min(WIDEST, shutil.get_terminal_size((80, 24)).columns)
 
 
 def wrapped(text: str, hanging: str = "    ") -> str:
-    """Lines that fit, broken between words; of a word that is too long, a path, nothing is broken.
+    """Wrap lines between words; a word that is too long, such as a path, stays whole.
 
     Args:
-        hanging: before the lines that a long line goes on in, after its own indentation.
+        hanging: extra indentation of continuation lines.
     """
     return "\n".join(
         textwrap.fill(
@@ -31,18 +31,18 @@ def wrapped(text: str, hanging: str = "    ") -> str:
 
 
 def say(text: str) -> None:
-    """A remark, on standard error."""
+    """Print a remark on standard error."""
     print(wrapped(text), file=sys.stderr, flush=True)
 
 
 def tell_result(text: str) -> None:
-    """A result, on standard output, after what was said before it."""
+    """Print a result on standard output, after all earlier remarks."""
     sys.stderr.flush()
     print(wrapped(text), flush=True)
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: 40 s, 4 min, 2 h 05 min, 3 days 4 h."""
+    """A duration in words: 40 s, 4 min, 2 h 05 min, 3 days 4 h."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,15 +1,15 @@
-"""Loader processes hand images on in shared memory, which containers often have little of."""
+"""Shared memory for loader processes: they pass images on in it, and containers often have little of it."""
 
 import os
 import shutil
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2
-"""Passes that a loader process prepares ahead; torch's default."""
+"""Passes that a loader process prepares in advance; torch's default."""
 
 
 def shared_memory_fits(image_bytes: int, images: int, ranks: int) -> int | None:
-    """The most loader processes that each rank can have in four fifths of the free shared memory; None: no bound."""
+    """The most loader processes per rank that fit in four fifths of the free shared memory; None: no limit."""
     if not os.path.isdir(SHARED_MEMORY):
         return None
     free = shutil.disk_usage(SHARED_MEMORY).free
@@ -20,13 +20,13 @@ def check_shared_memory(image_bytes: int, images: int, processes: int, ranks: in
     """Check that the images of all loader processes fit.
 
     Args:
-        image_bytes: of one image as loader processes hand it on.
-        images: of the largest pass, and of what an evaluation asks of a process: both may be underway together.
+        image_bytes: bytes of one image in shared memory.
+        images: images of the largest pass plus those of an evaluation's request: both may be there at the same time.
         processes: loader processes of a rank.
-        ranks: on this machine.
+        ranks: ranks on this machine.
 
     Raises:
-        ValueError: too little; where it runs out, a loader process dies in the middle of a run.
+        ValueError: too little memory; otherwise a loader process would die in the middle of a run.
     """
     needed = image_bytes * images * PREFETCHED * processes * ranks
     if not needed or not os.path.isdir(SHARED_MEMORY):

@@ -1,7 +1,7 @@
-"""Being asked to stop: any rank may hear it, all ranks obey at the end of the same step.
+"""Stopping by signal: any rank may receive it, and all ranks stop after the same step.
 
-SIGTERM and SIGUSR1 are what schedulers send before a time limit or a preemption, SIGINT is Ctrl-C.
-Each ends the run at a step boundary with a checkpoint, so that the same command goes on from there.
+Schedulers send SIGTERM or SIGUSR1 before a time limit or a preemption; Ctrl-C is SIGINT.
+Each ends the run after a step with a checkpoint, so the same command continues from there.
 """
 
 import os
@@ -22,20 +22,20 @@ HEARD = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stop:
-    """Listens to signals in `listening`, and lets the ranks agree after every step.
+    """Receives signals within `listening` and lets the ranks agree after every step.
 
-    `decided` is the signal that all ranks have agreed to stop for, SIGINT before the others, else None.
+    `decided` is the signal for which all ranks have agreed to stop, None before that; SIGINT takes precedence.
     """
 
     def __init__(self) -> None:
         self.heard: set[signal.Signals] = set()
         self.decided: signal.Signals | None = None
-        self.talkative = True  # whether this process tells a person that it has heard
+        self.talkative = True  # whether this process prints that it received a signal
         self._on_its_way: tuple[Tensor, Any] | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear signals instead of dying of them. In a thread other than the main one they cannot be heard."""
+        """Record signals instead of dying from them; only the main thread can receive them, others do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -53,21 +53,21 @@ class Stop:
             os.kill(os.getpid(), signal.SIGINT)
         if not self.heard and self.talkative:
             again = "; a second Ctrl-C ends at once" if name is signal.SIGINT else ""
-            # print() may be interrupted in the middle of itself, and must not be entered again
+            # a signal may interrupt print(), which is not reentrant
             os.write(2, f"\n{name.name}: this step, a checkpoint, then the end{again}\n".encode())
         self.heard.add(name)
 
     def ballot(self, device: torch.device) -> Tensor:
-        """This rank's vote, float32 (2,), to be summed over the ranks: to stop, and to stop for Ctrl-C."""
-        if not self.heard:  # no copy from the host, which would wait for the device
+        """This rank's vote, float32 (2,), to be summed over the ranks: whether to stop, and whether for Ctrl-C."""
+        if not self.heard:  # avoids a copy from the host, which would wait for the device
             return torch.zeros(2, device=device)
         return torch.tensor([1.0, float(signal.SIGINT in self.heard)], device=device)
 
     def decide(self, votes: Tensor | None = None) -> None:
-        """Take the decision of a step, given the ballots' sum or, on a single rank, nothing.
+        """Decide after a step, from the sum of the ballots or, on a single rank, without it.
 
-        On an accelerator the sum is looked at one step later, when it has arrived: every rank then reads
-        the same sum at the same step, and none waits for its device.
+        On an accelerator the ranks read the sum one step later, when it has arrived: every rank reads
+        the same sum at the same step, and no rank waits for its device.
         """
         if votes is None:
             counts = [float(bool(self.heard)), float(signal.SIGINT in self.heard)]
@@ -89,10 +89,10 @@ class Stop:
 
 @contextmanager
 def hear_while_waiting() -> Iterator[None]:
-    """Within it, where a rank waits for others before it trains, being asked to stop ends it: there is nothing to keep.
+    """End the process on a signal while it waits for other ranks before training: there is nothing to save.
 
-    The wait is one call into C++, during which Python runs no handler: `Stop` would hear when the others have come, if
-    they do. But a signal's number is written to a pipe at once, and a thread can read it.
+    The wait is one call into C++, during which Python runs no signal handlers, so `Stop` would react only when the
+    other ranks arrive, if they do. But Python writes a signal's number to a pipe at once, and a thread can read it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -123,8 +123,8 @@ def _end_when_heard(reader: int) -> None:
 def take_signals_from(trainer: Trainer) -> None:
     """Keep Lightning from handling signals itself.
 
-    Its SIGTERM handler starts a collective in the middle of a step, and a second one, waited for on the
-    host, goes before every pass. Neither has a switch.
+    Its SIGTERM handler starts a collective in the middle of a step. Lightning also runs a collective before
+    every pass, and the host waits for it. Neither can be switched off.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

@@ -1,9 +1,9 @@
-"""Weights & Biases as a follower of curve.csv: it can be late, absent or broken, and training does not notice.
+"""Weights & Biases follows curve.csv: if it is late, absent or broken, training goes on.
 
-A thread of its own opens the run and logs. What it logs at every start is the whole curve so far: W&B cannot
-append to an offline run, and a run that was killed may have told W&B less, or more, than its last checkpoint
-covers. So the newest offline file always holds every step of the run once (those of earlier starts are put
-aside), and online, where W&B knows its last step, what is missing there is sent and nothing twice.
+A separate thread opens the W&B run and logs. At every start it logs the whole curve so far, because W&B cannot
+append to an offline run, and because a killed run may have logged fewer or more steps than its last checkpoint
+covers. So the newest offline file always holds every step once (files of earlier starts are moved aside).
+Online, W&B knows its last step, and the thread sends only later steps.
 """
 
 import os
@@ -29,19 +29,19 @@ from batch_renorm.running.build import Run, Wandb
 AXES = ("images_seen", "train_seconds")
 SAMPLES = 16
 PATIENCE = {"online": 60.0, "offline": 600.0}
-"""Seconds that a run waits for W&B: for its servers not long, for its process on a busy machine as it takes."""
+"""Seconds that a run waits for W&B: short for its servers, long for its local process on a busy machine."""
 
 
 class WandbLogger(Logger):
-    """Logs rows under their steps to the W&B run `id`; the first are those of the curve up to `step`.
+    """Logs rows by step to the W&B run `id`, beginning with the curve up to `step`.
 
     Args:
-        run: what is trained; names the W&B run and is its config.
-        wandb: where it is kept.
+        run: gives the W&B run its name and config.
+        wandb: the W&B settings.
         folder: the run folder; W&B's files go to its `wandb`.
-        id: of the W&B run; the same after every start.
-        step: where this start begins; rows after it come by `log_metrics`.
-        facts: of this start, that W&B's table of runs can show: ranks, device, versions.
+        id: id of the W&B run; the same after every start.
+        step: the step at which this start begins; later rows come through `log_metrics`.
+        facts: facts about this start for W&B's table of runs: ranks, device, versions.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class WandbLogger(Logger):
 
         try:
             live = self._open()
-            if self.mode == "online":  # the report links to it
+            if self.mode == "online":  # for the link in the report
                 (self.folder / "wandb").mkdir(exist_ok=True)
                 (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
-            begin = live.step  # online: after the last step that W&B has
+            begin = live.step  # online: one after W&B's last step
             if self.samples and begin == 0:
                 live.log({"samples": [wandb.Image(picture, caption=label) for picture, label in self.samples]}, step=0)
             for step, metrics in self._rows():
@@ -108,7 +108,7 @@ class WandbLogger(Logger):
             if self.wandb.artifact and self.status == 0:
                 self._keep_checkpoint(live)
             live.finish(exit_code=self.status)
-            wandb.teardown()  # waits for W&B's process, which writes the end of its file when finish() is long back
+            wandb.teardown()  # waits for W&B's process, which writes the end of its file after finish() returns
         except Exception as error:
             self._complain((str(error).strip() or type(error).__name__).splitlines()[0])
 
@@ -123,7 +123,7 @@ class WandbLogger(Logger):
         live = wandb.init(
             project=self.wandb.project, entity=self.wandb.entity, mode=self.mode, dir=self.folder,
             id=self.id, resume=None if offline else "allow", config=config | {"machine": self.facts},
-            allow_val_change=True,  # a run may go on on another machine
+            allow_val_change=True,  # a run may continue on another machine
             name=f"{config['experiment']}-seed{config['seed']}", group=group_of(config), job_type="train",
             tags=tags_of(config, self.wandb.tags), notes=self.wandb.notes,
             settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="wrap"),
@@ -135,7 +135,7 @@ class WandbLogger(Logger):
         return live
 
     def _keep_checkpoint(self, live: Any) -> None:
-        """The final checkpoint as the artifact model-<experiment>-seed<k>."""
+        """Log the final checkpoint as the artifact model-<experiment>-seed<k>."""
         import wandb
 
         files = sorted((self.folder / "checkpoints").glob("step*.ckpt"))
@@ -157,16 +157,16 @@ class WandbLogger(Logger):
 
 
 class Axes:
-    """What a row can be drawn over besides its step: images that were trained on, and seconds of training.
+    """Other x-axes than the step: images trained on, and seconds of training without evaluations.
 
-    Both follow from the curve alone, so that a resumed run has the same; evaluations are not in the seconds.
+    Both follow from the curve alone, so a resumed run gets the same values.
     """
 
     def __init__(self, examples: int) -> None:
         self.examples, self.step, self.seconds = examples, 0, 0.0
 
     def at(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Of the next row; seconds only once a speed was measured."""
+        """The axes of the next row; seconds only after a speed was measured."""
         if "images_per_second" in metrics:
             self.seconds += (step - self.step) * self.examples / metrics["images_per_second"]
             self.step = step
@@ -179,7 +179,7 @@ def group_of(config: Mapping[str, Any]) -> str:
 
 
 def tags_of(config: Mapping[str, Any], own: Sequence[str] = ()) -> list[str]:
-    """Experiment, norm, minibatch, scale, data set, network and one's own, each once and as long as W&B takes them."""
+    """Experiment, norm, minibatch, scale, data set, network and `own` tags, each once and cut to W&B's length."""
     names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
     return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *own])]
 
@@ -194,7 +194,7 @@ def sample_images(run: Run) -> list[tuple[np.ndarray, str]]:
 
 
 def mode_of(configured: str, environment: Mapping[str, str]) -> str:
-    """The config's mode, or less: W&B's own variable WANDB_MODE turns online to offline, and both off."""
+    """The config's mode, unless W&B's variable WANDB_MODE sets it to offline or disabled."""
     asked = environment.get("WANDB_MODE", "").lower()
     if asked in ("disabled", "offline"):
         return asked
@@ -202,26 +202,26 @@ def mode_of(configured: str, environment: Mapping[str, str]) -> str:
 
 
 def own_service() -> None:
-    """Import wandb, with a service of this process's own.
+    """Import wandb with a separate service process for this process.
 
-    One inherited from the process that started this one may still hold the run of an earlier start that was
-    killed, and refuses it. Imported here and not by the thread: of what two threads import at once, one may
-    see a half.
+    A service inherited from the parent process may still hold the run of a killed start, and then refuses it.
+    The import is here and not in the thread, because if two threads import a module at once, one may see only
+    half of it.
     """
-    os.environ.pop("WANDB_SERVICE", None)  # a connection that this process has stays as it is
-    os.environ.setdefault("WANDB__SERVICE_WAIT", str(PATIENCE["offline"]))  # its own process, too, starts when it can
+    os.environ.pop("WANDB_SERVICE", None)  # an existing connection of this process stays
+    os.environ.setdefault("WANDB__SERVICE_WAIT", str(PATIENCE["offline"]))  # the service process may start slowly
     import wandb  # noqa: F401
 
 
 def earlier_rows(path: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """The rows of a curve up to a step, a step at a time and in order."""
+    """The rows of a curve up to a step, grouped by step and in order."""
     rows = sorted((row for row in read_rows(path) if row[0] <= last), key=lambda row: row[0])
     for step, group in groupby(rows, key=lambda row: row[0]):
         yield step, {metric: value for _, metric, value in group}
 
 
 def put_aside(folder: Path) -> None:
-    """Move the offline files of earlier starts to `superseded`, where `wandb sync` does not look."""
+    """Move the offline files of earlier starts to `superseded`, which `wandb sync` ignores."""
     for path in sorted(folder.glob("offline-run-*")):
         (folder / "superseded").mkdir(exist_ok=True)
         path.rename(folder / "superseded" / path.name)

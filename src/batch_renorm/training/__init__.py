@@ -1,1 +1,1 @@
-"""What the paper describes: the step, the optimiser, the average, and what is measured of them."""
+"""What the paper describes: the step, the optimiser, the average, and the measurements."""

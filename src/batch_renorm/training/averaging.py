@@ -13,13 +13,13 @@ def average_decay(updates: int, decay: float) -> float:
 
 
 class InferenceModel(AveragedModel):
-    """torch's AveragedModel with the warmed-up decay; `update_parameters(model)` after every step.
+    """torch's AveragedModel with a warmed-up decay; call `update_parameters(model)` after every step.
 
-    mu and sigma are averaged with the parameters: sigma, not the variance that a norm stores. Counters are
+    It averages mu and sigma with the parameters: sigma, not the variance that a norm stores. Counters are
     copied. The first update copies the model.
 
-    Departure from AveragedModel: an update does not ask the device for the number of updates, nor the
-    modules for their tensors. Both are known from the first update after a load or a move.
+    Departure from AveragedModel: after the first update, an update reads neither the number of updates from the
+    device nor the tensors from the modules. A load or a move to another device makes it read both again.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -51,12 +51,12 @@ class InferenceModel(AveragedModel):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn, recurse=True):
-        self._updates = None  # moved to a device: the model's buffers are other tensors
+        self._updates = None  # after a move the model's buffers are other tensors
         return super()._apply(fn, recurse)
 
 
 class State:
-    """The tensors of a model by what an average does with them."""
+    """The tensors of a model, grouped by how they are averaged."""
 
     def __init__(self, model: nn.Module) -> None:
         norms = [m for m in model.modules() if isinstance(m, BatchRenorm)]
@@ -76,7 +76,7 @@ class State:
         return sigmas
 
     def store(self, sigmas: tuple[Tensor, ...]) -> None:
-        """Changes them, too."""
+        """Store the variances of sigmas; changes `sigmas`."""
         torch._foreach_mul_(sigmas, sigmas)
         torch._foreach_sub_(sigmas, self.eps)
         torch._foreach_clamp_min_(sigmas, 0.0)

@@ -1,12 +1,12 @@
-"""The paper's hypothesis as a measurement: how far training's activations are from inference's.
+"""The paper's hypothesis as a measurement: the distance between the activations of training and inference.
 
-Batchnorm is said to suffer because the activations that training computes depend on the minibatch and
-inference's do not (sections 2 and 3). Here the inference model sees the same images twice, normalised
+The paper says that batchnorm suffers because activations depend on the minibatch in training but not at
+inference (sections 2 and 3). Here the inference model sees the same images twice, normalised
 as in training and as at inference, and the outputs y of every norm layer are compared:
 
     distance = ||y_training - y_inference|| / ||y_inference||        (L2, over all images and positions).
 
-The first layers differ by their own normalisation alone; later ones also by what reaches them.
+The first layers differ only through their own normalisation; later layers also receive different inputs.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from batch_renorm.data.loaders import Source, rank_share
 from batch_renorm.norm import training_normalization
 from batch_renorm.norm.layers import has_layers, layers_of
 
-MINIBATCHES = 16  # enough for two digits; one at a time, so that the outputs of all layers fit
+MINIBATCHES = 16  # enough for two digits; one at a time, so that the outputs of all layers fit in memory
 
 
 @torch.no_grad()
@@ -27,12 +27,12 @@ def activation_distances(
 ) -> dict[str, float]:
     """`activation_distance`, the mean over layers, and `activation_distance/<layer>`, in the order of the network.
 
-    Nothing of a network without BatchRenorm layers: it computes the same in training and at inference.
+    Empty for a network without BatchRenorm layers, which computes the same in training and at inference.
 
     Args:
-        model: in evaluation mode; its limits are those of training.
+        model: in evaluation mode, with the limits of training.
         minibatches: (minibatches, size) indices of validation images, composed as in training. The
-            first 16 are used, shared by the ranks, which agree on the result.
+            ranks share the first 16 and agree on the result.
     """
     if not has_layers(model):
         return {}
@@ -60,12 +60,12 @@ def squares(x: Tensor) -> Tensor:
 
 
 def norm_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What every norm layer gives for some images, by name."""
+    """The output of every norm layer for some images, by layer name."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[name] = output.clone()  # the activation that follows may be in place
+            outputs[name] = output.clone()  # the next activation may work in place
 
         return hook
 

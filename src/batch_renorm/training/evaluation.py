@@ -5,14 +5,14 @@ Metrics are percentages, named as in results/paper/curves.csv:
 - val_top1, val_top5: all validation images, each once.
 - train_top1: a fixed sample of training images, prepared like validation images.
 - val_top1_batch_statistics: validation images in minibatches of 25 labels x 2 (in proportion to the minibatch of
-  training), every layer normalising with muB and sigmaB of the minibatch instead of mu and sigma (section 4.3).
-- val_top1_no_counterpart: the same, in minibatches of as many images which all have different labels. The paper
+  training); every layer normalises with muB and sigmaB of the minibatch instead of mu and sigma (section 4.3).
+- val_top1_no_counterpart: the same, in minibatches of the same size whose images all have different labels. The paper
   suspects that the model "learns to predict labels for images that come in a set": this is the accuracy without a set.
-- val_top1_as_trained: validation images in minibatches that are composed and normalised as in the
-  experiment's training. With batchnorm that is muB and sigmaB of its groups; with Batch Renorm r and d, too.
+- val_top1_as_trained: validation images in minibatches composed and normalised as in the experiment's training.
+  Batchnorm uses muB and sigmaB of its groups; Batch Renorm also uses r and d.
 
-A network whose norms see no group (GroupNorm) gives an image the same answer in any minibatch: the last three are
-val_top1 then, and are left out.
+If the norms of a network see no group (GroupNorm), an image gets the same answer in any minibatch. The last three
+metrics would equal val_top1 and are left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -33,18 +33,18 @@ from batch_renorm.data.minibatches import EVALUATION, distinct_minibatches, gene
 from batch_renorm.norm import batch_statistics, training_normalization
 
 METRICS = {"pairs": "batch_statistics", "no_counterpart": "no_counterpart", "as_trained": "as_trained"}
-"""Measurements of minibatches, and their names as metrics, val_top1_<name>."""
+"""The measurements on minibatches, and the names in their metrics val_top1_<name>."""
 
 
 class Composition(NamedTuple):
-    """Of a minibatch: so many labels, so many images of each. (n, 1) are n images whatever their labels."""
+    """Labels of a minibatch, and images of each label. (n, 1) means n images with any labels."""
 
     labels: int
     images_per_label: int
 
 
 class Measurement(NamedTuple):
-    """Some images of a split, in batches of indices, and how layers normalise on them."""
+    """Some images of a split, in batches of indices, and how layers normalise them."""
 
     split: str
     batches: list[np.ndarray]
@@ -55,8 +55,8 @@ class Measurement(NamedTuple):
 class Evaluation:
     """Which images are evaluated, and how often; names as in configs/train.yaml.
 
-    `trained` is the composition of the experiment's own minibatches, `groups` whether the network's norms see any.
-    `most` are the validation images that are looked at, and with it one minibatch of each kind; None is all.
+    `trained` is the composition of the experiment's minibatches; `groups` says whether the network's norms see groups.
+    `most` limits the validation images, and then also the minibatches to one of each kind; None means no limit.
     """
 
     every: int
@@ -69,11 +69,11 @@ class Evaluation:
     most: int | None = None
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether the model after `step` updates is evaluated: every so often, and at the end."""
+        """Whether to evaluate the model after `step` updates: every `every` steps, and at the end."""
         return step % self.every == 0 or step == steps
 
     def measurements(self, source: Source) -> dict[str, Measurement]:
-        """What is measured, by name.
+        """The measurements by name.
 
         Raises:
             ValueError: too few labels, or too few images for one minibatch of some composition.
@@ -106,7 +106,7 @@ class Evaluation:
         return paired_minibatches(source.labels("val"), *self.trained)
 
     def _whole(self, minibatches: np.ndarray) -> list[np.ndarray]:
-        """Batches of about the evaluation's size that cut no minibatch."""
+        """Batches of about the evaluation's batch size that do not cut minibatches."""
         at_once = max(1, self.batch_size // minibatches.shape[1])
         minibatches = minibatches[: None if self.most is None else 1]
         return [rows.reshape(-1) for rows in in_batches(minibatches, at_once)]
@@ -116,10 +116,10 @@ class Evaluation:
 def count_correct(
     model: nn.Module, source: Source, loaded: Iterable[tuple[Any, Tensor]], device: torch.device
 ) -> Tensor:
-    """(images, right at first guess, right within five), int64 on the device; nothing waits for it.
+    """(images, top-1 correct, top-5 correct), int64 on the device; the host does not wait for it.
 
     Args:
-        loaded: what was fetched and the labels of every batch, see `data/kept.py`.
+        loaded: for every batch what the source fetched, and the labels, see `data/kept.py`.
     """
     right, images = torch.zeros(2, dtype=torch.int64, device=device), 0
     for fetched, labels in loaded:
@@ -145,8 +145,8 @@ def evaluate(
 ) -> dict[str, float]:
     """All metrics of one model, in percent. Ranks share the images and agree on the result.
 
-    The model is left in evaluation mode. `kept` has the images of earlier evaluations; without it, they are loaded by
-    so many processes. `watch` is given the batches and their number, and hands them on.
+    Leaves the model in evaluation mode. `kept` has the images of earlier evaluations; without it, `processes`
+    processes load them. `watch` gets the batches and their number, and passes the batches on.
     """
     model.eval()
     kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")

@@ -1,19 +1,19 @@
-"""What batchnorm tells an image about its group, and what a network makes of it: measured on images of letters.
+"""What batchnorm tells an image about its group, and how a network uses it, measured on images of letters.
 
-A channel that answers to one thing, shown by k of the m images of a group, has muB = k A / m and
+A channel that responds to one thing, shown by k of the m images of a group, has muB = k A / m and
 sigmaB = A sqrt(k / m (1 - k / m)). Its normalised activation is therefore
 
-    (A - muB) / sigmaB = sqrt(m / k - 1),
+    (A - muB) / sigmaB = sqrt(m / k - 1)
 
-whatever A is: the image learns how many images of its group show the same thing. In minibatches of pairs that tells
-which of its things its label names, since the pair shows that one again.
+for any A: it tells how many images of the group show the same thing. In minibatches of pairs this reveals
+which of its things an image's label names, because the pair shows it again.
 
-Two measurements, both of the inference model normalised as in training:
+There are two measurements, both on the inference model normalised as in training:
 
-- `company`: the same images in three companies. The label's letter stands in one more image of the group, the other
-  letter does, or neither. Percent of the images that are answered right.
-- `output`: of the norm layers of the head, the mean output of the channels that answer to a letter, where k images
-  of the group show that letter.
+- `company`: the same images in three groups. One more image of the group shows the label's letter, the other
+  letter, or neither. The value is the percentage of correct answers.
+- `output`: the mean output of channels that respond to a letter, in a norm layer of the head, when k images of the
+  group show that letter.
 """
 
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ from batch_renorm.norm.layers import has_layers
 from batch_renorm.training.distance import norm_outputs
 
 COMPANIES = ("label again", "neither", "other again")
-"""Which letter of an image stands in one more image of its group."""
+"""Which letter of an image one more image of its group shows."""
 
 
 GROUPS = 16
-"""How many groups the mean output is taken over, for each letter and k."""
+"""The number of groups in the mean output, for each letter and k."""
 
 
 class Row(NamedTuple):
@@ -53,10 +53,10 @@ def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images:
         model: in evaluation mode; its norm layers have groups of `group`.
         source: images of two letters.
         most: the largest k.
-        images: validation images that are looked at.
+        images: number of validation images.
 
     Raises:
-        ValueError: images of one letter, which leave nothing to ask; or a network that cannot ask.
+        ValueError: images of one letter, or a network whose norms see no group.
     """
     if source.others != 1:
         raise ValueError(f"the mechanism is measured on images of two letters; these have {1 + source.others}")
@@ -72,7 +72,7 @@ def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images:
 
 
 class Shown:
-    """The validation images of a source, and which letters each one shows."""
+    """The validation images of a source, and the letters that each one shows."""
 
     def __init__(self, source: Glyphs) -> None:
         self.source = source
@@ -92,7 +92,7 @@ class Shown:
 
 @torch.no_grad()
 def company(model: nn.Module, val: Shown, chosen: np.ndarray, group: int, draw: np.random.Generator) -> Iterator[Row]:
-    """The same images, each first in its group, beside others that show its label's letter again, or its other's."""
+    """Accuracy on the same images; one more image of the group shows the label's letter, the other one, or neither."""
     rights = np.zeros(len(COMPANIES))
     for image in chosen:
         label, other = val.letters[image]
@@ -114,7 +114,7 @@ def company(model: nn.Module, val: Shown, chosen: np.ndarray, group: int, draw: 
 
 @torch.no_grad()
 def outputs(model: nn.Module, val: Shown, group: int, most: int, draw: np.random.Generator) -> Iterator[Row]:
-    """The outputs of the channels that answer to a letter, by how many images of the group show it."""
+    """The outputs of the channels that respond to a letter, by the number of images in the group that show it."""
     layer, channels = specific_channels(model, val)
     values: dict[int, list[float]] = {k: [] for k in range(1, most + 1)}
     for letter, channel in enumerate(channels):
@@ -133,10 +133,10 @@ def outputs(model: nn.Module, val: Shown, group: int, most: int, draw: np.random
 
 @torch.no_grad()
 def specific_channels(model: nn.Module, val: Shown) -> tuple[str, np.ndarray]:
-    """The norm layer whose channels answer most to single letters, and for each letter its channel there.
+    """The norm layer whose channels respond most to single letters, and each letter's channel in it.
 
-    How much a channel answers to a letter is the correlation of its output, at inference, with whether the image
-    shows the letter. Layers that leave one position of an image are looked at.
+    The response is the correlation between a channel's output at inference and whether the image shows the letter.
+    Only layers with one position per image count.
     """
     indices = np.arange(0, len(val.letters), max(1, len(val.letters) // 3000))
     shows = np.stack([(val.letters[indices] == letter).any(1) for letter in range(len(val.showing))], 1).astype(float)

@@ -1,8 +1,8 @@
 """The Lightning module: one exact step of the paper, in any number of passes on any number of ranks.
 
 A step is the mean over workers x minibatch examples of d(loss)/d(theta), one RMSProp update, one
-move of mu and sigma, one update of the inference model. A batch of Lightning's is a *pass*: the
-module accumulates gradients over the passes of a step and updates after the last one, which is why
+move of mu and sigma, one update of the inference model. Lightning's batch is a *pass*: the
+module accumulates gradients over the passes of a step and updates after the last pass. Therefore
 optimisation is manual.
 """
 
@@ -25,32 +25,32 @@ from batch_renorm.training.errors import NotFiniteError
 from batch_renorm.training.optimizer import Optimization
 from batch_renorm.training.stages import Stages
 
-LOOKED_AT = 10  # first steps of a process whose loss is looked at on any device
+LOOKED_AT = 10  # number of first steps of a process whose loss is checked on any device
 
 
 class Vote(Protocol):
-    """Whether the run is to stop: ranks vote in the all-reduce of every step, so that all stop after the same one."""
+    """Whether to stop the run: ranks vote in the all-reduce of every step, so that all stop after the same step."""
 
     def ballot(self, device: torch.device) -> Tensor:
         """This rank's vote, float32 (2,), to be summed over the ranks."""
 
     def decide(self, votes: Tensor | None) -> None:
-        """Take the decision of a step from the sum, or on a single rank from nothing."""
+        """Decide after a step from the sum of the votes; a single rank has none."""
 
 
 class Training(LightningModule):
-    """Trains `model` on passes; the decayed average, which is evaluated, is `average.module`.
+    """Trains `model` on passes; `average.module` is the decayed average, which is evaluated.
 
     Args:
         model: images (n, channels, size, size) to logits (n, classes), or in training to logits and
-            the auxiliary head's logits. Its norms are BatchRenorm layers, or none of them is.
-        source: turns what loader processes fetched into images.
+            the auxiliary head's logits. All of its norms are BatchRenorm layers, or none is.
+        source: makes images of what loader processes fetched.
         optimization: loss and update.
         ramp: step -> (rmax, dmax); None keeps (1, 0), which is batchnorm.
-        average_decay: of the inference model.
-        examples: workers x minibatch size, what a step's loss is the mean over.
+        average_decay: decay of the inference model.
+        examples: workers x minibatch size, the number of examples in a step's loss.
         log_every: steps between recorded rows of loss, rates and clipping.
-        vote: on stopping; None where nobody asks.
+        vote: the vote on stopping; None without one.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Training(LightningModule):
         return self.optimization.optimizer(self.model)
 
     def inference_model(self, step: int) -> nn.Module:
-        """What is evaluated after `step` updates: the average, its limits those of the last update."""
+        """The average after `step` updates, with the limits of the last update; evaluations use it."""
         model = self.average.module
         assert isinstance(model, nn.Module)
         if self.statistics.layers:
@@ -96,7 +96,7 @@ class Training(LightningModule):
         return model
 
     def limits(self, step: int) -> tuple[float, float]:
-        """rmax and dmax of the update after `step` others."""
+        """rmax and dmax of the update that follows `step` updates."""
         return self.ramp(step) if self.ramp is not None else (1.0, 0.0)
 
     def on_train_start(self) -> None:
@@ -104,7 +104,7 @@ class Training(LightningModule):
         self.restart_clock(self.trainer.global_step)
 
     def restart_clock(self, step: int) -> None:
-        """Count images per second from here: what came before, an evaluation for one, was not training."""
+        """Count images per second from now on, without the time before, such as an evaluation."""
         self._clock = (step, time.perf_counter())
         self.stages.restart()
 
@@ -144,7 +144,7 @@ class Training(LightningModule):
         images = self.source.images(batch.fetched, self.device).contiguous(memory_format=self.memory_format)
         self.stages.stop("transfer", self.device)
         losses = self.losses(self.model, images, batch.labels.to(self.device, non_blocking=True))
-        # DDP takes the mean over ranks, whatever their shares; times ranks, that is the sum.
+        # DDP takes the mean over ranks, whatever their shares; multiplied by the ranks it is the sum.
         loss = losses.sum() * (self.trainer.world_size / self.examples)
         ddp = self.trainer.world_size > 1
         with nullcontext() if batch.last or not ddp else self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
@@ -158,7 +158,7 @@ class Training(LightningModule):
         rate = self.optimization.learning_rate(step)
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
-        # from the optimiser: looking for the parameters of a model takes as long as a small layer's gradient
+        # from the optimiser: model.parameters() takes as long as a small layer's gradient
         parameters = [p for group in optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
         norm = nn.utils.clip_grad_norm_(parameters, self.optimization.clip_norm, foreach=True)
         optimizer.step()  # type: ignore[union-attr]
@@ -176,7 +176,7 @@ class Training(LightningModule):
         self.average.update_parameters(self.model)
         self.stages.stop("step", self.device)
         recorded = self._recorded(step + 1)
-        # On an accelerator looking at a value waits for the device: only where it is recorded anyway, and at first.
+        # On an accelerator reading a value waits for the device: only for recorded steps and the first ones.
         if recorded or self.device.type == "cpu" or step < self._first + LOOKED_AT:
             self.latest["loss"] = loss.item() / self.examples
             self._check_finite(step + 1, self.latest["loss"], norm.item())
@@ -228,7 +228,7 @@ class Training(LightningModule):
 
 
 class NoStatistics:
-    """In the place of StepStatistics where no norm has mu and sigma: what is left of a step's all-reduce."""
+    """Replaces StepStatistics if no norm has mu and sigma: only the all-reduce of the other sums remains."""
 
     layers: ClassVar[dict[str, BatchRenorm]] = {}
     measure_clipping = False

@@ -40,7 +40,7 @@ class Optimization:
 
 
 def decayed_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights of convolutions and linear layers, told by type, and all other parameters."""
+    """The weights of convolutions and linear layers, found by type, and all other parameters."""
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     weights: list[nn.Parameter] = [m.weight for m in model.modules() if isinstance(m, layers)]  # type: ignore[misc]
     decayed = {id(weight) for weight in weights}

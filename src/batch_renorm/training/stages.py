@@ -1,15 +1,15 @@
-"""Where the time of a step goes, so that a user sees what bounds his run: images, their transfer, or the network.
+"""The time of each part of a step, which shows what limits a run: images, their transfer, or the network.
 
-Nothing waits for a GPU that would not have waited: its times are read off events, where a row is recorded
-and the device has been waited for anyway.
+The measurement adds no waiting for a GPU: its times come from events, which are read when a row is recorded
+and the host has waited for the device anyway.
 
-Metrics, in seconds a step, of rank 0:
+Metrics of rank 0, in seconds per step:
 
-- seconds_read, seconds_decode, seconds_augment: what the images of a step took the loader processes, all
-  of them together; these seconds pass while the network computes;
-- seconds_transfer: images on their way to the device, and their colours there;
+- seconds_read, seconds_decode, seconds_augment: time of the loader processes for the images of a step, summed
+  over all of them; it passes while the network computes;
+- seconds_transfer: copying images to the device, and distorting their colours there;
 - seconds_step: forward, backward and update;
-- seconds_wait: everything else; where it is large, images come too slowly.
+- seconds_wait: everything else; if it is large, images come too slowly.
 """
 
 import time
@@ -21,7 +21,7 @@ import torch
 
 
 class Stages:
-    """Adds up the seconds of stages; `take` gives their means over the steps since the last time."""
+    """Adds up the seconds of stages; `take` returns their means over the steps since its last call."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -30,19 +30,19 @@ class Stages:
         self._replaced = 0
 
     def restart(self) -> None:
-        """Forget what was added up."""
+        """Clear the sums."""
         self.seconds.clear()
         self.events.clear()
 
     def loaded(self, fetched: Sequence[Any]) -> None:
-        """Count what loader processes say of a pass; sources whose images cost nothing say nothing."""
+        """Add the seconds that loader processes report for a pass; some sources report none."""
         for part in fetched:
             for stage, seconds in getattr(part, "seconds", {}).items():
                 self.seconds[stage] += seconds
             self._replaced += getattr(part, "replaced", 0)
 
     def replaced(self) -> int:
-        """Images that could not be read and were replaced, since the last time that this was asked."""
+        """The number of unreadable images that were replaced since the last call."""
         replaced, self._replaced = self._replaced, 0
         return replaced
 
@@ -57,17 +57,17 @@ class Stages:
             self.seconds[stage] += end - begin
 
     def take(self, wall: float, steps: int) -> dict[str, float]:
-        """Mean seconds a step, by metric, since the last time; call it where the device has been waited for.
+        """Mean seconds per step, by metric, since the last call; call it after waiting for the device.
 
         Args:
-            wall: seconds that passed.
-            steps: that were done in them.
+            wall: seconds since the last call.
+            steps: steps since the last call.
         """
         for stage, begin, end in self.events:
             self.seconds[stage] += begin.elapsed_time(end) / 1000
         row = {f"seconds_{stage}": seconds / steps for stage, seconds in self.seconds.items()}
         transfer = row.setdefault("seconds_transfer", 0.0)
-        row["seconds_step"] = max(0.0, row.get("seconds_step", 0.0) - transfer)  # the one is within the other
+        row["seconds_step"] = max(0.0, row.get("seconds_step", 0.0) - transfer)  # it includes the transfer
         row["seconds_wait"] = max(0.0, wall / steps - row["seconds_step"] - transfer)
         self.restart()
         return row
