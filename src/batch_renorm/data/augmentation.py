@@ -68,15 +68,14 @@ def crop_size(numbers: np.random.Generator, aspect: float, width: int, height: i
     return (w, h) if fits else None
 
 
-def resized_part(pixels: np.ndarray, box: Box, size: int) -> Tensor:
-    """A part of an image, antialiased bilinear, (3, size, size) uint8.
+def resized(pixels: np.ndarray, size: int) -> Tensor:
+    """An image or a part of one, antialiased bilinear, (3, size, size) uint8.
 
     Args:
         pixels: (height, width, 3) uint8.
     """
-    left, top, right, bottom = box
-    part = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)[None]
-    return F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)[0]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)[0]
 
 
 def resized_centre(pixels: np.ndarray, size: int) -> Tensor:

@@ -6,7 +6,9 @@ Every random number is a function of (seed, step, worker, slot). Values are scal
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -14,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batch_renorm.data import on_device
-from batch_renorm.data.augmentation import Box, distort, random_box, resized_centre, resized_part
+from batch_renorm.data import on_device, regions
+from batch_renorm.data.augmentation import Box, distort, random_box, resized, resized_centre
 from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.files import Files
 from batch_renorm.data.loaders import Draw
@@ -69,6 +71,11 @@ class Images:
             of its label that can. The replacement depends on the data set alone.
         decode: where training images are decoded: by loader processes, or on the device that trains.
 
+    Attributes:
+        in_part: whether loader processes decode no more of a training image than its crop, where nvImageCodec
+            is installed. The pixels are the same. Damage outside of a crop is not noticed, so that not where
+            unreadable images are replaced: which ones are must depend on the data set alone.
+
     Raises:
         ValueError: no data set there, or not the one that is asked for.
     """
@@ -115,6 +122,7 @@ class Images:
                     "for another data set say data=folder"
                 )
         self.root, self.size, self.on_error, self.decode = root, size, on_error, decode
+        self.in_part = on_error == "fail"
         self.kind, self.names, self.files = found.kind, found.classes, found.splits
         self.classes = len(found.classes)
         self._warned: set[str] = set()
@@ -130,33 +138,38 @@ class Images:
         pixels = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
         colours = torch.empty(len(indices), 5) if draw is not None else None
         seconds, replaced = {"read": 0.0, "decode": 0.0, "augment": 0.0}, 0
-        for position, index in enumerate(indices):
-            image, skipped = self._image(split, int(index), seconds)
-            replaced += skipped
-            start = time.perf_counter()
+        for position, index in enumerate(map(int, indices)):
             if draw is None or colours is None:
+                image, skipped = self._image(split, index, seconds, decode)
+                start = time.perf_counter()
                 pixels[position] = resized_centre(image, self.size)
             else:
-                height, width, _ = image.shape
-                box, mirrored, colours[position] = random_numbers(draw, position, width, height)
-                part = resized_part(image, box, self.size)
-                pixels[position] = part.flip(2) if mirrored else part
+                crop = Crop(draw, position)
+                part = regions.decode_part if self.in_part else regions.part_of_whole
+                image, skipped = self._image(split, index, seconds, partial(part, choose=crop))
+                start = time.perf_counter()
+                small = resized(image, self.size)
+                pixels[position] = small.flip(2) if crop.mirrored else small
+                colours[position] = crop.colours
+            replaced += skipped
             seconds["augment"] += time.perf_counter() - start
         return Fetched(pixels, colours, seconds, replaced)
 
     def image(self, split: str, index: int) -> np.ndarray:
         """An image as it is, (height, width, 3) uint8; where it cannot be read, as `on_error` says."""
-        return self._image(split, index, {"read": 0.0, "decode": 0.0})[0]
+        return self._image(split, index, {"read": 0.0, "decode": 0.0}, decode)[0]
 
-    def _image(self, split: str, index: int, seconds: dict[str, float]) -> tuple[np.ndarray, bool]:
-        """The pixels of an image, or of the one that replaces it, and whether it is replaced."""
+    def _image(
+        self, split: str, index: int, seconds: dict[str, float], pixels: Callable[[bytes], np.ndarray]
+    ) -> tuple[np.ndarray, bool]:
+        """What `pixels` makes of an image, or of the one that replaces it, and whether it is replaced."""
         files = self.files[split]
         for candidate in with_replacements(files, index) if self.on_error == "skip" else [index]:
             start = middle = time.perf_counter()
             try:
                 data = files.read(candidate)
                 middle = time.perf_counter()
-                return decode(data), candidate != index
+                return pixels(data), candidate != index
             except (OSError, UnreadableImage) as error:
                 self._complain(files, candidate, error)
             finally:
@@ -189,11 +202,11 @@ class Images:
             except (OSError, UnreadableImage) as error:
                 self._complain(files, index, error)
                 raise
-            numbers = random_numbers(draw, position, image.width, image.height)
+            crop = Crop(draw, position)
             images.append(image)
-            boxes.append(numbers[0])
-            mirrored.append(numbers[1])
-            colours[position] = numbers[2]
+            boxes.append(crop(image.width, image.height))
+            mirrored.append(crop.mirrored)
+            colours[position] = crop.colours
         return Fetched(on_device.join(images, boxes, mirrored, self.size), colours, seconds)
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
@@ -223,13 +236,24 @@ def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
     return result
 
 
-def random_numbers(draw: Draw, position: int, width: int, height: int) -> tuple[Box, bool, Tensor]:
-    """Crop, whether it is mirrored, and the five numbers of its colours, for an image of a pass."""
-    worker, slot = draw.place(position)
-    numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
-    box = random_box(numbers, width, height)
-    mirrored = bool(numbers.random() < 0.5)
-    return box, mirrored, torch.from_numpy(numbers.random(5)).float()
+class Crop:
+    """The random numbers of an image of a pass, drawn when its size is known: called with width and height, its box.
+
+    Attributes:
+        mirrored: whether the crop is.
+        colours: (5,) float32, the numbers of its colours.
+    """
+
+    def __init__(self, draw: Draw, position: int) -> None:
+        self.draw, self.position = draw, position
+
+    def __call__(self, width: int, height: int) -> Box:
+        worker, slot = self.draw.place(self.position)
+        numbers = generator(self.draw.seed, AUGMENTATION, slot, worker, self.draw.step)
+        box = random_box(numbers, width, height)
+        self.mirrored = bool(numbers.random() < 0.5)
+        self.colours = torch.from_numpy(numbers.random(5)).float()
+        return box
 
 
 def with_replacements(files: Files, index: int) -> Any:
