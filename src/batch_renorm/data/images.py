@@ -103,6 +103,8 @@ class Images:
             raise ValueError(
                 "data.on_error=skip needs data.decode=cpu: an image that does not decode ends the device's"
             )
+        if decode == "device" and regions.codec() is None:
+            raise ValueError(f"data.decode=device needs nvImageCodec: {regions.INSTALL}, or say data.decode=cpu")
         if root == "???":
             raise ValueError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
         found = find(root)
