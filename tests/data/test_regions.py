@@ -101,32 +101,37 @@ def test_what_is_decoded_in_part_and_what_is_not(monkeypatch):
         assert regions.size_in_part(make(pixels)) is None
 
 
+def outcome(decoded):
+    try:
+        return decoded()
+    except UnreadableImage as error:
+        return str(error)
+
+
 def test_broken_files_are_refused_or_decoded_as_ever():
-    """Bytes changed at random places, or the end missing: the pixels of the whole image, or a refusal."""
+    """Bytes changed at random places, others missing: the pixels of the whole image, or its refusal, word by word."""
     rng = np.random.default_rng(0)
-    for trial in range(150):
-        data = bytearray(jpeg(picture(rng, 60, 50), subsampling=trial % 3))
+    refused = 0
+    for trial in range(400):
+        data = bytearray(jpeg(picture(rng, 60, 50), subsampling=trial % 3, restart_marker_blocks=trial % 4))
         for place in rng.integers(2, len(data) - 2, 1 + trial % 3):
             data[place] ^= int(rng.integers(1, 256))
         if trial % 5 == 0:
-            del data[int(rng.integers(len(data))) :]
-        try:
-            whole = decode(bytes(data))
-        except UnreadableImage:
-            whole = None
-        try:
-            part = regions.decode_part(bytes(data), lambda width, height: (width // 4, height // 3, width, height))
-        except UnreadableImage:
-            assert whole is None
-            continue
-        if whole is not None:
-            np.testing.assert_array_equal(part, whole[whole.shape[0] // 3 :, whole.shape[1] // 4 :])
-        else:
-            assert trial % 5  # what is cut off is never taken
+            first = int(rng.integers(len(data)))
+            del data[first : first + int(rng.integers(1, 40)) if trial % 2 else None]
+
+        def lower(width, height):
+            return width // 4, height // 3, max(width // 4 + 1, width // 2), max(height // 3 + 1, height // 2)
+
+        expected = outcome(lambda broken=bytes(data): regions.part_of_whole(broken, lower))
+        part = outcome(lambda broken=bytes(data): regions.decode_part(broken, lower))
+        np.testing.assert_array_equal(part, expected, strict=True)
+        refused += isinstance(expected, str)
+    assert 20 < refused < 200
 
 
 @needs_codec
-def test_training_images_do_not_depend_on_it(folders):
+def test_training_images_do_not_depend_on_it(folders, monkeypatch):
     """Also in loader processes, where one was used before they are forked."""
     source = Images(str(folders), 32)
     draw, indices = Draw(1, 2, 3, minibatch=6), np.arange(12)
@@ -134,18 +139,15 @@ def test_training_images_do_not_depend_on_it(folders):
     regime = lambda seed, step, worker: indices  # noqa: E731
     (passed,) = next(iter(training_loader(TrainingPasses(source, regime, Division(1), 5), 0, 1, processes=1))).fetched
     source = pickle.loads(pickle.dumps(source))
-    source.in_part = False
+    monkeypatch.setattr(regions, "codec", lambda: None)
     assert torch.equal(fetched.pixels, source.fetch("train", indices, draw).pixels)
     assert torch.equal(fetched.colours, source.fetch("train", indices, draw).colours)
     assert torch.equal(passed.pixels, source.fetch("train", indices, Draw(5, 0, 0)).pixels)
 
 
-def test_replacements_do_not_depend_on_it(tmp_path):
-    """Whole images are decoded where unreadable ones are replaced, so that no crop hides damage."""
+def test_what_is_cut_off_is_replaced_whatever_its_crop(tmp_path):
     root = write_folders(tmp_path / "set")
-    assert Images(str(root), 32).in_part
     source = Images(str(root), 32, on_error="skip")
-    assert not source.in_part
     cut_in_half(source.files["train"].name(4))
     assert all(source.fetch("train", np.array([4]), Draw(0, step, 0)).replaced == 1 for step in range(20))
 

@@ -71,11 +71,6 @@ class Images:
             of its label that can. The replacement depends on the data set alone.
         decode: where training images are decoded: by loader processes, or on the device that trains.
 
-    Attributes:
-        in_part: whether loader processes decode no more of a training image than its crop, where nvImageCodec
-            is installed. The pixels are the same. Damage outside of a crop is not noticed, so that not where
-            unreadable images are replaced: which ones are must depend on the data set alone.
-
     Raises:
         ValueError: no data set there, or not the one that is asked for.
     """
@@ -124,7 +119,6 @@ class Images:
                     "for another data set say data=folder"
                 )
         self.root, self.size, self.on_error, self.decode = root, size, on_error, decode
-        self.in_part = on_error == "fail"
         self.kind, self.names, self.files = found.kind, found.classes, found.splits
         self.classes = len(found.classes)
         self._warned: set[str] = set()
@@ -147,8 +141,8 @@ class Images:
                 pixels[position] = resized_centre(image, self.size)
             else:
                 crop = Crop(draw, position)
-                part = regions.decode_part if self.in_part else regions.part_of_whole
-                image, skipped = self._image(split, index, seconds, partial(part, choose=crop))
+                part = partial(regions.decode_part, choose=crop)
+                image, skipped = self._image(split, index, seconds, part)
                 start = time.perf_counter()
                 small = resized(image, self.size)
                 pixels[position] = small.flip(2) if crop.mirrored else small

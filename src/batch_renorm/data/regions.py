@@ -1,12 +1,14 @@
 """Of a JPEG only the part that a crop needs: bit for bit what decoding all of it and cropping gives, in less time.
 
 nvImageCodec does it on the CPU, with libjpeg-turbo, where it is installed; it is optional, since it takes 67 MB. Rows
-above the part are read without making pixels of them, rows below it are not read at all. Everything else is decoded
-whole: what is cut off, progressive files (those that lack scans are smoothed across a part's edge), CMYK, and what is
-no JPEG.
+above the part are read without making pixels of them, rows below it are not read at all. Only files of one scan, with
+nothing behind it and no marker inside, are decoded so: damage in them shows in pixels or not at all, so that reading
+less of one never takes what the whole is refused for. Others are decoded whole: what is cut off, progressive files
+(those that lack scans are smoothed across a part's edge), CMYK, and what is no JPEG.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,15 +25,15 @@ INSTALL = "pip install 'nvidia-nvimgcodec-cu13[nvjpeg]'"
 MARGIN = 16
 """Pixels around the part that are decoded with it: colours of fewer pixels than the image has are interpolated."""
 START, END = b"\xff\xd8", b"\xff\xd9"
-SEQUENTIAL = (0xC0, 0xC1)
+SEQUENTIAL, SCAN = (0xC0, 0xC1), 0xDA
 TABLES = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
-"""What may stand before a frame: Huffman and quantisation tables, restart interval, comment, applications' data."""
+"""What else may stand before a scan: Huffman and quantisation tables, restart interval, comment, applications' data."""
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""What ends a scan."""
 
 
 def decode_part(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
     """The pixels of a part of an encoded image, (height, width, 3) uint8: those of `part_of_whole`.
-
-    Damage that is outside of the part may go unnoticed.
 
     Args:
         choose: the part, of an image's width and height; it may be called twice.
@@ -55,7 +57,7 @@ def part_of_whole(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
 
 def size_in_part(data: bytes) -> tuple[int, int] | None:
     """Width and height of an image that may be decoded in part; None for others."""
-    if not (data.startswith(START) and data.endswith(END) and sequential(data)):
+    if not (data.startswith(START) and one_scan(data)):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -64,14 +66,17 @@ def size_in_part(data: bytes) -> tuple[int, int] | None:
     return (width, height) if colours not in CMYK and 0 < height * width <= MOST_PIXELS else None
 
 
-def sequential(data: bytes) -> bool:
-    """Whether a JPEG has 8 bits a channel, Huffman codes, and all of a block's frequencies in one scan."""
-    place = len(START)
+def one_scan(data: bytes) -> bool:
+    """Whether a JPEG has 8 bits a channel, Huffman codes, and one scan of all its data that ends with the file."""
+    place, sequential = len(START), False
     while place + 5 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
+        if marker == SCAN:
+            end = MARKER.search(data, place + 2)
+            return sequential and end is not None and end.start() == len(data) - len(END) and data.endswith(END)
         if marker in SEQUENTIAL:
-            return data[place + 4] == 8
-        if marker not in TABLES:
+            sequential = data[place + 4] == 8
+        elif marker not in TABLES:
             return False
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return False
