@@ -3,16 +3,17 @@
 import io
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import transforms
 
-from batch_renorm.data.decoding import decode
-from batch_renorm.data.images import Images
+from batch_renorm.data import regions
+from batch_renorm.data.images import Crop, Images
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.sources import find, images_below
 from batch_renorm.data.store import prepare
@@ -44,7 +45,8 @@ def run(args: Namespace) -> dict:
     )
     body = [[name, cell(rates[name]), f"{speeds[name]:.2f}"] for name in seconds]
     table(title, ["", "images/s on one core", "times the recipe"], body)
-    return {"files": about, "images_per_second": rates, "times_the_recipe": speeds}
+    version = getattr(regions.codec(), "__version__", None)
+    return {"files": about, "nvimgcodec": version, "images_per_second": rates, "times_the_recipe": speeds}
 
 
 def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
@@ -73,15 +75,28 @@ def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
         for step, indices in enumerate(minibatches):
             source.fetch("train", indices, Draw(0, step, 0))
 
-    return interleaved(
-        {
-            REFERENCE: reference,
-            "ours, from folders": lambda: ours(folders),
-            "ours, from a store": lambda: ours(store),
-            "decoding alone": lambda: [decode(data) for data in encoded],
-        },
-        args,
-    )
+    def decoding(part: Callable[[bytes, Crop], np.ndarray]) -> None:
+        for index, data in enumerate(encoded):
+            part(data, Crop(Draw(0, index // MINIBATCH, 0), index % MINIBATCH))
+
+    runs = {
+        REFERENCE: reference,
+        "ours, from folders": lambda: ours(folders),
+        "ours, from a store": lambda: ours(store),
+        "decoding alone": lambda: decoding(regions.decode_part),
+    }
+    if regions.codec() is not None:
+        runs |= {
+            "from a store, whole images": lambda: without_codec(ours, store),
+            "decoding whole images alone": lambda: decoding(regions.part_of_whole),
+        }
+    return interleaved(runs, args)
+
+
+def without_codec(run: Callable[[Images], None], source: Images) -> None:
+    """As on a machine that has no nvImageCodec."""
+    with mock.patch.object(regions, "codec", return_value=None):
+        run(source)
 
 
 def write(pictures: Iterator[bytes], root: Path, count: int) -> dict:

@@ -129,15 +129,6 @@ def test_loader_processes_give_the_same_images(folders, written):
     assert all(seconds > 0 for seconds in fetched.seconds.values())
 
 
-def test_the_device_may_decode(folders):
-    """The same crops; the pixels differ as far as decoders and rounding do. Here the device is a CPU."""
-    near, far = Images(str(folders), 32), Images(str(folders), 32, decode="device")
-    draw = Draw(0, 1, 2, minibatch=6)
-    difference = (batch(near, range(12), draw) - batch(far, range(12), draw)).abs()
-    assert difference.mean() < 0.02  # of 2
-    assert torch.equal(batch(near, range(8), None, "val"), batch(far, range(8), None, "val"))
-
-
 @pytest.fixture
 def damaged(tmp_path):
     """A data set whose training image 4, the second of label 1, ends in the middle."""

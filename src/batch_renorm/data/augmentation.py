@@ -68,19 +68,18 @@ def crop_size(numbers: np.random.Generator, aspect: float, width: int, height: i
     return (w, h) if fits else None
 
 
-def resized_part(pixels: np.ndarray, box: Box, size: int) -> Tensor:
-    """A part of an image, resized with antialiased bilinear interpolation, (3, size, size) uint8.
+def resized(pixels: np.ndarray, size: int) -> Tensor:
+    """An image or a part of one, antialiased bilinear, (3, size, size) uint8.
 
     Args:
         pixels: (height, width, 3) uint8.
     """
-    left, top, right, bottom = box
-    part = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)[None]
-    return F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)[0]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)[0]
 
 
 def resized_centre(pixels: np.ndarray, size: int) -> Tensor:
-    """The central 87.5%, exact to fractions of a pixel, resized as in `resized_part`, (3, size, size) uint8."""
+    """The central 87.5%, exact to fractions of a pixel, resized as in `resized`, (3, size, size) uint8."""
     image = Image.fromarray(pixels)
     centre = image.resize((size, size), Image.Resampling.BILINEAR, box=central_box(*image.size))
     return torch.from_numpy(np.array(centre)).permute(2, 0, 1)

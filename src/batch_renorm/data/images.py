@@ -6,7 +6,9 @@ Every random number is a function of (seed, step, worker, slot). Values are scal
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -14,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batch_renorm.data import on_device
-from batch_renorm.data.augmentation import Box, distort, random_box, resized_centre, resized_part
+from batch_renorm.data import on_device, regions
+from batch_renorm.data.augmentation import Box, distort, random_box, resized, resized_centre
 from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.files import Files
 from batch_renorm.data.loaders import Draw
@@ -96,6 +98,8 @@ class Images:
             raise ValueError(
                 "data.on_error=skip needs data.decode=cpu: an image that does not decode ends the device's"
             )
+        if decode == "device" and regions.codec() is None:
+            raise ValueError(f"data.decode=device needs nvImageCodec: {regions.INSTALL}, or say data.decode=cpu")
         if root == "???":
             raise ValueError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
         found = find(root)
@@ -130,33 +134,38 @@ class Images:
         pixels = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
         colours = torch.empty(len(indices), 5) if draw is not None else None
         seconds, replaced = {"read": 0.0, "decode": 0.0, "augment": 0.0}, 0
-        for position, index in enumerate(indices):
-            image, skipped = self._image(split, int(index), seconds)
-            replaced += skipped
-            start = time.perf_counter()
+        for position, index in enumerate(map(int, indices)):
             if draw is None or colours is None:
+                image, skipped = self._image(split, index, seconds, decode)
+                start = time.perf_counter()
                 pixels[position] = resized_centre(image, self.size)
             else:
-                height, width, _ = image.shape
-                box, mirrored, colours[position] = random_numbers(draw, position, width, height)
-                part = resized_part(image, box, self.size)
-                pixels[position] = part.flip(2) if mirrored else part
+                crop = Crop(draw, position)
+                part = partial(regions.decode_part, choose=crop)
+                image, skipped = self._image(split, index, seconds, part)
+                start = time.perf_counter()
+                small = resized(image, self.size)
+                pixels[position] = small.flip(2) if crop.mirrored else small
+                colours[position] = crop.colours
+            replaced += skipped
             seconds["augment"] += time.perf_counter() - start
         return Fetched(pixels, colours, seconds, replaced)
 
     def image(self, split: str, index: int) -> np.ndarray:
-        """A whole image, (height, width, 3) uint8; an unreadable one is handled as `on_error` says."""
-        return self._image(split, index, {"read": 0.0, "decode": 0.0})[0]
+        """An image as it is, (height, width, 3) uint8; where it cannot be read, as `on_error` says."""
+        return self._image(split, index, {"read": 0.0, "decode": 0.0}, decode)[0]
 
-    def _image(self, split: str, index: int, seconds: dict[str, float]) -> tuple[np.ndarray, bool]:
-        """The pixels of an image or of its replacement, and whether it was replaced."""
+    def _image(
+        self, split: str, index: int, seconds: dict[str, float], pixels: Callable[[bytes], np.ndarray]
+    ) -> tuple[np.ndarray, bool]:
+        """What `pixels` makes of an image, or of the one that replaces it, and whether it is replaced."""
         files = self.files[split]
         for candidate in with_replacements(files, index) if self.on_error == "skip" else [index]:
             start = middle = time.perf_counter()
             try:
                 data = files.read(candidate)
                 middle = time.perf_counter()
-                return decode(data), candidate != index
+                return pixels(data), candidate != index
             except (OSError, UnreadableImage) as error:
                 self._complain(files, candidate, error)
             finally:
@@ -189,11 +198,11 @@ class Images:
             except (OSError, UnreadableImage) as error:
                 self._complain(files, index, error)
                 raise
-            numbers = random_numbers(draw, position, image.width, image.height)
+            crop = Crop(draw, position)
             images.append(image)
-            boxes.append(numbers[0])
-            mirrored.append(numbers[1])
-            colours[position] = numbers[2]
+            boxes.append(crop(image.width, image.height))
+            mirrored.append(crop.mirrored)
+            colours[position] = crop.colours
         return Fetched(on_device.join(images, boxes, mirrored, self.size), colours, seconds)
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
@@ -223,13 +232,24 @@ def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
     return result
 
 
-def random_numbers(draw: Draw, position: int, width: int, height: int) -> tuple[Box, bool, Tensor]:
-    """The random numbers of an image in a pass: crop, whether it is mirrored, and five numbers for its colours."""
-    worker, slot = draw.place(position)
-    numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
-    box = random_box(numbers, width, height)
-    mirrored = bool(numbers.random() < 0.5)
-    return box, mirrored, torch.from_numpy(numbers.random(5)).float()
+class Crop:
+    """The random numbers of an image of a pass, drawn when its size is known: called with width and height, its box.
+
+    Attributes:
+        mirrored: whether the crop is.
+        colours: (5,) float32, the numbers of its colours.
+    """
+
+    def __init__(self, draw: Draw, position: int) -> None:
+        self.draw, self.position = draw, position
+
+    def __call__(self, width: int, height: int) -> Box:
+        worker, slot = self.draw.place(self.position)
+        numbers = generator(self.draw.seed, AUGMENTATION, slot, worker, self.draw.step)
+        box = random_box(numbers, width, height)
+        self.mirrored = bool(numbers.random() < 0.5)
+        self.colours = torch.from_numpy(numbers.random(5)).float()
+        return box
 
 
 def with_replacements(files: Files, index: int) -> Any:

@@ -1,0 +1,142 @@
+"""Of a JPEG only the part that a crop needs: bit for bit what decoding all of it and cropping gives, in less time.
+
+nvImageCodec does it on the CPU, with libjpeg-turbo, where it is installed; it is optional, since it takes 67 MB. Rows
+above the part are read without making pixels of them, rows below it are not read at all. Only files of one scan, with
+nothing behind it and no marker inside, are decoded so: damage in them shows in pixels or not at all, so that reading
+less of one never takes what the whole is refused for. Others are decoded whole: what is cut off, progressive files
+(those that lack scans are smoothed across a part's edge), CMYK, and what is no JPEG.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from batch_renorm.data.augmentation import Box
+from batch_renorm.data.decoding import CMYK, MOST_PIXELS, decode
+
+INSTALL = "pip install 'nvidia-nvimgcodec-cu13[nvjpeg]'"
+MARGIN = 16
+"""Pixels around the part that are decoded with it: colours of fewer pixels than the image has are interpolated."""
+START, END = b"\xff\xd8", b"\xff\xd9"
+SEQUENTIAL, SCAN = (0xC0, 0xC1), 0xDA
+TABLES = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
+"""What else may stand before a scan: Huffman and quantisation tables, restart interval, comment, applications' data."""
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""What ends a scan."""
+
+
+def decode_part(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
+    """The pixels of a part of an encoded image, (height, width, 3) uint8: those of `part_of_whole`.
+
+    Args:
+        choose: the part, of an image's width and height; it may be called twice.
+
+    Raises:
+        UnreadableImage: as `decode`.
+    """
+    if codec() is not None and (size := size_in_part(data)) is not None:
+        pixels = _region(data, *size, choose(*size))
+        if pixels is not None:
+            return pixels
+    return part_of_whole(data, choose)
+
+
+def part_of_whole(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
+    """Decodes all of an image and takes the part."""
+    image = decode(data)
+    left, top, right, bottom = choose(image.shape[1], image.shape[0])
+    return image[top:bottom, left:right]
+
+
+def size_in_part(data: bytes) -> tuple[int, int] | None:
+    """Width and height of an image that may be decoded in part; None for others."""
+    if not (data.startswith(START) and one_scan(data)):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colours not in CMYK and 0 < height * width <= MOST_PIXELS else None
+
+
+def one_scan(data: bytes) -> bool:
+    """Whether a JPEG has 8 bits a channel, Huffman codes, and one scan of all its data that ends with the file."""
+    place, sequential = len(START), False
+    while place + 5 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == SCAN:
+            end = MARKER.search(data, place + 2)
+            return sequential and end is not None and end.start() == len(data) - len(END) and data.endswith(END)
+        if marker in SEQUENTIAL:
+            sequential = data[place + 4] == 8
+        elif marker not in TABLES:
+            return False
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
+
+
+def _region(data: bytes, width: int, height: int, box: Box) -> np.ndarray | None:
+    """A box of a JPEG; None where the library does not decode it."""
+    left, top, right, bottom = box
+    x, y = max(0, left - MARGIN), max(0, top - MARGIN)
+    far_x, far_y = min(width, right + MARGIN), min(height, bottom + MARGIN)
+    library = codec()
+    try:
+        stream = library.CodeStream(data).get_sub_code_stream(region=library.Region(y, x, far_y, far_x))
+    except RuntimeError:  # it cannot read the header
+        return None
+    image = decoder(os.getpid()).decode(stream, params=as_rgb())
+    if image is None or image.shape != (far_y - y, far_x - x, 3):
+        return None
+    return np.asarray(image)[top - y : bottom - y, left - x : right - x]
+
+
+@cache
+def decoder(process: int) -> Any:
+    """nvImageCodec's decoder on the CPU, in the calling thread: one for a process, since it does not outlive a fork."""
+    library = codec()
+    return library.Decoder(
+        device_id=library.NVIMGCODEC_DEVICE_CPU_ONLY,
+        max_num_cpu_threads=1,
+        backends=[library.Backend(library.CPU_ONLY)],
+    )
+
+
+@cache
+def as_rgb() -> Any:
+    """Three channels of 8 bits, and no turn by EXIF."""
+    library = codec()
+    return library.DecodeParams(apply_exif_orientation=False, sample_format=library.SampleFormat.I_RGB)
+
+
+@cache
+def codec() -> Any:
+    """nvImageCodec's module, imported at the first call; None where it is not installed or does not load."""
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # None says that an image is not decoded
+    try:
+        with _silent():
+            from nvidia import nvimgcodec
+    except ImportError:
+        return None
+    return nvimgcodec
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Standard error goes nowhere: the import says there which of its optional libraries are not installed."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
