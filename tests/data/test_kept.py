@@ -19,8 +19,11 @@ def pixels(kept, visits=VISITS):
     return [(fetched.pixels.clone(), labels.tolist()) for fetched, labels in kept.visit(visits)]
 
 
+@pytest.fixture
 def loader_processes():
-    return {process.pid for process in multiprocessing.active_children()}
+    """The processes that a test has started and that still run."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    return lambda: {process.pid for process in multiprocessing.active_children()} - before
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def source(folders, monkeypatch):
 
 @pytest.mark.parametrize(("room", "first", "again"), [(None, 10, 0), (0, 16, 16), (4, 13, 9), (9, 10, 1)])
 @pytest.mark.parametrize("processes", [0, 2])
-def test_images_are_those_of_the_source_in_every_visit(source, room, first, again, processes):
+def test_images_are_those_of_the_source_in_every_visit(source, room, first, again, processes, loader_processes):
     """`again` are prepared at every later evaluation: what there is no room for, once for each visit."""
     room = None if room is None else room * source.image_bytes + 5
     kept = KeptImages(source, processes, room)
@@ -48,7 +51,7 @@ def test_images_are_those_of_the_source_in_every_visit(source, room, first, agai
     assert torch.equal(pixels(kept, other)[0][0], source.fetch("train", np.arange(3), None).pixels)
 
 
-def test_one_set_of_processes_serves_all_evaluations(source):
+def test_one_set_of_processes_serves_all_evaluations(source, loader_processes):
     kept = KeptImages(source, 1, room=0)
     pixels(kept)
     processes = loader_processes()
