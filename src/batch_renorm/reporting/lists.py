@@ -22,7 +22,7 @@ REGIMES = {"iid": "i.i.d.", "micro4": "groups of 4", "noniid": "non-i.i.d."}
 NORMS = {"groupnorm": "GroupNorm"}
 CONTROL = Figure(
     "groupnorm",
-    "The control: GroupNorm sees no minibatch, and loses nothing on pairs",
+    "The control: GroupNorm sees no minibatch, and does not fall on pairs",
     {
         ("iid_batchnorm", VAL): "Batchnorm, i.i.d. (baseline)",
         ("noniid_batchnorm", VAL): "Batchnorm, non-i.i.d.",
