@@ -31,7 +31,7 @@ def main() -> None:
             raise ValueError(f"{folder} has no readable checkpoint: train it first")
         checkpoints.load_weights(run.training, path)
         model = run.training.inference_model(checkpoints.step_of(path))
-        rows = measure(model, run.source, run.config["minibatch"]["group"], images=options.images)
+        rows = measure(model, run.source, run.minibatch.group, images=options.images)
         with (folder / "mechanism.csv").open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Row._fields)

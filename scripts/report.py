@@ -25,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from batch_renorm.records.config import options
+from batch_renorm.records.config import flat_options
 from batch_renorm.reporting import compare, differences, lists, missing, paper, runs
 from batch_renorm.reporting.recorded import RecordedRun
 
@@ -133,13 +133,13 @@ def expected(config: differences.Config) -> Mapping[str, Any] | None:
     raw = composed(str(config.get("scale")), str(config.get("experiment")))
     if raw is None:
         return None
-    own, written = dict(options(config)), dict(options(OmegaConf.to_container(raw)))
+    own, written = dict(flat_options(config)), dict(flat_options(OmegaConf.to_container(raw)))
     plain = {option: value for option, value in written.items() if "${" not in str(value)}
     with_own = raw.copy()
     for option in plain.keys() & own.keys():
         OmegaConf.update(with_own, option, own[option])
     try:
-        followed = dict(options(OmegaConf.to_container(with_own, resolve=True)))
+        followed = dict(flat_options(OmegaConf.to_container(with_own, resolve=True)))
     except (OmegaConfBaseException, ValueError):  # the run's options do not fit these configs
         return None
     return followed | plain

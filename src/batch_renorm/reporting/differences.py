@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from batch_renorm.records.config import options
+from batch_renorm.records.config import flat_options
 from batch_renorm.records.naming import as_name, dataset_of
 from batch_renorm.reporting.recorded import RecordedRun
 
@@ -36,7 +36,7 @@ STEPS = "size.steps"
 
 def trained(run: RecordedRun) -> dict[str, str]:
     """Dotted option -> value, as text, for all options that change what is trained."""
-    own = {k: _text(v) for k, v in options(run.config) if not {k, k.split(".")[0]} & NEUTRAL}
+    own = {k: _text(v) for k, v in flat_options(run.config) if not {k, k.split(".")[0]} & NEUTRAL}
     if run.steps is not None and "steps" not in own:
         own.setdefault(STEPS, _text(run.steps))
     return own

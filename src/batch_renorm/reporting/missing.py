@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from batch_renorm.records.config import options
+from batch_renorm.records.config import flat_options
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
 
@@ -50,10 +50,10 @@ def data_options(run: RecordedRun) -> list[str]:
 
     The choice is the file of configs/data that agrees best with the run's config.
     """
-    own = dict(options(run.config["data"]))
+    own = dict(flat_options(run.config["data"]))
     choices = {}
     for file in sorted((CONFIGS / "data").glob("*.yaml")):
-        choice = dict(options(yaml.safe_load(file.read_text())))
+        choice = dict(flat_options(yaml.safe_load(file.read_text())))
         if choice.get("_target_") == own.get("_target_") and choice.keys() >= own.keys():
             choices[file.stem] = choice
     if not choices:

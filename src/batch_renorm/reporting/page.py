@@ -12,7 +12,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from batch_renorm.records.config import options
+from batch_renorm.records.config import flat_options
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.compare import Comparison, series_of, values_by_seed
 from batch_renorm.reporting.lists import title
@@ -166,7 +166,7 @@ def wandb_link(run: RecordedRun) -> str | None:
 def config_differences(runs: Sequence[RecordedRun]) -> dict[str, Any]:
     """Every option in which runs differ: its value by experiment, or by seed if seeds differ."""
     found = [
-        (run, dict(options({k: v for k, v in run.config.items() if k not in OF_THE_MACHINE})))
+        (run, dict(flat_options({k: v for k, v in run.config.items() if k not in OF_THE_MACHINE})))
         for run in sorted(runs, key=lambda run: run.seed)
         if run.config
     ]

@@ -142,6 +142,7 @@ class Run:
     logging: Logging
     evaluation: Evaluation
     source: Source
+    minibatch: Minibatch
     regime: Regime
     training: Training
     stop: Stop
@@ -213,6 +214,7 @@ def build(config: Config, stop: Stop | None = None) -> Run:
         logging=construct(Logging, config, "logger"),
         evaluation=evaluation,
         source=source,
+        minibatch=minibatch,
         regime=minibatch.regime(source.labels("train"), size.workers),
         training=training,
         stop=stop,

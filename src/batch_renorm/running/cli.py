@@ -64,11 +64,6 @@ def proportional(part: int, whole: int, size: int) -> int:
     return max(1, part * size // whole)
 
 
-OmegaConf.register_new_resolver("knee", knee, replace=True)
-OmegaConf.register_new_resolver("half", half, replace=True)
-OmegaConf.register_new_resolver("swept", swept, replace=True)
-
-
 def dataset(*, _root_: DictConfig) -> str:
     """The config's ${dataset:}: the name of the data set, see `naming.dataset_of`."""
     return naming.dataset_of(_root_.data)
@@ -79,9 +74,8 @@ def place(*, _root_: DictConfig) -> str:
     return naming.place_of(_root_)
 
 
-OmegaConf.register_new_resolver("proportional", proportional, replace=True)
-OmegaConf.register_new_resolver("dataset", dataset, replace=True)
-OmegaConf.register_new_resolver("place", place, replace=True)
+for resolver in (knee, half, swept, proportional, dataset, place):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 def debugged(config: DictConfig) -> DictConfig:
@@ -244,8 +238,8 @@ def known_options() -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from batch_renorm.records.config import options
+    from batch_renorm.records.config import flat_options
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return [name for name, _ in options(OmegaConf.to_container(compose("train")))]
+        return [name for name, _ in flat_options(OmegaConf.to_container(compose("train")))]

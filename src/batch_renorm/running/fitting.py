@@ -61,7 +61,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     arithmetic.check_passes(choice, passes)
     execution["memory"] |= {"evaluation_batch": evaluation_batch(run, world, device)}
     evaluation = replace(run.evaluation, batch_size=execution["memory"]["evaluation_batch"])
-    images = execution["memory"]["workers_per_pass"] * run.config["minibatch"]["size"] + AT_ONCE
+    images = execution["memory"]["workers_per_pass"] * run.minibatch.size + AT_ONCE
     execution["loading"] = loading(run, world, device, images)
     processes = execution["loading"]["processes"]
     check_shared_memory(getattr(run.source, "image_bytes", 8), images, processes, world.devices)
@@ -119,12 +119,10 @@ def profiler(run: Run, folder: Folder) -> Profiler | None:
     return None
 
 
-def loggers(
-    run: Run, folder: Folder, checkpoint: Path | None, world: World, facts: dict[str, Any] | None = None
-) -> list[Logger]:
+def loggers(run: Run, folder: Folder, checkpoint: Path | None, world: World, facts: dict[str, Any]) -> list[Logger]:
     """curve.csv always; W&B as in configs/logger, the same W&B run after a resume."""
     result: list[Logger] = [CurveLogger(folder.curve)]
     if run.logging.wandb is not None and world.rank == 0:
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
-        result.append(WandbLogger(run, run.logging.wandb, folder.path, folder.record()["id"], step, facts or {}))
+        result.append(WandbLogger(run, run.logging.wandb, folder.path, folder.record()["id"], step, facts))
     return result

@@ -22,13 +22,13 @@ from typing import Any
 import yaml
 
 from batch_renorm.data import durable
-from batch_renorm.records.config import options
+from batch_renorm.records.config import flat_options
 from batch_renorm.running.errors import DiskFullError
 
 NOT_SCIENCE = ("trainer", "logger", "fresh", "folder", "dataset", "dataset_of_scale", "debug")
 """Config sections that may change when a run is resumed: they name the run, or do not change what is trained."""
 OURS = (
-    "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "*profile*", "slurm*",
+    "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "*profile*", "mechanism.csv", "slurm*",
     "to-be-moved-aside-by-job-*", durable.LOCK,
 )  # fmt: skip
 """Files that a run folder may contain."""
@@ -223,11 +223,9 @@ def move_aside(path: Path) -> Path:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Dotted names of the options in which two configs differ, if the difference makes another run."""
-    old_leaves, new_leaves = (dict(options({k: v for k, v in c.items() if k not in NOT_SCIENCE})) for c in (old, new))
+    olds, news = (dict(flat_options({k: v for k, v in c.items() if k not in NOT_SCIENCE})) for c in (old, new))
     missing = object()
-    return sorted(
-        name for name in old_leaves | new_leaves if old_leaves.get(name, missing) != new_leaves.get(name, missing)
-    )
+    return sorted(name for name in olds | news if olds.get(name, missing) != news.get(name, missing))
 
 
 def provenance(device: str) -> dict[str, Any]:

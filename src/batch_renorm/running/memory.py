@@ -47,7 +47,7 @@ def workers_per_pass(run: Run, world: World, device: torch.device, record: dict[
     found = min(gather(found, world))
     if not found:
         raise ValueError(
-            f"one worker's minibatch ({run.config['minibatch']['size']} images) does not fit the memory of {name}: "
+            f"one worker's minibatch ({run.minibatch.size} images) does not fit the memory of {name}: "
             "use a device with more"
         )
     return {"workers_per_pass": found, "because": because}
@@ -82,7 +82,7 @@ def fits(attempt: Callable[[torch.device], None], device: torch.device) -> bool:
 def a_pass(run: Run, workers: int, device: torch.device) -> None:
     """Forward and backward for `workers` workers, on a copy of the model."""
     model = copy.deepcopy(run.training.model).to(device).train()
-    images = sample(run, workers * run.config["minibatch"]["size"], device)
+    images = sample(run, workers * run.minibatch.size, device)
     # stands for the optimiser's two copies of the weights and DDP's one
     later = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
     labels = torch.zeros(len(images), dtype=torch.int64, device=device)
@@ -93,7 +93,7 @@ def a_pass(run: Run, workers: int, device: torch.device) -> None:
 @torch.no_grad()
 def a_batch(run: Run, images: int, device: torch.device) -> None:
     """Evaluate a batch, with memory allocated for the training's model, gradients and optimiser."""
-    minibatch = run.config["minibatch"]["size"]
+    minibatch = run.minibatch.size
     model = copy.deepcopy(run.training.model).to(device).eval()
     later = [torch.empty_like(p) for p in model.parameters() for _ in range(5)]
     # as in training, which takes more memory than with mu and sigma
@@ -140,7 +140,7 @@ def on_cpu(run: Run, world: World, share: int) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    images = sample(run, run.config["minibatch"]["size"], torch.device("cpu"))
+    images = sample(run, run.minibatch.size, torch.device("cpu"))
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         losses = run.training.losses(model, images, torch.zeros(len(images), dtype=torch.int64))
     del losses

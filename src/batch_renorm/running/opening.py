@@ -19,9 +19,8 @@ def opening(
     images_per_second: float | None,
 ) -> str:
     """The table of a run that starts at `step`; `images_per_second` is its earlier speed, None for a new run."""
-    config, size, steps = run.config, run.config["minibatch"]["size"], run.size.steps
-    normalised = f"groups of {config['minibatch']['group']}" if run.evaluation.groups else "each normalised alone"
-    normalised = f"groups of {config['minibatch']['group']}" if run.evaluation.groups else "each normalised alone"
+    config, size, steps = run.config, run.minibatch.size, run.size.steps
+    normalised = f"groups of {run.minibatch.group}" if run.evaluation.groups else "each normalised alone"
     title = f"{config['experiment']} (scale {config['scale']}, seed {config['seed']}): " + (
         f"resuming at step {step:,} of {steps:,}" if step else f"training for {steps:,} steps"
     )
@@ -59,10 +58,8 @@ def workers(run: Run, world: World) -> str:
 
 
 def passes(run: Run, world: World, memory: dict[str, Any]) -> str:
-    number, most = (
-        run.passes(0, world.ranks, memory["workers_per_pass"]).division.passes,
-        memory["workers_per_pass"],
-    )
+    most = memory["workers_per_pass"]
+    number = run.passes(0, world.ranks, most).division.passes
     return f"{number}, of at most {most} worker{'s' * (most > 1)} ({memory['because']})"
 
 
