@@ -1,13 +1,17 @@
 """The recipe to the letter: crops and colours against TensorFlow's own operations (tensorflow_numbers.py made them)."""
 
 import json
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from scipy.stats import ks_2samp, kstest
 
-from batch_renorm.data.augmentation import distort, random_box
+from batch_renorm.data.augmentation import distort, random_box, resized
 from tests.conftest import ROOT
 
 
@@ -87,6 +91,21 @@ def test_a_crop_is_0_39_of_an_ordinary_image_and_never_all_of_a_wide_one():
     assert abs(area.mean() - 0.39) < 0.015
     wide = [random_box(rng, 400, 100) for _ in range(500)]
     assert (0, 0, 400, 100) not in wide
+
+
+def test_antialiasing_changes_values_by_half_a_level_as_docs_imagenet_says():
+    photograph = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
+    pixels = np.asarray(photograph.resize((427, 500), Image.Resampling.LANCZOS))
+    numbers = np.random.Generator(np.random.Philox(0))
+    changes = []
+    for _ in range(200):
+        left, top, right, bottom = random_box(numbers, 427, 500)
+        crop = pixels[top:bottom, left:right]
+        plain = F.interpolate(torch.from_numpy(crop).permute(2, 0, 1)[None].float(), size=(299, 299), mode="bilinear")
+        changes.append((resized(crop, 299) - plain.round()).abs())
+    changes = torch.cat(changes)
+    assert 0.4 < changes.mean() < 0.55
+    assert 1 / 280 < (changes > 8).float().mean() < 1 / 180
 
 
 def test_colours_are_tensorflows(tensorflow):
