@@ -92,7 +92,8 @@ def evaluate_run(folder: Path, options: argparse.Namespace) -> tuple[dict[str, f
     model = run.training.inference_model(step).to(device)
     labels = options.labels or run.evaluation.labels_per_minibatch
     evaluation = replace(run.evaluation, labels_per_minibatch=labels)
-    metrics = evaluate(model, run.source, evaluation, device, options.processes, watch=watched)
+    measurements = evaluation.measurements(run.source)
+    metrics = evaluate(model, run.source, measurements, device, options.processes, watch=watched)
     metrics |= activation_distances(model, run.source, evaluation.as_trained(run.source), device)
     logged = {metric: f"{value:.6g}" for at, metric, value in read_rows(folder / "curve.csv") if at == step}
     print(f"{path}, step {step}")

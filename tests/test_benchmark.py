@@ -59,7 +59,9 @@ def test_step(tmp_path):
     assert all(1 < speed["median"] < 1e6 for speed in row["images_per_second"].values())
     assert all(50 < mib < 10_000 for mib in row["peak_mib"].values())
     assert "images/s" in text
-    assert list(row["milliseconds"]["whole batch"]) == ["forward", "backward", "update", "mu and sigma", "average"]
+    assert list(row["milliseconds"]["whole batch"]) == [
+        *("drawing", "forward", "backward", "update", "mu and sigma", "average")
+    ]
     assert all(0 < ms < 60_000 for parts in row["milliseconds"].values() for ms in parts.values())
 
 

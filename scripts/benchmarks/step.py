@@ -1,7 +1,8 @@
 """A full training step of Inception-v3 and of the glyphs network, compared with the same network with nn.BatchNorm2d.
 
 Images on the device, forward, losses with the auxiliary head, backward, clipping, RMSProp, mu and sigma,
-the inference model: everything in a step except drawing data and writing rows. `--parts` times each of them.
+the inference model: everything in a step except drawing data and writing rows. `--parts` times each of them, and
+for glyphs also drawing.
 """
 
 import copy
@@ -12,23 +13,28 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+import yaml
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.norm import StepStatistics, convert_batchnorm, functional, set_limits
 from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.optimizer import Optimization
-from benchmarks.measure import BATCHNORM, cell, clock, interleaved, ratios, spread, table
+from benchmarks.measure import BATCHNORM, ROOT, cell, clock, interleaved, ratios, spread, table
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # bfloat16 without sparsity, as published
 LABELS = 24
 PAPERS_IMAGES = 130_000 * 1600
-EVALUATE_EVERY, EVALUATION_IMAGES = 1000, 210_000  # validation in four compositions, and 10,000 training images
+DIFFERENT_IMAGES = 60_000  # of an evaluation: 50,000 for validation, 10,000 for training
+# every second evaluation also visits the validation images in three kinds of minibatches
+EVALUATE_EVERY, EVALUATION_IMAGES = 1000, DIFFERENT_IMAGES + 3 * 50_000 // 2
 KEPT = ", Triton kernels kept"
 OPTIMIZATION = Optimization(
     lr=1e-4, lr_decay=1.0, lr_decay_steps=1, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5,
@@ -186,12 +192,22 @@ def milliseconds(args: Namespace, variant: str, layout: str, mode: str) -> dict[
     """Medians of the parts of a step. The host waits for a GPU after each part, so their sum exceeds a step."""
     taken: dict[str, list[float]] = {}
     phases = parts(args, variant, layout, mode)
+    if args.network == "glyphs":
+        phases = {"drawing": drawing(args)} | phases
     for counts in [False] + [True] * args.rounds:
         for name, phase in phases.items():
             seconds = clock(phase, args)
             if counts:
                 taken.setdefault(name, []).append(1000 * seconds)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def drawing(args: Namespace) -> Callable[[], Tensor]:
+    """Draw a step's images, which comes before the step."""
+    options = yaml.safe_load((ROOT / "configs/data/glyphs.yaml").read_text())
+    source = Glyphs(**{name: value for name, value in options.items() if name != "_target_"})
+    keys = source.fetch("train", np.arange(args.batch) * source.images_per_label["train"] // 4)
+    return lambda: source.images([keys], torch.device(args.device))
 
 
 class StockAverage(AveragedModel):

@@ -90,7 +90,7 @@ def test_an_evaluation_waits_for_its_result_alone(benchmarks, capsys):
         with counting as count:
             kept = KeptImages(fake.source, pinned=True)
             model = fake.module.inference_model(7000)
-            evaluate(model, fake.source, evaluation, fake_gpu.CUDA, kept=kept)
+            evaluate(model, fake.source, evaluation.measurements(fake.source), fake_gpu.CUDA, kept=kept)
     places = {wait.partition(" at ")[2].partition(":")[0] for wait in count.waits}
     assert places == {"batch_renorm/training/evaluation.py"}
     assert all("a value is asked for" in wait for wait in count.waits)

@@ -27,6 +27,7 @@ NEUTRAL = frozenset(
         *("seed", "scale", "experiment", "folder", "fresh", "trainer", "logger", "debug", "tags", "notes", "dataset"),
         *("data.root", "data.decode", "data.on_error", "size.evaluate_every", "size.evaluation_batch"),
         *("evaluation.every", "evaluation.batch_size"),
+        *("size.minibatches_every", "evaluation.minibatches_every"),
     }
 )
 """Sections and options in which runs may differ without being trained differently."""

@@ -19,7 +19,7 @@ from batch_renorm.running.folder import Folder, provenance
 from batch_renorm.running.launch import World
 from batch_renorm.running.opening import opening
 from batch_renorm.training.distance import activation_distances
-from batch_renorm.training.evaluation import Evaluation, evaluate
+from batch_renorm.training.evaluation import ON_MINIBATCHES, Evaluation, evaluate
 
 
 class AfterStep(Callback):
@@ -42,6 +42,8 @@ class AfterStep(Callback):
     ) -> None:
         self.run, self.folder, self.world = run, folder, world
         self.evaluation, self.kept, self.execution = evaluation, kept, execution
+        self.measurements = evaluation.measurements(run.source)
+        self.as_trained = evaluation.as_trained(run.source)
         self.started, self.earlier = time.perf_counter(), 0.0
         self.best: tuple[float, int] | None = None  # val_top1, step
 
@@ -69,9 +71,11 @@ class AfterStep(Callback):
     def _evaluate(self, trainer: Trainer, step: int) -> None:
         run, rank, ranks = self.run, trainer.global_rank, trainer.world_size
         model, device = run.training.inference_model(step), run.training.device
-        metrics = evaluate(model, run.source, self.evaluation, device, rank=rank, ranks=ranks, kept=self.kept)
-        minibatches = run.evaluation.as_trained(run.source)
-        metrics |= activation_distances(model, run.source, minibatches, device, rank, ranks)
+        due = self.measurements
+        if not self.evaluation.minibatches_due(step, run.size.steps):
+            due = {name: due[name] for name in due if name not in ON_MINIBATCHES}
+        metrics = evaluate(model, run.source, due, device, rank=rank, ranks=ranks, kept=self.kept)
+        metrics |= activation_distances(model, run.source, self.as_trained, device, rank, ranks)
         run.training.record(metrics, step)
         run.training.restart_clock(step)
         for logger in trainer.loggers:

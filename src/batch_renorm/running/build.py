@@ -43,6 +43,7 @@ class Size:
     evaluate_every: int
     train_sample: int
     evaluation_batch: int
+    minibatches_every: int = 1  # not in the configs of the first runs
 
 
 @dataclass(frozen=True)

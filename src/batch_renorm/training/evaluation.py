@@ -12,10 +12,10 @@ Metrics are percentages, named as in results/paper/curves.csv:
   Batchnorm uses muB and sigmaB of its groups; Batch Renorm also uses r and d.
 
 If the norms of a network see no group (GroupNorm), an image gets the same answer in any minibatch. The last three
-metrics would equal val_top1 and are left out.
+metrics would equal val_top1 and are left out. With `minibatches_every` only some evaluations have them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ from batch_renorm.data.loaders import Source, in_batches, rank_share
 from batch_renorm.data.minibatches import EVALUATION, distinct_minibatches, generator, paired_minibatches
 from batch_renorm.norm import batch_statistics, training_normalization
 
-METRICS = {"pairs": "batch_statistics", "no_counterpart": "no_counterpart", "as_trained": "as_trained"}
+ON_MINIBATCHES = {"pairs": "batch_statistics", "no_counterpart": "no_counterpart", "as_trained": "as_trained"}
 """The measurements on minibatches, and the names in their metrics val_top1_<name>."""
 
 
@@ -57,6 +57,7 @@ class Evaluation:
 
     `trained` is the composition of the experiment's minibatches; `groups` says whether the network's norms see groups.
     `most` limits the validation images, and then also the minibatches to one of each kind; None means no limit.
+    Every `minibatches_every`-th evaluation, and the last one, also measures on minibatches.
     """
 
     every: int
@@ -65,12 +66,22 @@ class Evaluation:
     images_per_label: int
     batch_size: int
     trained: Composition
+    minibatches_every: int = 1
     groups: bool = True
     most: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "minibatches_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to evaluate the model after `step` updates: every `every` steps, and at the end."""
         return step % self.every == 0 or step == steps
+
+    def minibatches_due(self, step: int, steps: int) -> bool:
+        """Whether the evaluation after `step` updates also measures on minibatches."""
+        return step % (self.every * self.minibatches_every) == 0 or step == steps
 
     def measurements(self, source: Source) -> dict[str, Measurement]:
         """The measurements by name.
@@ -135,7 +146,7 @@ def count_correct(
 def evaluate(
     model: nn.Module,
     source: Source,
-    evaluation: Evaluation,
+    measurements: Mapping[str, Measurement],
     device: torch.device,
     processes: int = 0,
     rank: int = 0,
@@ -143,22 +154,19 @@ def evaluate(
     kept: KeptImages | None = None,
     watch: Callable[[Iterable[Any], int], Iterator[Any]] = lambda loaded, batches: iter(loaded),
 ) -> dict[str, float]:
-    """All metrics of one model, in percent. Ranks share the images and agree on the result.
+    """The metrics of some measurements of one model, in percent. Ranks share the images and agree on the result.
 
-    Leaves the model in evaluation mode. `kept` has the images of earlier evaluations; without it, `processes`
+    Leaves the model in evaluation mode. `measurements` are some of those of `Evaluation.measurements`. `kept` has the images of earlier evaluations; without it, `processes`
     processes load them. `watch` gets the batches and their number, and passes the batches on.
     """
     model.eval()
     kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")
-    measurements = {
-        name: (split, rank_share(batches, rank, ranks), normalization)
-        for name, (split, batches, normalization) in evaluation.measurements(source).items()
-    }
-    visits = [(split, indices) for split, batches, _ in measurements.values() for indices in batches]
+    mine = {name: rank_share(measurement.batches, rank, ranks) for name, measurement in measurements.items()}
+    visits = [(measurements[name].split, indices) for name, batches in mine.items() for indices in batches]
     loaded = watch(kept.visit(visits), len(visits))
     counts = {}
-    for name, (_, batches, normalization) in measurements.items():
-        with normalization(model):
+    for name, batches in mine.items():
+        with measurements[name].normalization(model):
             counts[name] = count_correct(model, source, islice(loaded, len(batches)), device)
     next(loaded, None)  # to its end
     total = torch.stack(list(counts.values()))
@@ -168,5 +176,5 @@ def evaluate(
     for name, row in zip(counts, total.tolist(), strict=True):
         images[name], top1[name], top5[name] = row[0], 100 * row[1] / row[0], 100 * row[2] / row[0]
     metrics = {"val_top1": top1["val"], "val_top5": top5["val"], "train_top1": top1["train"]}
-    in_groups = {name: f"val_top1_{METRICS[name]}" for name in METRICS if name in top1}
+    in_groups = {name: f"val_top1_{ON_MINIBATCHES[name]}" for name in ON_MINIBATCHES if name in top1}
     return metrics | {metric: top1[name] for name, metric in in_groups.items()}
