@@ -156,8 +156,9 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of some measurements of one model, in percent. Ranks share the images and agree on the result.
 
-    Leaves the model in evaluation mode. `measurements` are some of those of `Evaluation.measurements`. `kept` has the images of earlier evaluations; without it, `processes`
-    processes load them. `watch` gets the batches and their number, and passes the batches on.
+    Leaves the model in evaluation mode. `measurements` are some of those of `Evaluation.measurements`. `kept` has the
+    images of earlier evaluations; without it, `processes` processes load them. `watch` gets the batches and their
+    number, and passes the batches on.
     """
     model.eval()
     kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")
