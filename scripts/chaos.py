@@ -146,7 +146,7 @@ def strike(process: subprocess.Popen[str], folder: Path, kind: str, every: int, 
         return False
     if kind == "one rank":
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        ranks = [int(pid) for pid in children if b"rank import main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        ranks = [int(pid) for pid in children if b"--multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(chance.choice([process.pid, *ranks]), signal.SIGKILL)
     else:
         os.killpg(process.pid, signal.SIGKILL)

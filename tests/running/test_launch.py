@@ -179,9 +179,14 @@ def test_a_failed_rank_ends_the_run_where_no_collective_notices(monkeypatch):
     monkeypatch.setattr(launch, "GRACE", 0.1)
 
     def rank_0():
-        children = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["false"])]
+        children = [
+            launch.SPAWN.Process(target=time.sleep, args=(60,)),
+            launch.SPAWN.Process(target=os._exit, args=(1,)),
+        ]
+        for child in children:
+            child.start()
         threading.Thread(target=launch.watch, args=(children, threading.Event()), daemon=True).start()
-        children[0].wait()
+        children[0].join()
         time.sleep(60)
 
     process = multiprocessing.get_context("fork").Process(target=rank_0)

@@ -6,16 +6,18 @@ starts the other ranks of its machine with the composed config, so a sweep can h
 """
 
 import atexit
-import json
+import multiprocessing
 import os
+import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnProcess
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -24,11 +26,11 @@ from lightning_fabric.utilities import rank_zero as fabric_rank_zero
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero
 
-from batch_renorm.running.signals import hear_while_waiting
+from batch_renorm.running.rank import rank_main
+from batch_renorm.running.signals import HEARD, hear_while_waiting
 
 T = TypeVar("T")
-CHILD = "import signal as s; [s.signal(n, s.SIG_IGN) for n in (s.SIGINT, s.SIGTERM, s.SIGUSR1)]; \
-from batch_renorm.running.rank import main; main()"
+SPAWN = multiprocessing.get_context("spawn")
 GRACE = 10.0  # seconds that rank 0 gets to fail by itself after another rank has failed
 
 
@@ -138,7 +140,7 @@ def all_ranks(world: World, settings: dict[str, Any], gpu: bool) -> Iterator[Non
         port = str(free.getsockname()[1])
     before = os.environ.copy()
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, **names_of(world, 0, 0))
-    children = [child(world, rank, settings) for rank in range(1, world.ranks)]
+    children = [other_rank(world, rank, settings) for rank in range(1, world.ranks)]
     done = threading.Event()
     threading.Thread(target=watch, args=(children, done), daemon=True).start()
     try:
@@ -148,12 +150,12 @@ def all_ranks(world: World, settings: dict[str, Any], gpu: bool) -> Iterator[Non
         went_well.set()
         disconnect()  # as the other ranks do now
         for process in children:
-            process.wait()
+            process.join()
     finally:
         done.set()
         for process in children:
             process.kill()
-            process.wait()
+            process.join()
         os.environ.clear()
         os.environ.update(before)
 
@@ -225,24 +227,29 @@ def torchrun_names(world: World, env: Mapping[str, str]) -> dict[str, str]:
     return main | names_of(world, world.rank, world.local_rank)
 
 
-def child(world: World, rank: int, settings: dict[str, Any]) -> subprocess.Popen[str]:
-    """Start another rank of this machine. It reads the config from stdin and ends when rank 0 closes stdin."""
-    env = os.environ | names_of(world, rank, rank) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, env=env, text=True)
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(settings) + "\n")
-    process.stdin.flush()
+def other_rank(world: World, rank: int, settings: dict[str, Any]) -> SpawnProcess:
+    """Start another rank of this machine; it ends when this process does.
+
+    It begins with the signals of a stop blocked, as one would end it before it can hear any.
+    """
+    process = SPAWN.Process(target=rank_main, args=(names_of(world, rank, rank), settings))
+    resource_tracker.ensure_running()  # starting it would end the block too early
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
-def watch(children: list[subprocess.Popen[str]], done: threading.Event) -> None:
+def watch(children: Sequence[SpawnProcess], done: threading.Event) -> None:
     """End this process if another rank has failed and the collectives do not notice it."""
     while not done.wait(0.5):
         for rank, process in enumerate(children, 1):
-            if process.poll():
+            if process.exitcode:
                 if done.wait(GRACE):
                     return
-                print(f"rank {rank} ended with status {process.returncode}: stopping the run", file=sys.stderr)
+                print(f"rank {rank} ended with status {process.exitcode}: stopping the run", file=sys.stderr)
                 for other in children:
                     other.kill()
                 time.sleep(0.1)
