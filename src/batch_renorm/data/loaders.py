@@ -22,6 +22,8 @@ from batch_renorm.data.workers import passes_per_step, split_evenly, workers_of_
 class Draw:
     """The place of images in a run: augmentation depends on this and the slot, and on nothing else.
 
+    The slot is the image's position in its worker's minibatch.
+
     Args:
         worker: the worker of the first image.
         minibatch: images per worker, if images of the next workers follow; None if all belong to one worker.
@@ -92,7 +94,7 @@ class Pass:
 class SentAhead:
     """The passes of a loader, each copied to a GPU while the previous pass computes.
 
-    The trainer requests a pass before it starts the previous one. The copy, from pinned memory and in a
+    The trainer requests the next pass before it computes the current one. The copy, from pinned memory and in a
     separate stream, then overlaps with the GPU's computation.
     """
 

@@ -148,8 +148,8 @@ def ordering_table(c: Comparison) -> Table:
     text = (
         "Each is decided by the mean difference of *final* over the seeds that both sides have. *holds*: the whole "
         "95% t-interval agrees (two-sided, paired by seed); *holds, not sure*: the mean does, the interval does "
-        "not, or there is one seed only; *does not hold* likewise. *paper* and *of best* give the "
-        "same difference of best values."
+        "not, or there is one seed only; *does not hold*: the mean contradicts the claim. *paper* and *of best* are "
+        "differences of best values, the paper's and ours."
     )
     head = ("claim", "needed", "paper", "ours (95% interval)", "of best", "seeds", "verdict")
     return Table("The paper's orderings", text, head, tuple(rows))

@@ -89,14 +89,14 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class Average:
-    """The inference model's decay, before its warm-up."""
+    """The decay of the inference model after its warm-up."""
 
     decay: float
 
 
 @dataclass(frozen=True)
 class Machine:
-    """configs/trainer: where and how fast a run trains; nothing here changes what is trained."""
+    """configs/trainer: where and how fast a run trains; `precision`, `tf32` and `compile` also change its rounding."""
 
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: int | Literal["auto", "all"]

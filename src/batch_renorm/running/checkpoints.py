@@ -95,7 +95,7 @@ def load_weights(training: LightningModule, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
     if not readable(path):
-        raise ValueError(f"{path} is damaged, or no checkpoint of a run: name another one (checkpoint=FILE)")
+        raise ValueError(f"{path} is damaged, or no checkpoint of a run: name another one (--checkpoint FILE)")
     held = torch.load(path, map_location="cpu", weights_only=True)
     try:
         training.load_state_dict(held["state_dict"])

@@ -25,7 +25,9 @@ from batch_renorm.training.errors import NotFiniteError
 from batch_renorm.training.optimizer import Optimization
 from batch_renorm.training.stages import Stages
 
-LOOKED_AT = 10  # number of first steps of a process whose loss is checked on any device
+LOOKED_AT = (
+    10  # the loss of so many steps after a start is checked on any device; then a GPU checks recorded steps only
+)
 
 
 class Vote(Protocol):
