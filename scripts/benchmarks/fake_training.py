@@ -49,8 +49,7 @@ class FakeTraining:
             BatchRenorm2d, eps=1e-3, momentum=0.01, averages="sigma", group_size=group, scale=False, rmax=1.0, dmax=0.0
         )
         model = create("inception_v3", 1000, 3, norm, aux_logits=True)
-        self.module = Training(model, self.source, OPTIMIZATION, Ramp(5000, 40000, 25000), 0.9999, 1600, 50)
-        self.module.bf16 = bf16
+        self.module = Training(model, self.source, OPTIMIZATION, Ramp(5000, 40000, 25000), 0.9999, 1600, 50, bf16=bf16)
         self.module._trainer = SimpleNamespace(  # type: ignore[assignment]
             world_size=ranks, global_step=0, max_steps=STEPS, loggers=[SimpleNamespace(log_metrics=self._log)],
             strategy=SimpleNamespace(block_backward_sync=nothing),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from batch_renorm.running import memory
-from batch_renorm.running.arithmetic import Arithmetic, apply, choose
+from batch_renorm.running.arithmetic import Arithmetic, check_ranks, choose, entries
 from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, prepare
@@ -122,7 +122,7 @@ def test_the_opening_says_what_will_happen(made):
     world = World(0, 0, 8, 1, 0, "torchrun")
     stated = {
         "memory": {"workers_per_pass": 4, "because": "the most that fits H200"},
-        "arithmetic": apply(choose(run.machine, CPU, None), run, CPU),
+        "arithmetic": entries(run.arithmetic, CPU),
         "loading": {"processes": 11, "because": "12 cores of this rank"},
     }
     lines = opening(run, world, stated, Path("runs/glyphs"), 250, 400.0).splitlines()
@@ -177,11 +177,18 @@ def test_a_gpu_without_bfloat16_says_so_and_computes_in_float32(made, monkeypatc
     began = {"precision": "bf16", "channels_last": True, "compile": False}
     choice = choose(run.machine, gpu, began)
     assert choice.precision == 32
-    assert in_words(apply(choice, run, gpu)) == "float32, this GPU has no bfloat16, channels last"
+    assert in_words(entries(choice, gpu)) == "float32, this GPU has no bfloat16, channels last"
     with pytest.raises(ValueError, match=r"trainer.precision=bf16, but Tesla V100 has no bfloat16: say 32, or auto"):
         choose(made("trainer.precision=bf16").machine, gpu, None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     assert choose(made().machine, gpu, None).precision == "bf16"
+
+
+def test_ranks_that_would_compute_differently_are_refused():
+    ours, other = Arithmetic("bf16", True, False, True, False), Arithmetic(32, True, False, True, False)
+    check_ranks([ours, ours])
+    with pytest.raises(ValueError, match=r"rank 0 computes with trainer.precision=bf16, rank 2 with 32: say"):
+        check_ranks([ours, ours, other])
 
 
 def test_cuda_graphs_of_several_passes_are_refused(compose, tmp_path):

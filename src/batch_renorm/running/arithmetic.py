@@ -5,12 +5,14 @@ its rounding stays the same on other hardware as far as possible.
 """
 
 import os
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from batch_renorm.running.build import Machine, Run
+if TYPE_CHECKING:
+    from batch_renorm.running.build import Machine
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Arithmetic:
     deterministic: bool
 
 
-def choose(machine: Machine, device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
+def choose(machine: "Machine", device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
     """Choose a run's arithmetic; `began_with` is the choice recorded in its run.json.
 
     On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under bfloat16
@@ -68,18 +70,28 @@ def check_passes(arithmetic: Arithmetic, passes: int) -> None:
         )
 
 
-def apply(arithmetic: Arithmetic, run: Run, device: torch.device) -> dict[str, Any]:
-    """Configure torch and the run; return the entries for run.json."""
+def check_ranks(choices: Sequence[Arithmetic]) -> None:
+    """Raise ValueError if the ranks would compute differently, as GPUs with and without bfloat16 do."""
+    for rank, choice in enumerate(choices):
+        different = [f.name for f in fields(choice) if getattr(choice, f.name) != getattr(choices[0], f.name)]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"rank 0 computes with trainer.{name}={getattr(choices[0], name)}, rank {rank} with "
+                f"{getattr(choice, name)}: say trainer.{name}=... for all ranks"
+            )
+
+
+def configure_torch(arithmetic: Arithmetic) -> None:
+    """Set torch's own switches."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arithmetic.tf32
     # tuning may choose other convolution kernels at every start
     torch.backends.cudnn.benchmark = not arithmetic.deterministic
     if arithmetic.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(arithmetic.deterministic)
-    training = run.training
-    training.bf16 = arithmetic.precision == "bf16"
-    training.memory_format = torch.channels_last if arithmetic.channels_last else torch.contiguous_format
-    training.model.to(memory_format=training.memory_format)
-    if arithmetic.compile:  # in place: names in checkpoints, and the inference model, stay as they are
-        training.model.compile(dynamic=False, mode=None if arithmetic.compile is True else arithmetic.compile)
+
+
+def entries(arithmetic: Arithmetic, device: torch.device) -> dict[str, Any]:
+    """The entries for run.json."""
     return asdict(arithmetic) | ({} if has_bf16(device) else {"lacks": "bfloat16"})

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytorch_lightning
+import torch
 from hydra.utils import get_method
 
 from batch_renorm.data.loaders import Division, Source, TrainingPasses
@@ -17,6 +18,7 @@ from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.data.staging import on_this_node
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.norm.layers import has_layers
+from batch_renorm.running.arithmetic import Arithmetic, choose
 from batch_renorm.running.cli import DEBUG_IMAGES
 from batch_renorm.running.folder import read_config
 from batch_renorm.running.signals import Stop
@@ -25,6 +27,7 @@ from batch_renorm.training.module import Training
 from batch_renorm.training.optimizer import Optimization
 
 Config = dict[str, Any]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Run:
     minibatch: Minibatch
     regime: Regime
     training: Training
+    arithmetic: Arithmetic
     stop: Stop
 
     @property
@@ -164,11 +168,17 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def build(config: Config, stop: Stop | None = None) -> Run:
+def build(
+    config: Config,
+    stop: Stop | None = None,
+    device: torch.device = CPU,
+    began_with: dict[str, Any] | None = None,
+) -> Run:
     """Make the run of a resolved config, with weights initialised from `seed`.
 
     Args:
         stop: receives signals; without it nothing stops the run early.
+        device, began_with: what the arithmetic is chosen for, see `arithmetic.choose`.
 
     Raises:
         ValueError: an unknown option, or an impossible value; the message names the option.
@@ -184,6 +194,7 @@ def build(config: Config, stop: Stop | None = None) -> Run:
         raise ValueError(f"debug is true or false, got {config['debug']!r}")
     size: Size = construct(Size, config, "size")
     machine: Machine = construct(Machine, config, "trainer")
+    arithmetic = choose(machine, device, began_with)
     minibatch: Minibatch = construct(Minibatch, config, "minibatch")
     norm = norm_factory(config, minibatch.group)
     ramp: Ramp = construct(Ramp, config, "ramp")
@@ -200,6 +211,9 @@ def build(config: Config, stop: Stop | None = None) -> Run:
         examples=size.workers * minibatch.size,
         log_every=machine.log_every,
         vote=stop,
+        bf16=arithmetic.precision == "bf16",
+        channels_last=arithmetic.channels_last,
+        compile=arithmetic.compile,
     )
     evaluation: Evaluation = construct(
         Evaluation,
@@ -218,6 +232,7 @@ def build(config: Config, stop: Stop | None = None) -> Run:
         minibatch=minibatch,
         regime=minibatch.regime(source.labels("train"), size.workers),
         training=training,
+        arithmetic=arithmetic,
         stop=stop,
     )  # fmt: skip
 

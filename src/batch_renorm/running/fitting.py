@@ -19,7 +19,7 @@ from batch_renorm.running.after_step import AfterStep, device_name
 from batch_renorm.running.build import Run
 from batch_renorm.running.curve_logger import CurveLogger
 from batch_renorm.running.folder import Folder, provenance
-from batch_renorm.running.launch import ALONE, World, from_rank_0, uses_gpu
+from batch_renorm.running.launch import ALONE, World, device_of, from_rank_0, gather
 from batch_renorm.running.loading import loading, room_for_images
 from batch_renorm.running.memory import evaluation_batch, workers_per_pass
 from batch_renorm.running.progress import Progress
@@ -53,12 +53,13 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     """Train from a checkpoint or from the start, until the last step or a stop; return the step reached."""
     machine, steps = run.machine, run.size.steps
     before = from_rank_0(folder.record(), world)  # on a shared disk another rank may see an older file
-    device = torch.device("cuda", world.local_rank) if uses_gpu(machine.accelerator) else torch.device("cpu")
-    choice = arithmetic.choose(machine, device, before.get("arithmetic"))
-    execution: dict[str, Any] = {"arithmetic": arithmetic.apply(choice, run, device)}
+    device = device_of(world, machine.accelerator)
+    arithmetic.check_ranks(gather(run.arithmetic, world))
+    arithmetic.configure_torch(run.arithmetic)
+    execution: dict[str, Any] = {"arithmetic": arithmetic.entries(run.arithmetic, device)}
     execution["memory"] = workers_per_pass(run, world, device, before)
     passes = run.passes(world.rank, world.ranks, execution["memory"]["workers_per_pass"]).division.passes
-    arithmetic.check_passes(choice, passes)
+    arithmetic.check_passes(run.arithmetic, passes)
     execution["memory"] |= {"evaluation_batch": evaluation_batch(run, world, device)}
     evaluation = replace(run.evaluation, batch_size=execution["memory"]["evaluation_batch"])
     images = execution["memory"]["workers_per_pass"] * run.minibatch.size + AT_ONCE

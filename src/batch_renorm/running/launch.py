@@ -109,6 +109,11 @@ def uses_gpu(accelerator: str) -> bool:
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
+def device_of(world: World, accelerator: str) -> torch.device:
+    """This rank's device."""
+    return torch.device("cuda", world.local_rank) if uses_gpu(accelerator) else torch.device("cpu")
+
+
 def wanted_devices(accelerator: str, devices: int | str) -> int:
     """The number of devices for plain python: `all` means every GPU of this machine, `auto` means one."""
     if isinstance(devices, int):

@@ -4,7 +4,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from batch_renorm.running.folder import Folder, claimed, prepare, with_places
 from batch_renorm.running.launch import (
     World,
     all_ranks,
+    device_of,
     find_world,
     from_rank_0,
     tell_lightning_the_rank,
@@ -69,9 +70,10 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     if machine.threads:
         torch.set_num_threads(machine.threads)
     science = {name: value for name, value in settings.items() if name != "fresh"}
-    run = build(science, stop)
-    Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
     folder = Folder(Path(settings["folder"]))
+    earlier = None if settings["fresh"] else recorded_arithmetic(folder)
+    run = build(science, stop, device_of(world, machine.accelerator), earlier)
+    Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
     with ExitStack() as claim:  # this process holds the folder until the run ends
         start = choose_start(folder, science, settings["fresh"], claim) if world.rank == 0 else StartingPoint()
         if world.launcher == "python" and (start.refused or start.finished):
@@ -93,6 +95,13 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     if world.rank == 0:
         tell_result(summary(folder))
     return folder.record()
+
+
+def recorded_arithmetic(folder: Folder) -> dict[str, Any] | None:
+    """The arithmetic of the run in a folder; None for a new run, or if run.json is damaged and will be made again."""
+    with suppress(ValueError, OSError):
+        return folder.record().get("arithmetic")
+    return None
 
 
 @contextmanager

@@ -53,6 +53,9 @@ class Training(LightningModule):
         examples: workers x minibatch size, the number of examples in a step's loss.
         log_every: steps between recorded rows of loss, rates and clipping.
         vote: the vote on stopping; None without one.
+        bf16: run the network's forward and backward under bfloat16 autocast.
+        channels_last: the memory layout, which is the faster one for convolutions on CPU and GPU.
+        compile: compile the network when it trains: True, or a mode of torch.compile.
     """
 
     def __init__(
@@ -65,6 +68,9 @@ class Training(LightningModule):
         examples: int,
         log_every: int,
         vote: Vote | None = None,
+        bf16: bool = False,
+        channels_last: bool = True,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -74,14 +80,17 @@ class Training(LightningModule):
         groups = has_layers(model)
         if groups:
             set_limits(model, 1.0, 0.0)
-        model.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and GPU
+        self.bf16 = bf16
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        model.to(memory_format=self.memory_format)
         self.average = InferenceModel(model, average_decay)
+        if compile:  # in place: names in checkpoints, and the inference model, stay as they are
+            model.compile(dynamic=False, mode=None if compile is True else compile)
         self.statistics = StepStatistics(model) if groups else NoStatistics()
         self.latest: dict[str, float] = {}
         self.vote = vote
         self.stages = Stages()
         self._replaced: Tensor | float = 0.0
-        self.bf16, self.memory_format = False, torch.channels_last
         self._loss_sum: Tensor | None = None
         self._clock = (0, time.perf_counter())
         self._first = 0
