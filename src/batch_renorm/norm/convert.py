@@ -27,11 +27,8 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
     eps and the inference output stay the same. momentum (default: the paper's alpha, 0.01) and hooks are not kept.
 
     Args:
-        model: changed in place, unless it is a batchnorm itself.
+        model: changed in place and returned, unless it is a batchnorm itself; then the new layer is returned.
         **options: for every layer, as in :class:`BatchRenorm2d`, for instance ``scale=False``, ``group_size=4``.
-
-    Returns:
-        The model, or the new layer if the model is a batchnorm itself.
 
     Raises:
         ValueError: a layer, given by name, cannot be converted: gamma not 1 with ``scale=False``,
@@ -50,7 +47,7 @@ def to_batchnorm(model: nn.Module) -> nn.Module:
     """Folds every Batch Renormalization into the plain batchnorm with equal inference outputs.
 
     The weights then load into the stock model: a missing gamma or beta becomes 1 or 0, and a converted timm layer
-    becomes a timm layer again. The new layers share their tensors with the old. Args and Returns as above.
+    becomes a timm layer again. The new layers share their tensors with the old. model is as above.
     """
     made = {module: module.as_batchnorm() for module in model.modules() if isinstance(module, BatchRenorm)}
     return _replaced(model, made)

@@ -9,10 +9,9 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from batch_renorm.norm.kernels import BatchRenormFunction, correction
+from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow
 
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
 """Devices whose tensors go to the kernels of :mod:`fused`, if these take them."""
@@ -93,7 +92,7 @@ def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, re
         y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
         return y, *2 * [mu.new_empty((0, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))]
     compiling = torch.compiler.is_compiling()
-    derived = not compiling and derivatives_wanted()
+    derived = not compiling and derivatives_follow()
     if x.device.type in TRITON_DEVICES and (TRITON_WHEN_COMPILED or not compiling) and not derived:
         from batch_renorm.norm import fused  # here because importing triton takes time
 
@@ -107,11 +106,6 @@ def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, re
         y = BatchRenormFunction.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
         mu_b, sigma_b = moments
     return F.relu(y, inplace=not derived) if relu else y, mu_b, sigma_b
-
-
-def derivatives_wanted() -> bool:
-    """Whether torch.func or forward mode is active, for which the kernels have no rule."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:

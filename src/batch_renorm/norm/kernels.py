@@ -9,6 +9,7 @@ Suffixes name the axes: G groups, M rows of a group's matrix, K its columns, C c
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
@@ -188,10 +189,13 @@ def correction(mu_b, sigma_b, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
     return (sigma_b / sigma).clamp_(rmin, rmax), (mu_b - mu).div_(sigma).clamp_(-dmax, dmax)
 
 
-def derivatives_follow(g: Tensor) -> bool:
-    """Whether the backward is differentiated again, or runs for many g at once: the kernels cannot do either."""
-    batched = torch._C._functorch.is_legacy_batchedtensor(g)  # from torch.autograd.grad(is_grads_batched=True)
-    return batched or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+def derivatives_follow(g: Tensor | None = None) -> bool:
+    """Whether torch.func or forward mode is active, or a backward of g is differentiated or for many g at once.
+
+    The kernels have no rule for any of them.
+    """
+    again = g is not None and (torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g))
+    return again or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:

@@ -15,8 +15,8 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batch_renorm.norm.functional import check_input, check_options, derivatives_wanted, transform
-from batch_renorm.norm.kernels import HALF, in_dtype
+from batch_renorm.norm.functional import check_input, check_options, transform
+from batch_renorm.norm.kernels import HALF, derivatives_follow, in_dtype
 
 
 def layers_of(model: nn.Module) -> dict[str, "BatchRenorm"]:
@@ -225,7 +225,7 @@ class BatchRenorm(_BatchNorm):
             self._keep_wide(mean, var)
             mean, var = self.moving_averages()
         groups = self._groups(x, self.group_size)
-        look = self.limits.device.type == "cpu" and not torch.compiler.is_compiling() and not derivatives_wanted()
+        look = self.limits.device.type == "cpu" and not torch.compiler.is_compiling() and not derivatives_follow()
         rmax, dmax = self.limits.tolist() if look else self.limits.unbind()  # floats are faster if nothing waits
         if self.momentum is None:
             rmax, dmax = 1.0, 0.0  # r and d from unfinished averages would distort the inputs of later layers
@@ -312,10 +312,8 @@ class BatchRenorm2d(BatchRenorm, nn.BatchNorm2d):
 
     Every training forward moves :math:`\mu \leftarrow \mu + \alpha (\mu_B - \mu)` and :math:`\sigma` likewise, by the
     mean over the groups of the batch, unless :class:`StepStatistics` defers this to the end of the step. The paper
-    relaxes the limits from (1, 0), which is batchnorm: :func:`set_limits` with a :class:`Ramp`.
-
-    A channel with a NaN or infinity in the batch keeps its mu and sigma. On CPU a RuntimeWarning says so; on an
-    accelerator there is none, because the check would wait for it.
+    relaxes the limits from (1, 0), which is batchnorm: :func:`set_limits` with a :class:`Ramp`. A channel that is
+    not finite keeps its mu and sigma; only on CPU a RuntimeWarning says so, because elsewhere the check would wait.
 
     Args:
         num_features: channels, :math:`C`.

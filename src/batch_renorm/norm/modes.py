@@ -18,11 +18,7 @@ def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: floa
     The layers of a device share one small tensor, filled on the device without waiting. Later calls for the same layers
     reuse it, so a CUDA graph that reads it stays valid. Finding the layers of a model takes longer than setting them.
 
-    Returns:
-        The number of layers set.
-
-    Raises:
-        ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
+    Returns the number of layers. ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
     """
     check_options(rmax, dmax)
     layers = list(layers_of(model).values() if isinstance(model, nn.Module) else model)

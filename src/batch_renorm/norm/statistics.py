@@ -61,10 +61,7 @@ class StepStatistics:
         mu += alpha * (mean over all groups of muB - mu),      sigma likewise.
 
     So the result does not depend on how the groups are divided among ranks and passes. A layer without a group in the
-    step keeps its mu and sigma, as does a channel that was not finite.
-
-    Args:
-        model: a model with BatchRenorm layers, all on one device.
+    step keeps its mu and sigma, as does a channel that was not finite. All layers of the model are on one device.
 
     Raises:
         ValueError: no BatchRenorm layer, or one that belongs to another StepStatistics.
@@ -88,11 +85,8 @@ class StepStatistics:
         """Moves mu and sigma of every layer and clears the sums; every rank calls it, for one all-reduce.
 
         Args:
-            extra: 1-d tensor of floats to be summed over the ranks in the same all-reduce.
+            extra: 1-d tensor of floats to be summed over the ranks in the same all-reduce, and returned.
             reduce: sums a flat tensor over the ranks, in place. Default: torch.distributed's all-reduce.
-
-        Returns:
-            extra summed over the ranks, or None.
         """
         if extra is not None and extra.dim() != 1:
             raise ValueError(f"extra must be 1-d, got shape {tuple(extra.shape)}")
@@ -172,7 +166,7 @@ class StepStatistics:
 def _per_channel(sizes: list[int], device: torch.device, dtype: torch.dtype, settings: list[tuple]) -> list[Tensor]:
     """The layers' index, momentum (NaN for None), eps, and whether they average the variance, for every channel."""
     momentum, eps, averages = zip(*settings, strict=True)
-    index = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(device)
+    index = torch.tensor([k for k, size in enumerate(sizes) for _ in range(size)], device=device)
     alphas = [math.nan if alpha is None else alpha for alpha in momentum]
     alpha, epsilon = (torch.tensor(t, dtype=dtype, device=device)[index] for t in (alphas, eps))
     return [index, alpha, epsilon, torch.tensor([a == "variance" for a in averages], device=device)[index]]
