@@ -29,7 +29,9 @@ class GroupSums:
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
         """Add muB and sigmaB of shape (G, C), or (C) for one group."""
-        seen = [(mu_b.view(-1, layer.num_features), sigma_b.view(-1, layer.num_features))]
+        if mu_b.dim() == 1:
+            mu_b, sigma_b = mu_b.unsqueeze(0), sigma_b.unsqueeze(0)
+        seen = [(mu_b, sigma_b)]
         if not torch.compiler.is_compiling():
             self.seen += seen
             if len(self.seen) < UNSUMMED:
