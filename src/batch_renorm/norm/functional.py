@@ -1,16 +1,7 @@
 """Batch Renormalization as a function of tensors (Ioffe 2017, Algorithm 1).
 
-Departures from the paper:
-
-1. Every ``group_size`` consecutive examples are normalised as a separate minibatch, with the same mu
-   and sigma; the moving averages are not updated here.
-2. sigma is clamped to at least ``sqrt(eps)``: no batch has less, and 0 would make r and d undefined.
-
-Departures from ``torch.nn.functional.batch_norm``:
-
-1. The batch statistics are returned, in float32 for every input dtype but float64 (float64).
-2. sigma is a standard deviation with eps inside, not a variance.
-3. One value per channel is allowed: its xhat is d.
+Departures from the paper: every ``group_size`` consecutive examples are a minibatch of their own, and sigma is at
+least ``sqrt(eps)``, because r and d of a sigma of 0 are undefined. A channel may have a single value.
 """
 
 import math
@@ -18,10 +9,9 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from batch_renorm.norm.kernels import BatchRenormFunction, correction, statistics_dtype
+from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow
 
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
 """Devices whose tensors go to the kernels of :mod:`fused`, if these take them."""
@@ -31,15 +21,16 @@ TRITON_WHEN_COMPILED = False
 
 def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """The paper's Algorithm 1, line by line, for every group of examples: y with a gradient, muB and sigmaB without."""
-    x_GMC = x.unflatten(0, (groups, -1)).to(statistics_dtype(x))
+    x_GMC = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
     values = [1, *range(3, x_GMC.dim())]  # the axes of the values of a channel
     mu_b = x_GMC.mean(values, keepdim=True)
     centred = x_GMC - mu_b
     sigma_b = (eps + centred.square().mean(values, keepdim=True)).sqrt()
-    r, d = _constants(mu_b, sigma_b, mu, sigma, rmax, dmax)
+    mu, sigma, gamma, beta = (t if t is None else t.view(mu_b.shape[2:]) for t in (mu, sigma, gamma, beta))
+    r, d = _constants(mu_b.detach(), sigma_b.detach(), mu, sigma, rmax, dmax)
     xhat = centred / sigma_b * r + d
-    y = xhat if gamma is None else gamma.view(r.shape[2:]) * xhat
-    y = y if beta is None else y + beta.view(r.shape[2:])
+    y = xhat if gamma is None else gamma * xhat
+    y = y if beta is None else y + beta
     return y.flatten(0, 1).to(x.dtype), *(t.detach().reshape(groups, -1) for t in (mu_b, sigma_b))
 
 
@@ -64,50 +55,44 @@ def batch_renorm(
         d = \mathrm{clip}_{[-d_{max},\, d_{max}]}((\mu_B - \mu) / \sigma) \\
         y = \gamma \left(\frac{x - \mu_B}{\sigma_B}\, r + d\right) + \beta
 
-    The gradient flows through :math:`\mu_B` and :math:`\sigma_B` and never through r and d, so the
-    default ``rmax=1, dmax=0`` is batchnorm. Derivatives of any order, torch.func and forward mode
-    use plain operations.
+    The gradient flows through :math:`\mu_B` and :math:`\sigma_B` and never through r and d, so the default
+    ``rmax=1, dmax=0`` is batchnorm. Derivatives of any order, torch.func and forward mode use plain operations.
 
     Args:
-        x: input of any floating dtype; the statistics are float32 (float64 for float64).
-        mu, sigma: moving averages of :math:`\mu_B` and :math:`\sigma_B`. Not changed.
-        gamma, beta: scale and shift. Default: 1 and 0.
-        rmax, dmax: bounds of r and d, floats or 0-d tensors. Tensors are not checked, because that
-            would wait for the device; they can change without a recompilation.
+        x: input :math:`(N, C, *)` of any floating dtype.
+        mu, sigma: moving averages :math:`(C)` of :math:`\mu_B` and :math:`\sigma_B`. Not changed.
+        gamma, beta: scale and shift :math:`(C)`. Default: 1 and 0.
+        rmax, dmax: bounds of r and d, floats or 0-d tensors. Tensors can change without a recompilation. They
+            are not checked, because that would wait for the device.
         eps: added to the variance, inside the root.
         group_size: number of consecutive examples in a group. Default: the whole batch.
         relu: return max(y, 0); free of cost in the GPU's kernels.
 
-    Shape:
-        - x: :math:`(N, C, *)`; mu, sigma, gamma, beta: :math:`(C)`
-        - y: as x, in its dtype and memory format
-        - :math:`\mu_B`, :math:`\sigma_B`: :math:`(N / \text{group\_size}, C)`, without gradient; :math:`(0, C)`
-          for an empty batch
+    Returns:
+        y, as x in shape, dtype and memory format; :math:`\mu_B` and :math:`\sigma_B`,
+        :math:`(N / \text{group\_size}, C)` in float32 (float64 for float64), without gradient.
 
     Raises:
         ValueError: a batch that does not divide into groups, wrong channel count or bounds.
         TypeError: an input that is not floating point.
     """
-    groups = check_input(x, x.shape[1] if x.dim() > 1 else 0, group_size)
-    _check_channels(x, mu, sigma, gamma, beta)
-    check_limits(rmax, dmax)
-    if eps <= 0:
-        raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
+    check_options(rmax, dmax, eps, group_size)
+    groups = check_input(x, len(mu), group_size)
+    for name, t in (("sigma", sigma), ("gamma", gamma), ("beta", beta)):
+        if t is not None and t.shape != mu.shape:
+            raise ValueError(f"the input has {len(mu)} channels, but {name} has shape {tuple(t.shape)}")
     sigma = sigma.clamp_min(math.sqrt(eps))
     y, mu_b, sigma_b = transform(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
-    return (y, mu_b, sigma_b) if mu_b.dim() == 2 else (y, mu_b.unsqueeze(0), sigma_b.unsqueeze(0))
+    return y, mu_b.view(-1, x.shape[1]), sigma_b.view(-1, x.shape[1])
 
 
 def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, relu: bool):
-    """:func:`batch_renorm` for a checked input and a sigma of at least sqrt(eps), by the fastest suitable way.
-
-    The statistics of a single group may have the shape (C).
-    """
+    """:func:`batch_renorm` of what is checked, the fastest way; the statistics of one group may have the shape (C)."""
     if not x.numel():
         y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
-        return y, *2 * [mu.new_empty((0, x.shape[1]), dtype=statistics_dtype(x))]
+        return y, *2 * [mu.new_empty((0, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))]
     compiling = torch.compiler.is_compiling()
-    derived = not compiling and derivatives_wanted()
+    derived = not compiling and derivatives_follow()
     if x.device.type in TRITON_DEVICES and (TRITON_WHEN_COMPILED or not compiling) and not derived:
         from batch_renorm.norm import fused  # here because importing triton takes time
 
@@ -123,92 +108,48 @@ def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, re
     return F.relu(y, inplace=not derived) if relu else y, mu_b, sigma_b
 
 
-def derivatives_wanted() -> bool:
-    """Whether torch.func or forward mode is active, for which the kernels have no rule."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def normalize(x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
-    r"""Inference: :math:`y = \gamma (x - \mu) / \sigma + \beta`, differentiable in every argument.
-
-    Shapes, dtypes and errors as in :func:`batch_renorm`.
-    """
-    check_input(x, x.shape[1] if x.dim() > 1 else 0, None)
-    _check_channels(x, mu, sigma, gamma, beta)
-    shape, dtype = (-1, *(1,) * (x.dim() - 2)), statistics_dtype(x)
-    slope = sigma.reciprocal() if gamma is None else gamma / sigma
-    y = (x - mu.to(dtype).view(shape)) * slope.to(dtype).view(shape)
-    return (y if beta is None else y + beta.to(dtype).view(shape)).to(x.dtype)
-
-
-def inference(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
-    """Same as nn.BatchNorm in evaluation, but for parameters in any dtype."""
-    dtype = statistics_dtype(x)
-    if mean.dtype != dtype:  # checked first: a conversion to the same dtype would add an operation to an exported graph
-        mean, var = mean.to(dtype), var.to(dtype)
-    gamma, beta = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (gamma, beta))
-    return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, eps)
-
-
 def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
-    """r and d, in the shape of the batch statistics and without a gradient."""
-    mu_GC, sigma_GC = (t.detach().reshape(len(t), -1) for t in (mu_b, sigma_b))
-    if torch.compiler.is_compiling():
-        rmax, dmax = (t if isinstance(t, Tensor) else mu_GC.new_full((), t) for t in (rmax, dmax))
-        r, d = _opaque_correction(mu_GC, sigma_GC, mu, sigma, rmax, dmax)
-    else:
-        r, d = correction(mu_GC, sigma_GC, mu, sigma, rmax, dmax)
-    return r.view(mu_b.shape), d.view(mu_b.shape)
+    if not torch.compiler.is_compiling():
+        return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
+    rmax, dmax = (t if isinstance(t, Tensor) else mu_b.new_full((), t) for t in (rmax, dmax))
+    return _opaque_correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
 
 
-@torch.library.custom_op("batch_renorm::correction", mutates_args=())
-def _opaque_correction(
-    mu_b: Tensor, sigma_b: Tensor, mu: Tensor, sigma: Tensor, rmax: Tensor, dmax: Tensor
-) -> tuple[Tensor, Tensor]:
-    """An operation that the compiler does not recompute. In backward it would recompute r and d from the
-    mu and sigma that the layer has moved since (pytorch/pytorch#197039): wrong gradients.
-    """
-    return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
+# The compiler would recompute plain r and d in backward, from the mu and sigma that the layer has moved since
+# (pytorch/pytorch#197039): wrong gradients. It does not recompute an operation that it does not know.
+_opaque_correction = torch.library.custom_op(
+    "batch_renorm::correction",
+    correction,
+    mutates_args=(),
+    schema="(Tensor mu_b, Tensor sigma_b, Tensor mu, Tensor sigma, Tensor rmax, Tensor dmax) -> (Tensor, Tensor)",
+)
+_opaque_correction.register_fake(lambda mu_b, sigma_b, *_: (torch.empty_like(mu_b), torch.empty_like(sigma_b)))
 
 
-@_opaque_correction.register_fake
-def _(mu_b, sigma_b, mu, sigma, rmax, dmax):
-    return torch.empty_like(mu_b), torch.empty_like(sigma_b)
-
-
-def check_limits(rmax: float | Tensor, dmax: float | Tensor) -> None:
+def check_options(rmax: float | Tensor, dmax: float | Tensor, eps: float = 1.0, group_size: int | None = None) -> None:
     if not isinstance(rmax, Tensor) and not rmax >= 1:
         raise ValueError(f"rmax must be at least 1 (1 is batchnorm), got {rmax}")
     if not isinstance(dmax, Tensor) and not dmax >= 0:
         raise ValueError(f"dmax must be at least 0 (0 is batchnorm), got {dmax}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}")
 
 
 def check_input(x: Tensor, channels: int, group_size: int | None) -> int:
     """The number of groups, for a valid input."""
     shape = x.shape
-    if group_size is None and len(shape) > 1 and shape[1] == channels and x.is_floating_point():
-        return 1
     if not x.is_floating_point():
         raise TypeError(f"batch renorm needs a floating point input, got {x.dtype}")
     if len(shape) < 2:
         raise ValueError(f"batch renorm needs an input (N, C, ...), got shape {tuple(shape)}")
     if shape[1] != channels:
-        raise ValueError(f"input of shape {tuple(shape)} has {shape[1]} channels, the layer has {channels}")
+        raise ValueError(f"the input has {shape[1]} channels, but mu has shape ({channels},)")
     if group_size is None:
         return 1
-    if group_size < 1:
-        raise ValueError(f"group_size must be at least 1, got {group_size}")
-    if shape[0] % group_size:
+    if group_size < 1 or shape[0] % group_size:
         raise ValueError(
-            f"a batch of {shape[0]} examples does not divide into groups of {group_size}: use a "
-            f"multiple of {group_size}, or drop the last batch"
+            f"{shape[0]} examples do not divide into groups of {group_size}: drop an incomplete last batch"
         )
     return shape[0] // group_size
-
-
-def _check_channels(x: Tensor, mu, sigma, gamma, beta) -> None:
-    for name, t in (("mu", mu), ("sigma", sigma), ("gamma", gamma), ("beta", beta)):
-        if t is not None and t.shape != x.shape[1:2]:
-            raise ValueError(
-                f"input of shape {tuple(x.shape)} has {x.shape[1]} channels, but {name} has shape {tuple(t.shape)}"
-            )

@@ -1,91 +1,114 @@
-"""Settings of all layers of a model at once: the limits, and the statistics that an evaluation uses."""
+"""Settings of all layers of a model at once: the limits and their ramp, and the statistics of an evaluation."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from batch_renorm.norm.functional import check_limits
-from batch_renorm.norm.layers import BatchRenorm, fill_limits, layers_of, limits_tensor
+from batch_renorm.norm.functional import check_options
+from batch_renorm.norm.layers import BatchRenorm, layers_of
 
 
 def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: float) -> int:
     """Sets the bounds of r and d in every BatchRenorm layer of a model, or in given layers; call it once a step.
 
-    The layers of a device share one small tensor, filled on the device without waiting. The second and later
-    calls for the same layers reuse the tensor, so a CUDA graph that reads it stays valid.
-    Finding the layers of a model takes longer than setting them.
+    The layers of a device share one small tensor, filled on the device without waiting. Later calls for the same layers
+    reuse it, so a CUDA graph that reads it stays valid. Finding the layers of a model takes longer than setting them.
 
-    Returns:
-        The number of layers set.
-
-    Raises:
-        ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
-
-    Example::
-
-        >>> set_limits(model, *ramp(step))
+    Returns the number of layers. ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
     """
-    check_limits(rmax, dmax)
+    check_options(rmax, dmax)
     layers = list(layers_of(model).values() if isinstance(model, nn.Module) else model)
     by_device: dict[torch.device, list[BatchRenorm]] = {}
     for layer in layers:
         by_device.setdefault(layer.limits.device, []).append(layer)
-    for device, some in by_device.items():
+    for some in by_device.values():
         shared = some[0].limits
-        if getattr(shared, "layers", 0) == len(some) and all(layer.limits is shared for layer in some):
-            fill_limits(shared, rmax, dmax)
-            continue
-        shared = limits_tensor(rmax, dmax, device)
-        shared.layers = len(some)  # type: ignore[attr-defined]  # only a call for all of these layers may refill it
-        for layer in some:
-            layer.__dict__["limits"] = shared  # nn.Module's __setattr__ costs as much as four operations
+        if getattr(shared, "layers", 0) != len(some) or any(layer.limits is not shared for layer in some):
+            shared = torch.empty_like(shared)
+            shared.layers = len(some)  # type: ignore[attr-defined]  # only a call for all of these layers may refill it
+            for layer in some:
+                layer.__dict__["limits"] = shared  # nn.Module's __setattr__ costs as much as four operations
+        with torch.inference_mode(shared.is_inference()):
+            shared[0].fill_(rmax)
+            shared[1].fill_(dmax)
     return len(layers)
 
 
-@contextmanager
-def batch_statistics(model: nn.Module, group_size: int | None = None) -> Iterator[None]:
-    """Context in which layers in evaluation mode normalise with muB and sigmaB of the current examples.
+def batch_statistics(model: nn.Module, group_size: int | None = None) -> AbstractContextManager[None]:
+    """Context in which layers in evaluation mode normalise with muB and sigmaB of the current examples, as in figure 3.
 
-    This is the paper's diagnosis in figure 3: how good the same model is with the kind of statistics
-    that it was trained with. Nothing is updated; layers in training mode do not change.
-
-    Args:
-        group_size: number of consecutive examples normalised together. Default: the whole batch.
+    Every ``group_size`` consecutive examples are normalised together; default: the whole batch. Nothing is updated;
+    layers in training mode do not change.
     """
-    layers = layers_of(model).values()
-    before = [layer.batch_statistics for layer in layers]
-    try:
-        for layer in layers:
-            layer.batch_statistics = group_size or 0
-        yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer.batch_statistics = value
+    return _every_layer(model, batch_statistics=group_size or 0)
 
 
-@contextmanager
-def training_normalization(model: nn.Module) -> Iterator[None]:
+def training_normalization(model: nn.Module) -> AbstractContextManager[None]:
     """Context in which layers normalise as in training: in groups, with muB and sigmaB, and r and d within the limits.
 
-    Nothing is updated, and the rest of the model keeps its mode. An evaluation then sees the
-    activations of training.
+    Nothing is updated, and the rest of the model keeps its mode.
     """
+    return _every_layer(model, training=True, track_running_stats=False)
+
+
+@contextmanager
+def _every_layer(model: nn.Module, **attributes: Any) -> Iterator[None]:
     layers = layers_of(model).values()
-    before = [(layer.training, layer.deferred) for layer in layers]
+    before = [{name: getattr(layer, name) for name in attributes} for layer in layers]
     try:
         for layer in layers:
-            layer.training, layer.deferred = True, _NoUpdate()
+            vars(layer).update(attributes)
         yield
     finally:
-        for layer, (training, deferred) in zip(layers, before, strict=True):
-            layer.training, layer.deferred = training, deferred
+        for layer, values in zip(layers, before, strict=True):
+            vars(layer).update(values)
 
 
-class _NoUpdate:
-    """Discards a layer's group statistics."""
+@dataclass(frozen=True)
+class Ramp:
+    """The bounds of r and d as functions of the step.
 
-    def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None: ...
+    Until ``start`` they are batchnorm's (1, 0). Then both grow linearly: rmax reaches its final value
+    at ``rmax_end``, dmax at ``dmax_end``. ValueError: a ramp out of order, or final values below (1, 0).
 
-    def to(self, device: torch.device) -> None: ...
+    Example: the paper's, of 140,000 steps::
+
+        >>> ramp = Ramp(start=5000, rmax_end=40000, dmax_end=25000)
+        >>> ramp(0), ramp(22500), ramp(140000)
+        ((1.0, 0.0), (2.0, 4.375), (3.0, 5.0))
+    """
+
+    start: float
+    rmax_end: float
+    dmax_end: float
+    rmax: float = 3.0
+    dmax: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start <= self.rmax_end and self.start <= self.dmax_end):
+            got = f"rmax_end={self.rmax_end}, dmax_end={self.dmax_end}, start={self.start}"
+            raise ValueError(f"a ramp needs 0 <= start <= rmax_end and dmax_end, got {got}")
+        check_options(self.rmax, self.dmax)
+
+    @classmethod
+    def of_length(
+        cls, steps: int, start: float = 5 / 140, rmax_end: float = 40 / 140, dmax_end: float = 25 / 140, **bounds
+    ) -> "Ramp":
+        """The paper's ramp for a run of ``steps`` steps: its knees are fractions of the run; bounds: rmax and dmax."""
+        # Multiplying first gives whole steps for the paper's length, not 39999.99...
+        start, rmax_end, dmax_end = (round(steps * knee, 6) for knee in (start, rmax_end, dmax_end))
+        return cls(start, rmax_end, dmax_end, **bounds)
+
+    def __call__(self, step: float) -> tuple[float, float]:
+        """``(rmax, dmax)`` of a step."""
+        rmax = 1.0 + (self.rmax - 1.0) * self._progress(step, self.rmax_end)
+        return rmax, self.dmax * self._progress(step, self.dmax_end)
+
+    def _progress(self, step: float, end: float) -> float:
+        if self.start < step < end:
+            return (step - self.start) / (end - self.start)
+        return float(step >= end)

@@ -1,13 +1,4 @@
-"""Move mu and sigma once a step, by the mean over all groups of all passes and ranks.
-
-The paper leaves open how the statistics of its 50 workers reach the shared mu and sigma. Here every
-group of a step uses the values that the last step left, and afterwards
-
-    mu += alpha * (mean over all groups of muB - mu),      sigma likewise.
-
-So the result does not depend on how the groups are divided among ranks and passes. A layer that
-updates at every forward, like nn.BatchNorm, sees only its rank's groups and moves once a pass.
-"""
+"""Mu and sigma move once a step, by the mean over all groups of all passes and ranks."""
 
 import math
 from collections.abc import Callable
@@ -16,8 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from batch_renorm.norm.averages import moved_var, where_finite
-from batch_renorm.norm.layers import BatchRenorm, layers_of, warn_not_finite
+from batch_renorm.norm.layers import BatchRenorm, layers_of, moved, spread, warn_not_finite
 
 UNSUMMED = 64
 """Forwards of a layer that are kept before they are summed; there are more only if nobody calls `update`."""
@@ -26,9 +16,8 @@ UNSUMMED = 64
 class GroupSums:
     """One layer's sums over the groups of the step so far, on its device.
 
-    Eager forwards are kept, and :meth:`StepStatistics.update` sums those of all layers in a few
-    operations: the four operations of a single layer would take longer to launch than to compute. A
-    compiled forward adds to the sums within its graph, in one fused operation.
+    Eager forwards are kept, and :meth:`StepStatistics.update` sums those of all layers in a few operations: those
+    of a single layer would take longer to launch than to compute. A compiled forward adds to the sums in its graph.
     """
 
     def __init__(self, layer: BatchRenorm) -> None:
@@ -39,21 +28,20 @@ class GroupSums:
         self.seen: list[tuple[Tensor, Tensor]] = []  # muB and sigmaB of forwards that are not summed yet
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            self.sum(layer, mu_b, sigma_b)
+        """Add muB and sigmaB of shape (G, C), or (C) for one group."""
+        if mu_b.dim() == 1:
+            mu_b, sigma_b = mu_b.unsqueeze(0), sigma_b.unsqueeze(0)
+        seen = [(mu_b, sigma_b)]
+        if not torch.compiler.is_compiling():
+            self.seen += seen
+            if len(self.seen) < UNSUMMED:
+                return
+            seen, self.seen = self.seen, []
+        for mu_b, sigma_b in seen:
+            moments = torch.stack([mu_b, spread(sigma_b, layer.averages, layer.eps)])
+            self.moments.add_(moments.sum(1))
+            self.groups.add_(moments.shape[1])
             self.count_clipped(layer, mu_b, sigma_b)  # always: a condition would compile a second graph
-            return
-        if len(self.seen) == UNSUMMED:
-            for earlier in self.seen:
-                self.sum(layer, *earlier)
-                self.count_clipped(layer, *earlier)
-            self.seen.clear()
-        self.seen.append((mu_b, sigma_b))
-
-    def sum(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
-        moments = torch.stack([rows(mu_b), layer.spread(rows(sigma_b))])
-        self.moments.add_(moments.sum(1))
-        self.groups.add_(moments.shape[1])
 
     def count_clipped(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
         rmax, dmax = layer.limits.unbind()
@@ -61,172 +49,126 @@ class GroupSums:
         r_out = ((r > rmax) | (r < 1 / rmax)).sum()
         self.clipped.add_(torch.stack([r_out, (d.abs() > dmax).sum()]))
 
-    def tensors(self) -> list[Tensor]:
-        return [self.moments, self.groups, self.clipped]
-
     def to(self, device: torch.device) -> None:
-        self.moments, self.groups, self.clipped = (t.to(device) for t in self.tensors())
+        self.moments, self.groups, self.clipped = (t.to(device) for t in (self.moments, self.groups, self.clipped))
         self.seen = [(mu_b.to(device), sigma_b.to(device)) for mu_b, sigma_b in self.seen]
-
-
-def rows(t: Tensor) -> Tensor:
-    """t as (G, C); a single group may come as (C)."""
-    return t if t.dim() == 2 else t.unsqueeze(0)
 
 
 class StepStatistics:
     """Defers the update of mu and sigma of a whole model to one call a step.
 
-    From construction to :meth:`release` every training forward of a BatchRenorm layer adds its
-    groups' statistics to sums on the device, and :meth:`update` moves mu and sigma of all layers.
-    A layer without a group in the step keeps its mu and sigma, as does a channel that was not finite.
+    The paper leaves open how the statistics of its 50 workers reach the shared mu and sigma. Here, from construction
+    to :meth:`release`, every training forward uses the values that the last step left, and :meth:`update` moves
 
-    Args:
-        model: a model with BatchRenorm layers, all on one device.
+        mu += alpha * (mean over all groups of muB - mu),      sigma likewise.
+
+    So the result does not depend on how the groups are divided among ranks and passes. A layer without a group in the
+    step keeps its mu and sigma, as does a channel that was not finite. All layers of the model are on one device.
 
     Raises:
         ValueError: no BatchRenorm layer, or one that belongs to another StepStatistics.
-
-    Example::
-
-        >>> statistics = StepStatistics(model)
-        >>> for images, labels in passes:
-        ...     cross_entropy(model(images), labels).backward()
-        >>> optimizer.step()
-        >>> statistics.update()
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers_of(model)
-        taken = [name for name, layer in self.layers.items() if layer.deferred is not None]
-        if taken:
-            raise ValueError(f"layer {taken[0]!r} belongs to another StepStatistics: release() that one first")
+        for name, layer in self.layers.items():
+            if layer.deferred is not None:
+                raise ValueError(f"layer {name!r} belongs to another StepStatistics: release() that one first")
         self._sums = [GroupSums(layer) for layer in self.layers.values()]
         for layer, sums in zip(self.layers.values(), self._sums, strict=True):
             layer.deferred = sums
         self.measure_clipping = False
         """Whether `update` also counts the r and d that were clipped."""
         self._clipped: tuple[Tensor, Tensor] | None = None
-        self._settings: tuple | None = None
+        self._settings: tuple = ()
 
     @torch.no_grad()
     def update(self, extra: Tensor | None = None, reduce: Callable[[Tensor], object] | None = None) -> Tensor | None:
         """Moves mu and sigma of every layer and clears the sums; every rank calls it, for one all-reduce.
 
         Args:
-            extra: 1-d tensor of floats to be summed over the ranks in the same all-reduce.
-            reduce: sums a flat tensor over the ranks, in place. Default: torch.distributed's
-                all-reduce if a process group with several ranks is initialised.
-
-        Returns:
-            extra summed over the ranks, or None.
+            extra: 1-d tensor of floats to be summed over the ranks in the same all-reduce, and returned.
+            reduce: sums a flat tensor over the ranks, in place. Default: torch.distributed's all-reduce.
         """
         if extra is not None and extra.dim() != 1:
             raise ValueError(f"extra must be 1-d, got shape {tuple(extra.shape)}")
         self._sum_seen()
-        moments = torch.cat([s.moments for s in self._sums], dim=1)
-        counts = [s.groups for s in self._sums] + [s.clipped for s in self._sums]
-        parts = [moments.reshape(-1), *counts]
+        sums = [[s.moments for s in self._sums], [s.groups for s in self._sums], [s.clipped for s in self._sums]]
+        parts = [torch.cat(some, -1).view(-1) for some in sums]
         if extra is not None:
-            parts.append(extra.detach().to(moments.device))
+            parts.append(extra.detach().to(parts[0].device))
         flat = torch.cat(parts)
         if reduce is not None:
             reduce(flat)
         elif dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(flat)
-        sizes = [moments.numel(), len(self._sums), 2 * len(self._sums)]
-        total, groups, clipped, rest = flat.split([*sizes, len(flat) - sum(sizes)])
-        total = total.view_as(moments)
-        if total.device.type == "cpu" and not math.isfinite(total.sum().item()):
-            self._warn_not_finite(total)
-        self._move(total, groups)
+        moments, groups, clipped, *rest = flat.split([len(part) for part in parts])
+        self._move(moments.view(2, -1), groups)
         self._clipped = (groups, clipped.view(-1, 2)) if self.measure_clipping else None
-        torch._foreach_zero_(  # pyright: ignore[reportPrivateImportUsage]
-            [t for s in self._sums for t in s.tensors()]
-        )
-        return None if extra is None else rest.to(extra.dtype)
+        torch._foreach_zero_([t for some in sums for t in some])  # pyright: ignore[reportPrivateImportUsage]
+        return None if extra is None else rest[0].to(extra.dtype)
 
     def _sum_seen(self) -> None:
-        """Add the eager forwards to the layers' sums; layers with the same numbers of groups are summed together."""
-        pairs = list(zip(self.layers.values(), self._sums, strict=True))
-        alike: dict[tuple, list[tuple[BatchRenorm, GroupSums]]] = {}
-        for layer, sums in pairs:
-            if sums.seen:
-                groups = tuple(len(mu_b) if mu_b.dim() == 2 else 1 for mu_b, _ in sums.seen)
-                alike.setdefault((groups, layer.averages, layer.eps), []).append((layer, sums))
-        for (groups, *_), some in alike.items():
-            first, moments = some[0][0], [sums.moments for _, sums in some]
-            for forward in range(len(groups)):
-                mu_b, sigma_b = (torch.cat([rows(sums.seen[forward][i]) for _, sums in some], 1) for i in (0, 1))
-                total = torch.stack([mu_b.sum(0), first.spread(sigma_b).sum(0)])
-                parts = total.split([layer.num_features for layer, _ in some], 1)
-                torch._foreach_add_(moments, parts)  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
-                [sums.groups for _, sums in some], [float(sum(groups))] * len(some)
-            )
-        for layer, sums in pairs:
-            for mu_b, sigma_b in sums.seen if self.measure_clipping else ():
-                sums.count_clipped(layer, mu_b, sigma_b)
+        """Add the eager forwards to the layers' sums; layers with as many groups are summed together."""
+        alike: dict[tuple, list[tuple[GroupSums, Tensor, Tensor]]] = {}
+        for layer, sums in zip(self.layers.values(), self._sums, strict=True):
+            for forward, (mu_b, sigma_b) in enumerate(sums.seen):
+                key = forward, len(mu_b), layer.averages, layer.eps
+                alike.setdefault(key, []).append((sums, mu_b, sigma_b))
+                if self.measure_clipping:
+                    sums.count_clipped(layer, mu_b, sigma_b)
             sums.seen.clear()
+        for (_, groups, averages, eps), found in sorted(alike.items(), key=lambda item: item[0]):
+            some, mu_bs, sigma_bs = zip(*found, strict=True)
+            moments = torch.stack([torch.cat(mu_bs, 1), spread(torch.cat(sigma_bs, 1), averages, eps)]).sum(1)
+            parts = moments.split([t.shape[1] for t in mu_bs], 1)
+            torch._foreach_add_([sums.moments for sums in some], parts)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_([sums.groups for sums in some], groups)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _move(self, total: Tensor, groups: Tensor) -> None:
+    def _move(self, moments: Tensor, groups: Tensor) -> None:
         layers = list(self.layers.values())
+        sizes = [layer.num_features for layer in layers]
+        if moments.is_cpu and not math.isfinite(moments.sum().item()):
+            for (name, layer), total in zip(self.layers.items(), moments.split(sizes, 1), strict=True):
+                warn_not_finite(f"{name}: {type(layer).__name__}" if name else type(layer).__name__, total.sum(0))
         counters = [layer.num_batches_tracked for layer in layers]
         torch._foreach_add_(counters, list((groups > 0).long().unbind()))
-        index, alpha, eps, variance = self._per_channel(total)
+        settings = moments.device, moments.dtype, [(layer.momentum, layer.eps, layer.averages) for layer in layers]
+        if settings != self._settings:  # kept, because a copy to a GPU waits for it
+            self._settings, self._columns = settings, _per_channel(sizes, *settings)
+        index, alpha, eps, variance = self._columns
         if any(layer.momentum is None for layer in layers):
-            counts = torch.stack(counters).to(total.dtype)
+            counts = torch.stack(counters).to(moments.dtype)
             alpha = torch.where(alpha.isnan(), counts.reciprocal()[index], alpha)
-        groups = groups[index]
-        means, variances = ([layer.moving_averages()[i] for layer in layers] for i in (0, 1))
-        mean, var = (torch.cat(t).to(total.dtype) for t in (means, variances))
-        target_mean, target = (total / groups).unbind()
-        # A layer without a group in the step has 0 / 0: not finite either.
-        new = where_finite(mean.lerp(target_mean, alpha), moved_var(var, target, alpha, eps, variance), mean, var)
-        sizes = [layer.num_features for layer in layers]
-        parts = [*new[0].split(sizes), *new[1].split(sizes)]
-        torch._foreach_copy_(means + variances, parts)
-
-    def _warn_not_finite(self, total: Tensor) -> None:
-        sizes = [layer.num_features for layer in self.layers.values()]
-        for (name, layer), moments in zip(self.layers.items(), total.split(sizes, 1), strict=True):
-            warn_not_finite(f"{name}: {type(layer).__name__}" if name else type(layer).__name__, moments.sum(0))
-
-    def _per_channel(self, total: Tensor) -> list[Tensor]:
-        """The layers' index, momentum, eps and averages for every channel, recomputed when they change."""
-        layers = self.layers.values()
-        rows = tuple((layer.momentum, layer.eps, layer.averages) for layer in layers)
-        key = (rows, total.device, total.dtype)
-        if self._settings is None or self._settings[0] != key:
-            features = [layer.num_features for layer in layers]
-            alpha = total.new_tensor([math.nan if row[0] is None else row[0] for row in rows])
-            eps = total.new_tensor([row[1] for row in rows])
-            variance = torch.tensor([row[2] == "variance" for row in rows], device=total.device)
-            index = torch.arange(len(features)).repeat_interleave(torch.tensor(features), output_size=sum(features))
-            index = index.to(total.device)
-            self._settings = key, [index, alpha[index], eps[index], variance[index]]
-        return self._settings[1]
+        means, variances = zip(*[layer.moving_averages() for layer in layers], strict=True)
+        mean, var = (torch.cat(t).to(moments.dtype) for t in (means, variances))
+        mu_b, target = moments / groups[index]  # of a layer without a group 0 / 0, which is not finite either
+        new_mean, new_var = moved(mean, var, mu_b, target, alpha, eps, variance)
+        torch._foreach_copy_(means + variances, new_mean.split(sizes) + new_var.split(sizes))
 
     def clipped_fractions(self) -> dict[str, tuple[float, float]]:
         """The fractions of r and d that were clipped in the step of the last :meth:`update`.
 
-        By layer name, and over all layers under ``""``. While rmax is 1 and dmax is 0, all are
-        clipped. A layer without a group has NaN.
-
-        Raises:
-            RuntimeError: ``measure_clipping`` was not set during the last :meth:`update`.
+        By layer name, and over all layers under ``""``. While rmax is 1 and dmax is 0, all are clipped. A layer
+        without a group has NaN. RuntimeError: ``measure_clipping`` was not set during the last :meth:`update`.
         """
         if self._clipped is None:
             raise RuntimeError("nothing was counted: set measure_clipping = True before the step")
-        features = [layer.num_features for layer in self.layers.values()]
         groups, clipped = (t.double().cpu() for t in self._clipped)
-        values = groups * groups.new_tensor(features)
-        shares = (clipped / values.unsqueeze(1)).tolist()
-        overall = (clipped.sum(0) / values.sum()).tolist()
-        fractions = {name: (r, d) for name, (r, d) in zip(self.layers, shares, strict=True)}
-        return {"": tuple(overall), **fractions}
+        values = groups * groups.new_tensor([layer.num_features for layer in self.layers.values()])
+        shares = torch.cat([clipped.sum(0, True), clipped]) / torch.cat([values.sum(0, True), values]).unsqueeze(1)
+        return {name: (r, d) for name, (r, d) in zip(["", *self.layers], shares.tolist(), strict=True)}
 
     def release(self) -> None:
         """Makes the layers update at every training forward again."""
         for layer in self.layers.values():
             layer.deferred = None
+
+
+def _per_channel(sizes: list[int], device: torch.device, dtype: torch.dtype, settings: list[tuple]) -> list[Tensor]:
+    """The layers' index, momentum (NaN for None), eps, and whether they average the variance, for every channel."""
+    momentum, eps, averages = zip(*settings, strict=True)
+    index = torch.tensor([k for k, size in enumerate(sizes) for _ in range(size)], device=device)
+    alphas = [math.nan if alpha is None else alpha for alpha in momentum]
+    alpha, epsilon = (torch.tensor(t, dtype=dtype, device=device)[index] for t in (alphas, eps))
+    return [index, alpha, epsilon, torch.tensor([a == "variance" for a in averages], device=device)[index]]

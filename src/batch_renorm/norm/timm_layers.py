@@ -7,11 +7,7 @@ from batch_renorm.norm.layers import BatchRenorm2d
 
 
 class BatchRenormAct2d(BatchRenorm2d, BatchNormAct2d):
-    """Batch Renormalization, then ``drop``, then ``act``.
-
-    Args:
-        source: the layer that it replaces, BatchNormAct2d or SyncBatchNormAct.
-    """
+    """Batch Renormalization, then ``drop``, then ``act``, those of the timm layer that it replaces."""
 
     def __init__(self, *args, source: nn.Module, **options) -> None:
         super().__init__(*args, **options)
