@@ -51,6 +51,7 @@ def test_every_norm_of_inception(monkeypatch):
     assert set(FIVE) <= set(counts)
 
 
+@pytest.mark.slow
 def test_step(tmp_path):
     small = ["--network", "glyphs", "--batch", "4", "--groups", "0", "2", "--rounds", "3", "--parts"]
     result, text = benchmark(tmp_path, "step", *small)
@@ -65,6 +66,7 @@ def test_step(tmp_path):
     assert all(0 < ms < 60_000 for parts in row["milliseconds"].values() for ms in parts.values())
 
 
+@pytest.mark.slow
 def test_aims(tmp_path):
     small = ["--network", "glyphs", "--batch", "4", "--widest", "5", "--rounds", "2", "--no-memory"]
     result, text = benchmark(tmp_path, "aims", *small)
@@ -80,6 +82,7 @@ def test_aims(tmp_path):
     assert len(shapes) == 2
 
 
+@pytest.mark.slow
 def test_data(tmp_path):
     result, text = benchmark(tmp_path, "data", "--count", "4", "--rounds", "1")
     assert result["files"]["images"] == 4
@@ -89,6 +92,7 @@ def test_data(tmp_path):
     assert "images/s on one core" in text
 
 
+@pytest.mark.slow
 def test_limits_on_paper(tmp_path):
     result, text = benchmark(tmp_path, "limits", "--cores", "16")
     assert "on paper" in result["subject"]

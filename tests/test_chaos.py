@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_started_again_is_the_run_that_was_not(tmp_path):
     arguments = ["--kills=2", "--ranks=1", "--steps=12", "--every=4", "--seed=1", "--stores=0", f"--out={tmp_path}"]
     done = subprocess.run([sys.executable, "scripts/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True)
@@ -21,6 +24,7 @@ def test_a_run_that_is_killed_and_started_again_is_the_run_that_was_not(tmp_path
     assert "Nothing was lost, doubled or changed." in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_store_that_is_killed_and_started_again_is_the_store_that_was_not(tmp_path):
     arguments = ["--kills=0", "--stores=3", "--images=240", f"--out={tmp_path}"]
     done = subprocess.run([sys.executable, "scripts/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True)

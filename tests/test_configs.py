@@ -83,6 +83,7 @@ def test_batch_statistics_are_evaluated_in_the_papers_proportion(compose, miniba
     assert (config["evaluation"]["labels_per_minibatch"], config["evaluation"]["images_per_label"]) == (labels, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_two_tiny_steps(train_command, tmp_path, experiment):
     done = train_command(f"experiment={experiment}")
@@ -97,6 +98,7 @@ def test_two_tiny_steps(train_command, tmp_path, experiment):
     assert ("r_clipped" in metrics) == ("renorm" in experiment)
 
 
+@pytest.mark.slow
 def test_two_steps_of_the_papers_network(train_command, tmp_path):
     """Inception-v3 at 299 pixels with its auxiliary head, in the trainer's own step, on few images."""
     done = train_command(
@@ -154,6 +156,7 @@ def test_no_option_is_ignored(compose):
         build(config | {"sized": 1})
 
 
+@pytest.mark.slow
 def test_debug_is_a_few_steps_with_one_of_everything(train_command, tmp_path):
     options = [*TINY[:3], "size.steps=100", "size.evaluate_every=100", "debug=true", "trainer.profile=simple"]
     for _ in range(2):  # again, it begins again

@@ -32,6 +32,7 @@ def script(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_evaluate_again_gives_what_was_logged(script, train_command, tmp_path):
     train_command("size.steps=4", "experiment=noniid_batchnorm")
     code, out, err = script("scripts/evaluate.py", str(tmp_path / "run"))
@@ -46,6 +47,7 @@ def test_evaluate_again_gives_what_was_logged(script, train_command, tmp_path):
     assert "step 2" in out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["glyph_inception", "resnet10t"])
 def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(script, train_command, tmp_path, network):
     ours = network == "glyph_inception"
@@ -67,6 +69,7 @@ def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(script, train_
     torch.testing.assert_close(plain.eval()(images), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_names_what_is_wrong(script, tmp_path):
     assert script("scripts/evaluate.py")[::2] == (
         2,
@@ -138,6 +141,7 @@ def test_help_names_the_groups(script):
         assert word in out
 
 
+@pytest.mark.slow
 def test_one_command_runs_several(script, tmp_path):
     folders = "folder=" + str(tmp_path) + "/${experiment}/seed${seed}"
     code, _, err = script("train.py", "-m", "experiment=iid_batchnorm,iid_renorm", "seed=0,1", folders, *TINY)

@@ -164,9 +164,10 @@ def test_bad_input(make, message):
 
 
 def test_repr():
-    assert repr(BatchRenorm2d(8)) == "BatchRenorm2d(8, eps=0.001, momentum=0.01, rmax=3, dmax=5)"
+    assert repr(BatchRenorm2d(8)).startswith("BatchRenorm2d(8, eps=0.001, momentum=0.01, affine=True, ")
+    assert "group_size=None, scale=True, center=True, rmax=3, dmax=5, averages='sigma')" in repr(BatchRenorm2d(8))
     layer = BatchRenorm2d(8, group_size=4, scale=False, averages="variance", rmax=1, dmax=0)
-    assert "scale=False, group_size=4, rmax=1, dmax=0, averages='variance'" in repr(layer)
+    assert "group_size=4, scale=False, center=True, rmax=1, dmax=0, averages='variance'" in repr(layer)
     assert "affine=False" in repr(BatchRenorm2d(8, affine=False))
 
 

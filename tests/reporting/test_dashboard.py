@@ -40,6 +40,7 @@ def run_sets(spec):
     return [{s["name"]: [f["value"] for f in s["filters"]["filters"]] for s in g["runSets"]} for g in grids]
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_what_training_logs(command, train_command, tmp_path, capsys):
     train_command("logger=offline", "experiment=noniid_renorm")
     [(run, rows)] = logged(tmp_path / "run" / "wandb").values()

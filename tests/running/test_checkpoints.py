@@ -24,6 +24,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
         assert (folder / "best.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_everything_and_nothing_but_tensors_and_plain_values(train_command, tmp_path, compose):
     train_command()
     held = torch.load(checkpoints(tmp_path / "run")[0], weights_only=True)
@@ -69,6 +70,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_keeps_its_last_checkpoint(train_command, small_disk):
     """The first checkpoint fits nine megabytes, the second does not."""
     options = ["size.steps=6", "model.head=256", "model.head_layers=2", f"folder={small_disk}/run"]

@@ -89,6 +89,7 @@ def as_tasks_of_srun(*arguments):
     return [task.returncode for task in tasks], said
 
 
+@pytest.mark.slow
 def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
     """srun is played by two processes with its variables; the cluster's own tests have a real one."""
     overrides = [*TINY, "size.workers=3", "trainer=cpu", "fresh=true"]
@@ -137,6 +138,7 @@ def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path, capfd):
     assert "it differs in optim.clip_norm." in line
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_others_hears_that_it_is_to_stop(tmp_path):
     """It trains nothing yet: no step has an end at which it could stop."""
     port = free_port()

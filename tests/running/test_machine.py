@@ -215,6 +215,7 @@ def test_a_mac_trains_on_its_cpu_and_not_half_on_its_gpu(compose, tmp_path, monk
     assert folder.record()["device"].startswith("cpu")
 
 
+@pytest.mark.slow
 def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
     """The search alone, on a GPU played by this CPU: 50 workers are too many, and 25 leave too little free."""
     run, tried, losses = made("size.workers=50"), [], Training.losses

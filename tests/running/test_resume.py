@@ -25,6 +25,7 @@ def assert_bit_equal(left, right):
         assert torch.equal(value, right[name]), name
 
 
+@pytest.mark.slow
 def test_sigkill_and_again(train_command, tmp_path):
     train_command(*LONG, folder="whole")
     command = [sys.executable, "train.py", *TINY, *LONG, f"folder={tmp_path / 'killed'}"]
@@ -42,6 +43,7 @@ def test_sigkill_and_again(train_command, tmp_path):
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_other_passes_and_loader_processes_resume_the_same_run(train_command, tmp_path):
     """Contract 1 across loader processes, contract 2 across passes, from a checkpoint on."""
     train_command(*LONG, folder="whole")
@@ -57,6 +59,7 @@ def test_other_passes_and_loader_processes_resume_the_same_run(train_command, tm
     assert curve(tmp_path / "other") == curve(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_finished_run_reports_and_fresh_moves_it_aside(train_command, tmp_path):
     train_command()
     before = (tmp_path / "run/curve.csv").read_bytes()
@@ -69,6 +72,7 @@ def test_finished_run_reports_and_fresh_moves_it_aside(train_command, tmp_path):
     assert curve(tmp_path / "run") == curve(tmp_path / "run.old")
 
 
+@pytest.mark.slow
 def test_another_config_in_the_same_folder_is_refused(train_command):
     train_command()
     other = train_command("optim.clip_norm=1", "trainer.log_every=2", check=False)

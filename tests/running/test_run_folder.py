@@ -47,6 +47,7 @@ def refusal(folder, fresh):
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_is_refused_while_the_first_trains(tmp_path):
     """And fresh=true moves nothing: the first run ends as if nobody had come."""
     command = [

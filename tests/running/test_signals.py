@@ -28,6 +28,7 @@ def started(folder, *overrides, steps=3):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_so(tmp_path, number, status):
     """To the whole group, as a terminal and a scheduler send it: the loader process must not die of it."""
@@ -45,6 +46,7 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_so(tmp_path, number
     assert f'"reason": "{name}"' in record
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     process = started(tmp_path, *LONG, "size.evaluate_every=1")  # most of the time far from a step's end
     while process.poll() is None:
@@ -53,6 +55,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     assert process.returncode == -signal.SIGINT  # which a shell calls 130
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_at_one_step_though_one_has_heard_and_go_on_bit_for_bit(train_command, compose, tmp_path):
     ranks = "trainer.devices=2"
     config = compose(*TINY, *SHORT, ranks)

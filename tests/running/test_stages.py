@@ -117,6 +117,7 @@ def test_images_that_are_replaced_are_counted_in_the_curve(compose, tmp_path, ca
     assert last["loss"] > 0
 
 
+@pytest.mark.slow
 def test_real_files_give_the_same_curve_from_folders_and_from_a_store(train_command, run_script, compose, tmp_path):
     """The paper's network at 299 pixels on JPEG files: two ranks with loader processes on folders, one on a store."""
     folders = imagenet_files.write_folders(tmp_path / "folders")

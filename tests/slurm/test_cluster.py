@@ -72,6 +72,7 @@ def rank_process(folder: Path, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
 def test_two_nodes_train_one_run_through_a_signal_a_requeue_and_a_kill(slurm, repository, tmp_path):
     """It ends bit for bit as two ranks do that nothing interrupts, and to rounding as one rank does."""
     folder, log = tmp_path / "interrupted", tmp_path / "job.log"
@@ -121,6 +122,7 @@ def test_two_nodes_train_one_run_through_a_signal_a_requeue_and_a_kill(slurm, re
     assert [row[:2] for row in curve(folder)] == [row[:2] for row in curve(tmp_path / "1")]
 
 
+@pytest.mark.slow
 def test_an_array_is_repaired_by_the_second_call_and_a_sweep_trains_the_same_runs(slurm, repository):
     """One element of two fails; the call after that submits it alone. Hydra's launcher agrees."""
     given = ["--experiments=iid_batchnorm", "--seeds=0,1", *TINY, "trainer.threads=1"]

@@ -56,6 +56,7 @@ def test_dry_run_prints_every_command_and_its_gpu_hours(reproduce, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_says_how_even_the_ranks_are(reproduce):
     """8 ranks take 7 of 6.25 workers in the mean: 77.8 hours become 87.1."""
     uneven = ["--nodes=1", "--gpus-per-node=h100:8"]

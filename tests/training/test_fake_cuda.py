@@ -28,6 +28,7 @@ def say(capsys, what, count):
         print(f"\n{what}: {len(count.calls):,} operations, {count.bytes / 1e9:.1f} GB", end="")
 
 
+@pytest.mark.slow
 def test_a_step_of_inception_waits_for_nothing_and_moves_what_it_must(benchmarks, capsys):
     """The fullest of 8 ranks: 7 workers x 32 images at 299 pixels in one pass, and in two."""
     _, fake_training = benchmarks

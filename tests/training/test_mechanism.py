@@ -108,6 +108,7 @@ def test_images_of_one_letter_leave_nothing_to_ask(glyph_options):
         measure(nn.Identity(), Glyphs(**(glyph_options | {"others": 0})), GROUP)
 
 
+@pytest.mark.slow
 def test_the_script_measures_a_run_and_the_report_draws_it(train_command, run_script, tmp_path):
     place = tmp_path / "tiny"
     train_command(

@@ -11,12 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from batch_renorm.norm.layers import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd
 
-PLAIN: dict[type[nn.Module], type[BatchRenorm]] = {
-    nn.BatchNorm1d: BatchRenorm1d,
-    nn.BatchNorm2d: BatchRenorm2d,
-    nn.BatchNorm3d: BatchRenorm3d,
-    nn.SyncBatchNorm: BatchRenormNd,
-}
+PLAIN = {layer.folds_into: layer for layer in (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd)}
 
 
 def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
@@ -30,10 +25,8 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
         model: changed in place and returned, unless it is a batchnorm itself; then the new layer is returned.
         **options: for every layer, as in :class:`BatchRenorm2d`, for instance ``scale=False``, ``group_size=4``.
 
-    Raises:
-        ValueError: a layer, given by name, cannot be converted: gamma not 1 with ``scale=False``,
-            beta not 0 with ``center=False``, no running statistics, not yet initialised.
-        TypeError: an unknown subclass of batchnorm.
+    Raises ValueError, with the layer's name, for a gamma not 1 with ``scale=False``, a beta not 0 with
+    ``center=False``, no running statistics, a lazy layer; TypeError for an unknown subclass of batchnorm.
     """
     made = {
         module: _renorm(module, f"layer {name!r}" if name else "the model", options)
@@ -81,7 +74,7 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
         if getattr(layer, name) is not None and getattr(module, name) is not None:
             setattr(layer, name, getattr(module, name))
     layer.mu = mean
-    layer.running_var.copy_((var + (module.eps - layer.eps)).clamp_min(0))
+    layer.moving_averages()[1].copy_((var + (module.eps - layer.eps)).clamp_min(0))
     layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[arg-type]
     layer.track_running_stats = module.track_running_stats  # False if a tool has frozen it
     return layer.train(module.training)

@@ -13,10 +13,8 @@ from torch.nn import functional as F
 
 from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow
 
-TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()
-"""Devices whose tensors go to the kernels of :mod:`fused`, if these take them."""
-TRITON_WHEN_COMPILED = False
-"""Whether torch.compile keeps these kernels instead of fusing the plain formula."""
+TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()  # whose tensors go to the kernels of fused.py
+TRITON_WHEN_COMPILED = False  # whether torch.compile keeps these kernels instead of fusing the plain formula
 
 
 def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,17 +33,10 @@ def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int) -
 
 
 def batch_renorm(
-    x: Tensor,
-    mu: Tensor,
-    sigma: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    rmax: float | Tensor = 1.0,
-    dmax: float | Tensor = 0.0,
-    eps: float = 1e-3,
-    group_size: int | None = None,
+    x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None,
+    rmax: float | Tensor = 1.0, dmax: float | Tensor = 0.0, eps: float = 1e-3, group_size: int | None = None,
     relu: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     r"""Normalises every group of examples with its own statistics, corrected by r and d.
 
     .. math::
@@ -69,12 +60,9 @@ def batch_renorm(
         relu: return max(y, 0); free of cost in the GPU's kernels.
 
     Returns:
-        y, as x in shape, dtype and memory format; :math:`\mu_B` and :math:`\sigma_B`,
-        :math:`(N / \text{group\_size}, C)` in float32 (float64 for float64), without gradient.
+        y, like x; :math:`\mu_B` and :math:`\sigma_B`, (N / group_size, C) float32 (float64 for float64), no gradient.
 
-    Raises:
-        ValueError: a batch that does not divide into groups, wrong channel count or bounds.
-        TypeError: an input that is not floating point.
+    Raises ValueError for a batch that does not divide into groups, wrong channels or bounds; TypeError for integers.
     """
     check_options(rmax, dmax, eps, group_size)
     groups = check_input(x, len(mu), group_size)
@@ -149,7 +137,5 @@ def check_input(x: Tensor, channels: int, group_size: int | None) -> int:
     if group_size is None:
         return 1
     if group_size < 1 or shape[0] % group_size:
-        raise ValueError(
-            f"{shape[0]} examples do not divide into groups of {group_size}: drop an incomplete last batch"
-        )
+        raise ValueError(f"{shape[0]} examples do not divide into groups of {group_size}: drop a smaller last batch")
     return shape[0] // group_size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-aten = torch.ops.aten
+backward, ALL = torch.ops.aten.native_batch_norm_backward, [True, True, True]
 HALF = (torch.float16, torch.bfloat16)
 # On a CPU, native calls per group are faster than plain operations from this number of elements per group on.
 NATIVE_FROM = 25_000
@@ -64,18 +64,16 @@ class Native:
             torch.native_batch_norm(part, w, b, m, v, False, 0.0, eps, out=(out, unused, unused))
         return y
 
-    def gradients(self, g: Tensor, mean, inv, weight, eps: float, need_x: bool):
+    def gradients(self, g: Tensor, mean, inv, weight, eps: float):
         """dL/dx, dL/d(weight) and dL/d(bias) of :meth:`affine`, where mean and var are those of x."""
-        mask = [need_x, True, True]
         if self.groups == 1:
-            return aten.native_batch_norm_backward(g, self.x, weight, None, None, mean, inv, True, eps, mask)
+            return backward(g, self.x, weight, None, None, mean, inv, True, eps, ALL)
         gx, g_weight, g_bias = (torch.empty_like(t) for t in (self.x, mean, mean))
         parts = zip(*map(self.parts, (g, self.x, gx)), weight, mean, inv, strict=True)
         for k, (gk, xk, out, w, m, i) in enumerate(parts):
-            gxk, g_weight[k], g_bias[k] = aten.native_batch_norm_backward(gk, xk, w, None, None, m, i, True, eps, mask)
-            if need_x:
-                out.copy_(gxk)
-        return gx if need_x else None, g_weight, g_bias
+            gxk, g_weight[k], g_bias[k] = backward(gk, xk, w, None, None, m, i, True, eps, ALL)
+            out.copy_(gxk)
+        return gx, g_weight, g_bias
 
 
 class Matrices:
@@ -114,12 +112,10 @@ class Matrices:
         torch.addcmul(self.columns(bias), self.centred, self.columns(weight * inv), out=self.matrix(y))
         return y
 
-    def gradients(self, g: Tensor, mean, inv, weight, eps: float, need_x: bool):
+    def gradients(self, g: Tensor, mean, inv, weight, eps: float):
         """gx = scale * (g - mean(g) - normal * mean(g * normal)), where scale is weight / sigma."""
         g_GMK, centred = self.matrix(g), self.matrix(self.x) - self.columns(mean)
         g_bias, g_weight = self.sums(g_GMK), self.sums(centred * g_GMK).mul_(inv)
-        if not need_x:
-            return None, g_weight, g_bias
         gx = torch.empty_like(self.x)
         scale = weight * inv
         share = scale / -self.values
@@ -151,11 +147,8 @@ class BatchRenormFunction(torch.autograd.Function):
         sigma_b = (var + eps).sqrt_()
         r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
         gamma_, beta = in_dtype(r.dtype, gamma, beta)
-        weight = r if gamma is None else gamma_ * r
-        if gamma is None:
-            bias = d if beta is None else d + beta
-        else:
-            bias = gamma_ * d if beta is None else torch.addcmul(beta, gamma_, d)
+        weight, bias = (r, d) if gamma is None else (gamma_ * r, gamma_ * d)
+        bias = bias if beta is None else bias + beta
         inv = sigma_b.reciprocal()
         y = kernels.affine(mu_b, var, inv, weight, bias, eps)
         moments += mu_b, sigma_b
@@ -171,12 +164,12 @@ class BatchRenormFunction(torch.autograd.Function):
             return *plain_gradients(g, x, gamma, r, d, ctx.eps, needed), *(None,) * 7
         kernels = arranged(x, ctx.groups)
         g = like(g.to(kernels.x.dtype), kernels.x)
-        gx, g_weight, g_bias = kernels.gradients(g, mu_b, inv, weight, ctx.eps, needed[0])
+        gx, g_weight, g_bias = kernels.gradients(g, mu_b, inv, weight, ctx.eps)
         # sum(g * xhat), where xhat is the kernels' normalised x, times r, plus d
         g_gamma = torch.addcmul(g_weight * r, g_bias, d) if needed[1] else None
         if ctx.groups > 1:
             g_gamma, g_bias = None if g_gamma is None else g_gamma.sum(0), g_bias.sum(0)
-        return None if gx is None else gx.to(x.dtype), g_gamma, g_bias if needed[2] else None, *(None,) * 7
+        return gx.to(x.dtype), g_gamma, g_bias if needed[2] else None, *(None,) * 7
 
 
 def correction(mu_b, sigma_b, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
@@ -216,8 +209,7 @@ def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel of one group."""
-    C = x.shape[1]
-    M = x.numel() // C
+    C, M = x.shape[1], x.numel() // x.shape[1]
     if x.dtype in HALF:  # without float32 running statistics the kernel returns half precision
         mean = x.new_zeros(C, dtype=torch.float32)
         return torch.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)

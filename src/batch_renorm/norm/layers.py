@@ -76,29 +76,14 @@ class BatchRenorm(_BatchNorm):
     folds_into: type[nn.Module] = nn.SyncBatchNorm  # also takes any dimension
     deferred: Any = None  # a GroupSums that collects the statistics, if the layer does not update at once
     batch_statistics: int | None = None  # group size in evaluation, 0 for the whole batch
-    running_mean: Tensor
-    running_var: Tensor
     num_batches_tracked: Tensor
-    limits: Tensor
 
     def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-3,
-        momentum: float | None = 0.01,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        group_size: int | None = None,
-        rmax: float = 3.0,
-        dmax: float = 5.0,
-        scale: bool = True,
-        center: bool = True,
-        bias: bool = True,
-        averages: Literal["sigma", "variance"] = "sigma",
-    ) -> None:
+        self, num_features: int, eps: float = 1e-3, momentum: float | None = 0.01, affine: bool = True,
+        track_running_stats: bool = True, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
+        group_size: int | None = None, rmax: float = 3.0, dmax: float = 5.0, scale: bool = True, center: bool = True,
+        bias: bool = True, averages: Literal["sigma", "variance"] = "sigma",
+    ) -> None:  # fmt: skip
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
         if momentum is not None and not 0 <= momentum <= 1:
@@ -153,11 +138,11 @@ class BatchRenorm(_BatchNorm):
                 raise TypeError(f"timm cannot freeze a {name} without gamma or beta: fold it with to_batchnorm(model)")
             text = f"timm's unfreeze makes batchnorm of a frozen {name}: call convert_batchnorm(model) after it"
             warnings.warn(text, UserWarning, stacklevel=3)
-        return self.__dict__["_affine"]
+        return self.__dict__["affine"]
 
     @affine.setter
     def affine(self, value: bool) -> None:
-        self.__dict__["_affine"] = value
+        self.__dict__["affine"] = value
 
     @property
     def batchnorm(self) -> nn.Module:
@@ -171,7 +156,7 @@ class BatchRenorm(_BatchNorm):
         mean, _ = self.moving_averages()
         options = {"device": mean.device, "dtype": next(self.parameters(), mean).dtype}
         make: Any = kind or self.folds_into
-        module = make(self.num_features, self.eps, self.momentum, self.__dict__["_affine"], **options)
+        module = make(self.num_features, self.eps, self.momentum, self.__dict__["affine"], **options)
         module._parameters.update({name: p for name, p in self._parameters.items() if p is not None})
         module._buffers.update(self._buffers)
         return module.train(self.training)
@@ -269,15 +254,8 @@ class BatchRenorm(_BatchNorm):
                 setattr(self, name, value.to(old.device, torch.float32))
 
     def extra_repr(self) -> str:
-        parts = [str(self.num_features), f"eps={self.eps}", f"momentum={self.momentum}"]
-        if not self.__dict__["_affine"]:
-            parts += ["affine=False"]
-        else:
-            missing = {"scale": self.weight is None, "center": self.bias is None}
-            parts += [f"{name}=False" for name, is_missing in missing.items() if is_missing]
-        parts += [] if self.group_size is None else [f"group_size={self.group_size}"]
-        parts += [f"rmax={self.rmax:g}", f"dmax={self.dmax:g}"]
-        return ", ".join(parts + (["averages='variance'"] if self.averages == "variance" else []))
+        own = f"group_size={self.group_size}, scale={self.weight is not None}, center={self.bias is not None}"
+        return f"{super().extra_repr()}, {own}, rmax={self.rmax:g}, dmax={self.dmax:g}, averages={self.averages!r}"
 
     def _apply(self, fn, recurse=True):
         before = self.moving_averages()
@@ -316,23 +294,17 @@ class BatchRenorm2d(BatchRenorm, nn.BatchNorm2d):
     not finite keeps its mu and sigma; only on CPU a RuntimeWarning says so, because elsewhere the check would wait.
 
     Args:
-        num_features: channels, :math:`C`.
-        eps: added to the variance, inside the root.
+        num_features, eps, affine, device, dtype: as in nn.BatchNorm2d. mu and sigma are float32 (float64 for float64).
         momentum: the paper's alpha, the rate at which mu and sigma move. None, which ``update_bn`` sets,
             estimates them: the plain mean over all batches since ``reset_running_stats``, with r = 1, d = 0.
-        affine: whether there are gamma and beta, as ``weight`` and ``bias``.
         track_running_stats: True. If a tool sets it to False later, mu and sigma stay.
         group_size: consecutive examples that are normalised together. Default: the whole batch.
         rmax, dmax: bounds of r and d until :func:`set_limits` is called.
-        scale, center: whether there is a gamma; a beta. The paper's experiments have ``scale=False``.
-        bias: same as ``center``, nn.BatchNorm's name for it.
+        scale, center: whether there is a gamma; a beta, also called ``bias``. The paper has ``scale=False``.
         averages: ``"sigma"``, or ``"variance"`` for the batchnorm baseline.
-        device, dtype: of the parameters. mu and sigma are float32, or float64 for float64.
 
-    Raises:
-        ValueError: wrong dimension or channels, a batch that does not divide into groups.
-        RuntimeError: activation checkpointing repeats a forward after mu and sigma have moved; with a
-            StepStatistics they have not.
+    Raises ValueError for a wrong dimension or channels, or a batch that does not divide into groups; RuntimeError if
+    activation checkpointing repeats a forward after mu and sigma have moved, which StepStatistics prevents.
     """
 
     dims, expected = (4,), "(N, C, H, W)"

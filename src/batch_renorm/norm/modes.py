@@ -41,8 +41,7 @@ def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: floa
 def batch_statistics(model: nn.Module, group_size: int | None = None) -> AbstractContextManager[None]:
     """Context in which layers in evaluation mode normalise with muB and sigmaB of the current examples, as in figure 3.
 
-    Every ``group_size`` consecutive examples are normalised together; default: the whole batch. Nothing is updated;
-    layers in training mode do not change.
+    They are those of ``group_size`` consecutive examples, or of the whole batch. Nothing is updated.
     """
     return _every_layer(model, batch_statistics=group_size or 0)
 
@@ -109,6 +108,4 @@ class Ramp:
         return rmax, self.dmax * self._progress(step, self.dmax_end)
 
     def _progress(self, step: float, end: float) -> float:
-        if self.start < step < end:
-            return (step - self.start) / (end - self.start)
-        return float(step >= end)
+        return (step - self.start) / (end - self.start) if self.start < step < end else float(step >= end)

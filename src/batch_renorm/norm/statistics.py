@@ -1,7 +1,6 @@
 """Mu and sigma move once a step, by the mean over all groups of all passes and ranks."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -9,8 +8,7 @@ from torch import Tensor, nn
 
 from batch_renorm.norm.layers import BatchRenorm, layers_of, moved, spread, warn_not_finite
 
-UNSUMMED = 64
-"""Forwards of a layer that are kept before they are summed; there are more only if nobody calls `update`."""
+UNSUMMED = 64  # forwards of a layer that are kept before they are summed: there are more if nobody calls `update`
 
 
 class GroupSums:
@@ -65,8 +63,7 @@ class StepStatistics:
     So the result does not depend on how the groups are divided among ranks and passes. A layer without a group in the
     step keeps its mu and sigma, as does a channel that was not finite. All layers of the model are on one device.
 
-    Raises:
-        ValueError: no BatchRenorm layer, or one that belongs to another StepStatistics.
+    Raises ValueError if the model has no BatchRenorm layer, or one that belongs to another StepStatistics.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -77,30 +74,24 @@ class StepStatistics:
         self._sums = [GroupSums(layer) for layer in self.layers.values()]
         for layer, sums in zip(self.layers.values(), self._sums, strict=True):
             layer.deferred = sums
-        self.measure_clipping = False
-        """Whether `update` also counts the r and d that were clipped."""
+        self.measure_clipping = False  # whether `update` also counts the r and d that were clipped
         self._clipped: tuple[Tensor, Tensor] | None = None
         self._settings: tuple = ()
 
     @torch.no_grad()
-    def update(self, extra: Tensor | None = None, reduce: Callable[[Tensor], object] | None = None) -> Tensor | None:
+    def update(self, extra: Tensor | None = None) -> Tensor | None:
         """Moves mu and sigma of every layer and clears the sums; every rank calls it, for one all-reduce.
 
-        Args:
-            extra: 1-d tensor of floats to be summed over the ranks in the same all-reduce, and returned.
-            reduce: sums a flat tensor over the ranks, in place. Default: torch.distributed's all-reduce.
+        `extra`, a 1-d tensor of floats, is summed over the ranks in the same all-reduce and returned.
         """
         if extra is not None and extra.dim() != 1:
             raise ValueError(f"extra must be 1-d, got shape {tuple(extra.shape)}")
         self._sum_seen()
         sums = [[s.moments for s in self._sums], [s.groups for s in self._sums], [s.clipped for s in self._sums]]
         parts = [torch.cat(some, -1).view(-1) for some in sums]
-        if extra is not None:
-            parts.append(extra.detach().to(parts[0].device))
+        parts += [] if extra is None else [extra.detach().to(parts[0].device)]
         flat = torch.cat(parts)
-        if reduce is not None:
-            reduce(flat)
-        elif dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(flat)
         moments, groups, clipped, *rest = flat.split([len(part) for part in parts])
         self._move(moments.view(2, -1), groups)
