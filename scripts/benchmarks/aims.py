@@ -10,15 +10,12 @@ from benchmarks import norm, step
 from benchmarks.measure import table
 
 LAYER = {  # ratio to nn.BatchNorm2d, geometric mean over the shapes of Inception-v3's norms
-    ("contiguous", "whole batch"): 1.0,
-    ("contiguous", "groups of 16"): 1.15,
-    ("contiguous", "groups of 4"): 1.15,
-    ("channels_last", "whole batch"): 1.1,
-    ("channels_last", "groups of 16"): 1.6,
-    ("channels_last", "groups of 4"): 1.6,
+    (layout, variant): aim
+    for layout in ("contiguous", "channels_last")
+    for variant, aim in (("whole batch", 1.3), ("groups of 16", 1.7), ("groups of 4", 1.7))
 }
 INFERENCE = {("contiguous", "whole batch"): 1.0, ("channels_last", "whole batch"): 1.0}
-STEP = {"whole batch": 1.0, "groups of 4": 1.05}
+STEP = {"whole batch": 1.02, "groups of 4": 1.05}
 
 
 def options(parser: ArgumentParser) -> None:

@@ -172,4 +172,4 @@ for scale in ("glyphs", "glyphs"):
         expected = dashboard.specification("me", "p", "glyphs", published)
         part = expected["report" if view["type"] == "runs" else "workspace"]
         assert dashboard.metrics_named(spec) == dashboard.metrics_named(part)
-        assert view["displayName"] == dashboard.title("glyphs")
+        assert view["displayName"] == dashboard.report_title("glyphs")

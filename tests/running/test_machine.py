@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from batch_renorm.running import memory
-from batch_renorm.running.arithmetic import Arithmetic, check_ranks, choose, entries
+from batch_renorm.running.arithmetic import Arithmetic, check_ranks, choose_arithmetic, entries
 from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, prepare
@@ -75,9 +75,9 @@ def test_sizes_to_try_are_those_that_save_a_pass():
 
 def test_auto_is_what_the_run_began_with(made):
     began = {"precision": "bf16", "channels_last": False, "compile": False}
-    assert choose(made().machine, CPU, None) == Arithmetic(32, True, False, True, False)
-    assert choose(made().machine, CPU, began) == Arithmetic("bf16", False, False, True, False)
-    assert choose(made("trainer.precision=32").machine, CPU, began).precision == 32
+    assert choose_arithmetic(made().machine, CPU, None) == Arithmetic(32, True, False, True, False)
+    assert choose_arithmetic(made().machine, CPU, began) == Arithmetic("bf16", False, False, True, False)
+    assert choose_arithmetic(made("trainer.precision=32").machine, CPU, began).precision == 32
 
 
 @pytest.mark.parametrize(
@@ -172,16 +172,16 @@ def test_a_gpu_without_bfloat16_says_so_and_computes_in_float32(made, monkeypatc
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla V100")
-    assert choose(made().machine, gpu, None).precision == 32
+    assert choose_arithmetic(made().machine, gpu, None).precision == 32
     run = made()
     began = {"precision": "bf16", "channels_last": True, "compile": False}
-    choice = choose(run.machine, gpu, began)
+    choice = choose_arithmetic(run.machine, gpu, began)
     assert choice.precision == 32
     assert in_words(entries(choice, gpu)) == "float32, this GPU has no bfloat16, channels last"
     with pytest.raises(ValueError, match=r"trainer.precision=bf16, but Tesla V100 has no bfloat16: say 32, or auto"):
-        choose(made("trainer.precision=bf16").machine, gpu, None)
+        choose_arithmetic(made("trainer.precision=bf16").machine, gpu, None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
-    assert choose(made().machine, gpu, None).precision == "bf16"
+    assert choose_arithmetic(made().machine, gpu, None).precision == "bf16"
 
 
 def test_ranks_that_would_compute_differently_are_refused():

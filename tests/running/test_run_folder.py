@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from batch_renorm.data import durable
 from batch_renorm.records import curve
 from batch_renorm.running import cli, curve_logger
-from batch_renorm.running.checkpoints import choose, load_weights, newest_readable
+from batch_renorm.running.checkpoints import choose_checkpoint, load_weights, newest_readable
 from batch_renorm.running.folder import Folder, claimed, prepare, with_places
 from tests.conftest import ROOT, TINY
 from tests.data.test_durable import in_use_by_another
@@ -124,7 +124,7 @@ def test_a_power_cut_strands_no_checkpoint(folder, left):
         path.write_bytes(left)
     remarks = prepare(folder, CONFIG)
     assert [remark.partition(" is damaged")[0] for remark in remarks] == [str(folder.config), str(folder.record_file)]
-    assert choose(folder, CONFIG) == (place / "step00000001.ckpt", [])
+    assert choose_checkpoint(folder, CONFIG) == (place / "step00000001.ckpt", [])
     assert yaml.safe_load(folder.config.read_text()) == CONFIG
     assert folder.record()["wall_seconds"] == 0
     for path in (folder.config, folder.record_file):
@@ -132,7 +132,7 @@ def test_a_power_cut_strands_no_checkpoint(folder, left):
         path.with_name(path.name + ".damaged").unlink()
     prepare(folder, CONFIG | {"seed": 1})
     with pytest.raises(ValueError, match="is the checkpoint of another config; it differs in seed"):
-        choose(folder, CONFIG | {"seed": 1})
+        choose_checkpoint(folder, CONFIG | {"seed": 1})
 
 
 def test_a_damaged_curve_loses_no_row_in_silence(folder):

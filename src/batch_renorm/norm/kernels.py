@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-backward, ALL = torch.ops.aten.native_batch_norm_backward, [True, True, True]
+native_backward, ALL = torch.ops.aten.native_batch_norm_backward, [True, True, True]
 HALF = (torch.float16, torch.bfloat16)
 # On a CPU, native calls per group are faster than plain operations from this number of elements per group on.
 NATIVE_FROM = 25_000
@@ -67,11 +67,11 @@ class Native:
     def gradients(self, g: Tensor, mean, inv, weight, eps: float):
         """dL/dx, dL/d(weight) and dL/d(bias) of :meth:`affine`, where mean and var are those of x."""
         if self.groups == 1:
-            return backward(g, self.x, weight, None, None, mean, inv, True, eps, ALL)
+            return native_backward(g, self.x, weight, None, None, mean, inv, True, eps, ALL)
         gx, g_weight, g_bias = (torch.empty_like(t) for t in (self.x, mean, mean))
         parts = zip(*map(self.parts, (g, self.x, gx)), weight, mean, inv, strict=True)
         for k, (gk, xk, out, w, m, i) in enumerate(parts):
-            gxk, g_weight[k], g_bias[k] = backward(gk, xk, w, None, None, m, i, True, eps, ALL)
+            gxk, g_weight[k], g_bias[k] = native_backward(gk, xk, w, None, None, m, i, True, eps, ALL)
             out.copy_(gxk)
         return gx, g_weight, g_bias
 

@@ -56,7 +56,7 @@ def report(entity: str, project: str, scale: str, published: Published) -> Any:
     return wr.Report(
         project=project,
         entity=entity,
-        title=title(scale),
+        title=report_title(scale),
         description="Ours over the paper's.",
         blocks=[*blocks, *_diagnoses(scale)],
         width="fluid",
@@ -67,7 +67,7 @@ SUMMARY = {name: (f"{name}.max", f"{name}.last") for name in ("val_top1", "val_t
 """Metrics whose best and last values training writes to a run's summary."""
 
 
-def title(scale: str) -> str:
+def report_title(scale: str) -> str:
     return f"Batch Renormalization, {scale}: ours over theirs"
 
 
@@ -168,7 +168,7 @@ def workspace(entity: str, project: str, scale: str) -> Any:
     view = ws.Workspace(
         entity=entity,
         project=project,
-        name=title(scale),
+        name=report_title(scale),
         sections=[
             ws.Section(name=name, panels=[_line(m.replace("_", " "), [m]) for m in metrics], is_open=i == 0)
             for i, (name, metrics) in enumerate(sections.items())

@@ -27,7 +27,7 @@ class Arithmetic:
     deterministic: bool
 
 
-def choose(machine: "Machine", device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
+def choose_arithmetic(machine: "Machine", device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
     """Choose a run's arithmetic; `began_with` is the choice recorded in its run.json.
 
     On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under bfloat16

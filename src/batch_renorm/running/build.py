@@ -18,7 +18,7 @@ from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.data.staging import on_this_node
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.norm.layers import has_layers
-from batch_renorm.running.arithmetic import Arithmetic, choose
+from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
 from batch_renorm.running.cli import DEBUG_IMAGES
 from batch_renorm.running.folder import read_config
 from batch_renorm.running.signals import Stop
@@ -178,7 +178,7 @@ def build(
 
     Args:
         stop: receives signals; without it nothing stops the run early.
-        device, began_with: what the arithmetic is chosen for, see `arithmetic.choose`.
+        device, began_with: what the arithmetic is chosen for, see `choose_arithmetic`.
 
     Raises:
         ValueError: an unknown option, or an impossible value; the message names the option.
@@ -194,7 +194,7 @@ def build(
         raise ValueError(f"debug is true or false, got {config['debug']!r}")
     size: Size = construct(Size, config, "size")
     machine: Machine = construct(Machine, config, "trainer")
-    arithmetic = choose(machine, device, began_with)
+    arithmetic = choose_arithmetic(machine, device, began_with)
     minibatch: Minibatch = construct(Minibatch, config, "minibatch")
     norm = norm_factory(config, minibatch.group)
     ramp: Ramp = construct(Ramp, config, "ramp")

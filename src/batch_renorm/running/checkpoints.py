@@ -51,7 +51,7 @@ def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
     return None, damaged
 
 
-def choose(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
+def choose_checkpoint(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
     """The checkpoint to continue from, and newer damaged ones, which are renamed to `.damaged`.
 
     Raises:

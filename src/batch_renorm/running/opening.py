@@ -30,11 +30,11 @@ def opening(
         "workers a rank": workers(run, world),
         "passes a step": passes(run, world, execution["memory"]),
         "arithmetic": in_words(execution["arithmetic"]),
-        "loader processes": loading(execution["loading"]),
+        "loader processes": loading_in_words(execution["loading"]),
     }
     if images_per_second:
         rows["so far"] = f"{images_per_second:,.0f} images/s"
-        rows["expected finish"] = finish((steps - step) * run.training.examples, images_per_second)
+        rows["expected finish"] = expected_finish((steps - step) * run.training.examples, images_per_second)
     width = max(map(len, rows)) + 2
     lines = [wrapped(f"  {name:<{width}}{value}", " " * width) for name, value in rows.items()]
     return "\n".join([wrapped(title), *lines, f"  {'folder':<{width}}{folder}"])  # a path stays whole
@@ -63,7 +63,7 @@ def passes(run: Run, world: World, memory: dict[str, Any]) -> str:
     return f"{number}, of at most {most} worker{'s' * (most > 1)} ({memory['because']})"
 
 
-def loading(how: dict[str, Any]) -> str:
+def loading_in_words(how: dict[str, Any]) -> str:
     return f"{how['processes']} a rank ({how['because']})"
 
 
@@ -77,7 +77,7 @@ def in_words(arithmetic: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def finish(images: int, images_per_second: float) -> str:
+def expected_finish(images: int, images_per_second: float) -> str:
     """The time when the remaining steps finish at the speed so far, without evaluations."""
     seconds = images / images_per_second
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))

@@ -31,7 +31,7 @@ def told_before(settings: dict[str, Any], environment: Mapping[str, str] = os.en
         return None
 
 
-def accuracy(path: Path) -> float | None:
+def final_accuracy(path: Path) -> float | None:
     """The final val_top1 of a run folder, percent; None if it has none."""
     values = [value for _, metric, value in curve.read_rows(Folder(path.expanduser()).curve) if metric == "val_top1"]
     return values[-1] if values else None

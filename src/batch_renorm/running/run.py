@@ -132,7 +132,7 @@ def choose_start(folder: Folder, config: Config, fresh: bool, claim: ExitStack) 
         found = prepare(folder, config)
         if folder.record().get("state") == "finished":
             return StartingPoint(finished=True)
-        checkpoint, damaged = checkpoints.choose(folder, config)
+        checkpoint, damaged = checkpoints.choose_checkpoint(folder, config)
         curve_logger.rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
     except (ValueError, OSError, DiskFullError) as error:  # tell the other ranks, which would wait for ever
         return StartingPoint(refused=str(error))
