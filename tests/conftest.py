@@ -30,6 +30,11 @@ TINY = [
 """Overrides that make any glyphs run a matter of a second and change nothing else."""
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first, so that at the end no process runs one while the other has nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Tests run side by side; one thread each is fastest, and what subprocesses inherit."""
