@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for other processes; now, because a module's fixture may start the first of them
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # triton asks when it is imported: the GPU's kernels run on the CPU
 
@@ -30,16 +31,10 @@ TINY = [
 """Overrides that make any glyphs run a matter of a second and change nothing else."""
 
 
-def pytest_collection_modifyitems(items):
-    """Slow tests first, so that at the end no process runs one while the other has nothing left."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tests run side by side; one thread each is fastest, and what subprocesses inherit."""
+    """Tests run side by side; one thread each is fastest."""
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
