@@ -189,6 +189,8 @@ def test_ranks_that_would_compute_differently_are_refused():
     check_ranks([ours, ours])
     with pytest.raises(ValueError, match=r"rank 0 computes with trainer.precision=bf16, rank 2 with 32: say"):
         check_ranks([ours, ours, other])
+    with pytest.raises(SystemExit):
+        check_ranks([ours, ours, other], rank=1)  # one line, from rank 0
 
 
 def test_cuda_graphs_of_several_passes_are_refused(compose, tmp_path):

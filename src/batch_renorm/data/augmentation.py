@@ -2,7 +2,7 @@
 
 It follows Inception-v3, operation by operation (tensorflow/models: inception/image_processing.py). Training images
 are cropped by `tf.image.sample_distorted_bounding_box`, half of them are mirrored, and their colours are distorted
-in one of two orders. Evaluation takes the central 87.5%. One departure: training also resizes with antialiasing.
+in one of two orders. Evaluation takes the central 87.5%. One departure: every resize is bilinear with antialiasing.
 """
 
 import numpy as np

@@ -36,7 +36,7 @@ def find(root: str | Path) -> Found:
     root = Path(os.path.expanduser(root))
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise BadInputError(f"no images in {root}, which {what}; {HOW_TO_GET}")
+        raise BadInputError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
     try:
         return look(root)
     except OSError as error:

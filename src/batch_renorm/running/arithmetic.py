@@ -70,14 +70,19 @@ def check_passes(arithmetic: Arithmetic, passes: int) -> None:
         )
 
 
-def check_ranks(choices: Sequence[Arithmetic]) -> None:
-    """Raise ValueError if the ranks would compute differently, as GPUs with and without bfloat16 do."""
-    for rank, choice in enumerate(choices):
+def check_ranks(choices: Sequence[Arithmetic], rank: int = 0) -> None:
+    """Raise ValueError if the ranks would compute differently, as GPUs with and without bfloat16 do.
+
+    Other ranks than 0 end with status 2 instead, since rank 0 says why.
+    """
+    for other, choice in enumerate(choices):
         different = [f.name for f in fields(choice) if getattr(choice, f.name) != getattr(choices[0], f.name)]
+        if different and rank:
+            raise SystemExit(2)
         if different:
             name = different[0]
             raise ValueError(
-                f"rank 0 computes with trainer.{name}={getattr(choices[0], name)}, rank {rank} with "
+                f"rank 0 computes with trainer.{name}={getattr(choices[0], name)}, rank {other} with "
                 f"{getattr(choice, name)}: say trainer.{name}=... for all ranks"
             )
 

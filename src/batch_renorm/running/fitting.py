@@ -54,7 +54,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     machine, steps = run.machine, run.size.steps
     before = from_rank_0(folder.record(), world)  # on a shared disk another rank may see an older file
     device = device_of(world, machine.accelerator)
-    arithmetic.check_ranks(gather(run.arithmetic, world))
+    arithmetic.check_ranks(gather(run.arithmetic, world), world.rank)
     arithmetic.configure_torch(run.arithmetic)
     execution: dict[str, Any] = {"arithmetic": arithmetic.entries(run.arithmetic, device)}
     execution["memory"] = workers_per_pass(run, world, device, before)

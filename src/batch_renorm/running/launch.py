@@ -235,10 +235,10 @@ def torchrun_names(world: World, env: Mapping[str, str]) -> dict[str, str]:
 def other_rank(world: World, rank: int, settings: dict[str, Any]) -> SpawnProcess:
     """Start another rank of this machine; it ends when this process does.
 
-    It begins with the signals of a stop blocked, as one would end it before it can hear any.
+    Signals are blocked until `rank_main` ignores them: one that arrives during the rank's imports would kill it.
     """
     process = SPAWN.Process(target=rank_main, args=(names_of(world, rank, rank), settings))
-    resource_tracker.ensure_running()  # starting it would end the block too early
+    resource_tracker.ensure_running()  # now, because its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     try:
         process.start()

@@ -19,7 +19,7 @@ def rank_main(environment: Mapping[str, str], settings: dict[str, Any]) -> None:
     Args:
         environment: torchrun's variables for this rank.
     """
-    for number in HEARD:  # until training hears them; what came meanwhile is dropped, since rank 0 hears it, too
+    for number in HEARD:  # until training handles them; rank 0 handles what arrives before
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
     threading.Thread(target=end_with_rank_0, daemon=True).start()
