@@ -93,7 +93,8 @@ def complaint(root):
 
 
 def test_what_is_missing_is_named_with_what_was_looked_for(tmp_path, written):
-    assert "nowhere, which does not exist: check the path; for ImageNet, download ILSVRC2012_img_train.tar" in complaint(tmp_path / "nowhere")
+    missing = complaint(tmp_path / "nowhere")
+    assert "nowhere, which does not exist: check the path; for ImageNet, download ILSVRC2012_img_train.tar" in missing
     (tmp_path / "file").touch()
     assert "is a file, not a folder" in complaint(tmp_path / "file")
     text = complaint(tmp_path)
