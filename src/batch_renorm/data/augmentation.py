@@ -69,12 +69,13 @@ def crop_size(numbers: np.random.Generator, aspect: float, width: int, height: i
 
 
 def resized(pixels: np.ndarray, size: int) -> Tensor:
-    """An image or a part of one, antialiased bilinear, (3, size, size) uint8.
+    """An image or a part of one, antialiased bilinear, (3, size, size) uint8, channels innermost.
 
     Args:
         pixels: (height, width, 3) uint8.
     """
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    # in this order: torch then knows that channels are innermost, and takes half the time
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)[0]
 
 

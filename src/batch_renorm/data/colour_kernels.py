@@ -21,10 +21,11 @@ def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
     """Images for the network, (n, 3, h, w) float32 in [-1, 1], channels-last.
 
     Args:
-        pixels: (n, 3, h, w) uint8, contiguous.
+        pixels: (n, 3, h, w) uint8; channels-last costs no copy.
         colours: (n, 5) float32 in [0, 1), as `augmentation.distort` takes them, or None for evaluation.
     """
     n, _, height, width = pixels.shape
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
     places = height * width
     result = torch.empty(
         pixels.shape, device=pixels.device, dtype=torch.float32, memory_format=torch.channels_last
@@ -108,11 +109,11 @@ def _draws(colours, image):
 
 @triton.jit
 def _brightened(pixels, image, place, places, added):
-    start = pixels + image.to(tl.int64) * 3 * places + place
+    start = pixels + (image.to(tl.int64) * places + place) * 3
     inside = place < places
     red = tl.load(start, mask=inside, other=0).to(tl.float32) / 255 + added
-    green = tl.load(start + places, mask=inside, other=0).to(tl.float32) / 255 + added
-    blue = tl.load(start + 2 * places, mask=inside, other=0).to(tl.float32) / 255 + added
+    green = tl.load(start + 1, mask=inside, other=0).to(tl.float32) / 255 + added
+    blue = tl.load(start + 2, mask=inside, other=0).to(tl.float32) / 255 + added
     return red, green, blue
 
 

@@ -35,7 +35,7 @@ class Fetched:
     """Images as loader processes prepare them.
 
     Args:
-        pixels: (n, 3, size, size) uint8, or encoded images that the device decodes.
+        pixels: (n, 3, size, size) uint8, channels innermost, or encoded images that the device decodes.
         colours: (n, 5) float32: order, brightness, saturation, hue, contrast; None for evaluation.
         seconds: time spent on the images: read, decode, augment.
         replaced: number of unreadable images that were replaced.
@@ -131,7 +131,8 @@ class Images:
         """Decode, crop and resize; `draw` determines random crops, None means the centre."""
         if draw is not None and self.decode == "device":
             return self._fetch_encoded(split, indices, draw)
-        pixels = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        shape = len(indices), 3, self.size, self.size
+        pixels = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
         colours = torch.empty(len(indices), 5) if draw is not None else None
         seconds, replaced = {"read": 0.0, "decode": 0.0, "augment": 0.0}, 0
         for position, index in enumerate(map(int, indices)):

@@ -105,18 +105,16 @@ class KeptImages:
             return
         if self.pixels is None:  # unwritten pages take no memory
             most = sum(int((rows >= 0).sum()) for rows in self._rows.values())
-            self.pixels = torch.empty(most, *pixels.shape[1:], dtype=torch.uint8)
+            self.pixels = _empty(most, *pixels.shape[1:])
         if rows.max() >= len(self.pixels):  # a later evaluation visits more images
             more = sum(int((rows >= 0).sum()) for rows in self._rows.values())
-            self.pixels = torch.cat([self.pixels, self.pixels.new_empty(more - len(self.pixels), *pixels.shape[1:])])
+            self.pixels = torch.cat([self.pixels, _empty(more - len(self.pixels), *pixels.shape[1:])])
         self.pixels[torch.from_numpy(rows[positions])] = pixels[torch.from_numpy(positions)]
 
     def _together(self, split: str, indices: np.ndarray, fresh: dict[int, Tensor]) -> Tensor:
         """(n, channels, size, size) uint8."""
         size, rows = self.source.size, self._rows[split][indices]
-        batch = torch.empty(
-            len(indices), self.source.channels, size, size, dtype=torch.uint8, pin_memory=self.pinned
-        )  # fmt: skip
+        batch = _empty(len(indices), self.source.channels, size, size, pinned=self.pinned)
         if not fresh and self.pixels is not None:
             return torch.index_select(self.pixels, 0, torch.from_numpy(rows), out=batch)
         for position, (index, row) in enumerate(zip(indices.tolist(), rows.tolist(), strict=True)):
@@ -140,6 +138,11 @@ class KeptImages:
             )  # fmt: skip
         self._requests[:] = requests
         yield from self._loader
+
+
+def _empty(*shape: int, pinned: bool = False) -> Tensor:
+    """Channels innermost, as images are decoded and networks take them."""
+    return torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last, pin_memory=pinned)
 
 
 class _Fetching(Dataset[Any]):
