@@ -2,8 +2,9 @@
 
 SOURCE is the folder with the official archives, with train/ and val/, or with Hugging Face's Arrow or Parquet
 files. DEST becomes a store: a few big files, which a cluster's file system handles better than a million small
-ones. A run reads it with data.root=DEST. Every image is decoded once. If the script stops for any reason, the same
-command continues. --check reads a store again and verifies all of it.
+ones. A run reads it with data.root=DEST. Every image is decoded once. With --strips a run decodes no more of an image
+than its crop needs, of the same pixels. If the script stops for any reason, the same command continues. --check
+reads a store again and verifies all of it.
 
 Exit status: 0 done; 2 user error, explained in one line; 75 stopped by a signal; 130 stopped by Ctrl-C.
 """
@@ -69,7 +70,7 @@ def work(options: argparse.Namespace) -> None:
     print(f"{found.kind}: {written(counts)}")
     compare(counts, options)
     with tqdm(total=counts["train"] + counts["val"], unit="image", desc="writing", unit_scale=True) as bar:
-        manifest = prepare(found, options.dest, options.images_per_file, options.processes, bar.update)
+        manifest = prepare(found, options.dest, options.images_per_file, options.processes, bar.update, options.strips)
     print(f"{options.dest}: {summary(manifest)}\nuse it with data.root={options.dest}")
 
 
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("source", type=place, metavar="SOURCE")
     result.add_argument("dest", type=place, metavar="DEST", nargs="?")
     result.add_argument("--check", action="store_true", help="verify the store SOURCE")
+    result.add_argument("--strips", action="store_true", help="write JPEGs, without loss, so that crops are read alone")
     result.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
     result.add_argument("--images-per-file", type=int, default=8192, help="default: 8192, of ImageNet about 0.9 GB")
     for name, count in IMAGENET.items():

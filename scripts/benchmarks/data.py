@@ -1,6 +1,7 @@
 """Preparing 32 training images, from reading to resized uint8, as a ratio to torchvision's reference recipe."""
 
 import io
+import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from batch_renorm.data import regions
+from batch_renorm.data import regions, strips
 from batch_renorm.data.images import Crop, Images
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.sources import find, images_below
@@ -35,6 +36,8 @@ def run(args: Namespace) -> dict:
         about = write(photographs(args.images) if args.images else made(args.count), root / "set", args.count)
         about["what"] = f"from {args.images.name}" if args.images else "made with a 1/f spectrum"
         prepare(find(root / "set"), root / "store", 8192, 1, lambda images: None)
+        if shutil.which(strips.PROGRAM):
+            prepare(find(root / "set"), root / "strips", 8192, 1, lambda images: None, in_strips=True)
         seconds = measure(root, args)
     images = about["images"]
     rates = {name: spread([images / value for value in values]) for name, values in seconds.items()}
@@ -75,28 +78,35 @@ def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
         for step, indices in enumerate(minibatches):
             source.fetch("train", indices, Draw(0, step, 0))
 
-    def decoding(part: Callable[[bytes, Crop], np.ndarray]) -> None:
-        for index, data in enumerate(encoded):
+    def decoding(part: Callable[[bytes, Crop], np.ndarray], images: list[bytes]) -> None:
+        for index, data in enumerate(images):
             part(data, Crop(Draw(0, index // MINIBATCH, 0), index % MINIBATCH))
 
     runs = {
         REFERENCE: reference,
-        "ours, from folders": lambda: ours(folders),
-        "ours, from a store": lambda: ours(store),
-        "decoding alone": lambda: decoding(regions.decode_part),
+        "from folders": lambda: without_codec(lambda: ours(folders)),
+        "from a store": lambda: without_codec(lambda: ours(store)),
+        "decoding alone": lambda: decoding(regions.part_of_whole, encoded),
     }
     if regions.codec() is not None:
         runs |= {
-            "from a store, whole images": lambda: without_codec(ours, store),
-            "decoding whole images alone": lambda: decoding(regions.part_of_whole),
+            "from a store, with nvImageCodec": lambda: ours(store),
+            "decoding alone, with nvImageCodec": lambda: decoding(regions.decode_part, encoded),
+        }
+    if (root / "strips").exists():
+        cut = Images(str(root / "strips"), 299)
+        in_strips = [cut.files["train"].read(index) for index in range(count)]
+        runs |= {
+            "from a store in strips": lambda: ours(cut),
+            "decoding alone, in strips": lambda: decoding(regions.decode_part, in_strips),
         }
     return interleaved(runs, args)
 
 
-def without_codec(run: Callable[[Images], None], source: Images) -> None:
+def without_codec(run: Callable[[], None]) -> None:
     """As on a machine that has no nvImageCodec."""
     with mock.patch.object(regions, "codec", return_value=None):
-        run(source)
+        run()
 
 
 def write(pictures: Iterator[bytes], root: Path, count: int) -> dict:

@@ -12,10 +12,9 @@ import simplejpeg
 from PIL import Image
 
 from batch_renorm.data.files import BadInputError
+from batch_renorm.data.scan import MOST_PIXELS
 
 CMYK = ("CMYK", "YCCK")
-MOST_PIXELS = 178_956_970
-"""Pillow warns about larger images, which may be an attack on the memory."""
 
 
 class UnreadableImage(BadInputError):

@@ -1,14 +1,14 @@
 """Of a JPEG only the part that a crop needs: bit for bit what decoding all of it and cropping gives, in less time.
 
-nvImageCodec does it on the CPU, with libjpeg-turbo, where it is installed; it is optional, since it takes 67 MB. Rows
-above the part are read without making pixels of them, rows below it are not read at all. Only files of one scan, with
-nothing behind it and no marker inside, are decoded so: damage in them shows in pixels or not at all, so that reading
-less of one never takes what the whole is refused for. Others are decoded whole: what is cut off, progressive files
-(those that lack scans are smoothed across a part's edge), CMYK, and what is no JPEG.
+Files in strips are cut (`strips.py`). Of others nvImageCodec decodes a part on the CPU, with libjpeg-turbo, where it
+is installed; it is optional, since it takes 67 MB. It reads rows above the part without making pixels of them, and
+does not read rows below it. Only files of one scan, with nothing behind it and no other marker inside, are decoded
+so: damage in them shows in pixels or not at all, so that reading less of one never takes what the whole is refused
+for. Others are decoded whole: what is cut off, progressive files (those that lack scans are smoothed across a part's
+edge), CMYK, and what is no JPEG.
 """
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,20 +16,15 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import simplejpeg
 
+from batch_renorm.data import strips
 from batch_renorm.data.augmentation import Box
-from batch_renorm.data.decoding import CMYK, MOST_PIXELS, decode
+from batch_renorm.data.decoding import decode
+from batch_renorm.data.scan import header_of, one_scan
 
 INSTALL = "pip install 'nvidia-nvimgcodec-cu13[nvjpeg]'"
 MARGIN = 16
 """Pixels around the part that are decoded with it: colours of fewer pixels than the image has are interpolated."""
-START, END = b"\xff\xd8", b"\xff\xd9"
-SEQUENTIAL, SCAN = (0xC0, 0xC1), 0xDA
-TABLES = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
-"""What else may stand before a scan: Huffman and quantisation tables, restart interval, comment, applications' data."""
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""What ends a scan."""
 
 
 def decode_part(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
@@ -41,8 +36,12 @@ def decode_part(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
     Raises:
         UnreadableImage: as `decode`.
     """
-    if codec() is not None and (size := size_in_part(data)) is not None:
-        pixels = _region(data, *size, choose(*size))
+    header = header_of(data)
+    if header is not None and (header.interval or codec() is not None) and (scan := one_scan(data, header)) is not None:
+        box = choose(scan.width, scan.height)
+        pixels = strips.part(data, scan, box)
+        if pixels is None and codec() is not None:
+            pixels = _region(data, scan.width, scan.height, box)
         if pixels is not None:
             return pixels
     return part_of_whole(data, choose)
@@ -53,33 +52,6 @@ def part_of_whole(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
     image = decode(data)
     left, top, right, bottom = choose(image.shape[1], image.shape[0])
     return image[top:bottom, left:right]
-
-
-def size_in_part(data: bytes) -> tuple[int, int] | None:
-    """Width and height of an image that may be decoded in part; None for others."""
-    if not (data.startswith(START) and one_scan(data)):
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    return (width, height) if colours not in CMYK and 0 < height * width <= MOST_PIXELS else None
-
-
-def one_scan(data: bytes) -> bool:
-    """Whether a JPEG has 8 bits a channel, Huffman codes, and one scan of all its data that ends with the file."""
-    place, sequential = len(START), False
-    while place + 5 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == SCAN:
-            end = MARKER.search(data, place + 2)
-            return sequential and end is not None and end.start() == len(data) - len(END) and data.endswith(END)
-        if marker in SEQUENTIAL:
-            sequential = data[place + 4] == 8
-        elif marker not in TABLES:
-            return False
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return False
 
 
 def _region(data: bytes, width: int, height: int, box: Box) -> np.ndarray | None:

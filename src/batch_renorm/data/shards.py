@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batch_renorm.data import decoding, durable
+from batch_renorm.data import decoding, durable, strips
 from batch_renorm.data.files import Files, Found
 
 FOLDERS = {"train": "train", "val": "validation"}
@@ -56,7 +56,9 @@ def shards_of(found: Found, images_per_shard: int) -> list[Shard]:
     return result
 
 
-def in_processes(task: Callable, items: list, found: Found, processes: int, progress: Progress) -> Iterator:
+def in_processes(
+    task: Callable, items: list, found: Found, processes: int, progress: Progress, in_strips: bool = False
+) -> Iterator:
     """Run a task in processes, in any order, and report progress meanwhile.
 
     The processes end when this one ends for any reason.
@@ -68,7 +70,8 @@ def in_processes(task: Callable, items: list, found: Found, processes: int, prog
     counter, stop = context.Value("q", 0), context.Value("b", 0)
     pending: set[Future] = set()
     seen = 0
-    with ProcessPoolExecutor(max(1, processes), context, initializer=_start, initargs=(found, counter, stop)) as pool:
+    setting = found, counter, stop, in_strips
+    with ProcessPoolExecutor(max(1, processes), context, initializer=_start, initargs=setting) as pool:
         try:
             pending = {pool.submit(task, *item) for item in items}
             while pending:
@@ -91,8 +94,8 @@ _process: dict[str, Any] = {}
 """What a process works on; its tasks give only places in it."""
 
 
-def _start(found: Found, counter: Any, stop: Any) -> None:
-    _process.update(found=found, counter=counter, stop=stop)
+def _start(found: Found, counter: Any, stop: Any, in_strips: bool) -> None:
+    _process.update(found=found, counter=counter, stop=stop, in_strips=in_strips)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to every process: the main one handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
@@ -158,9 +161,11 @@ def _write_images(path: Path, shard: Shard, unreadable: list[str]) -> Counter[st
             stop = min(start + BATCH, shard.stop)
             images = []
             for index in range(start, stop):
-                data = _decodable(files, index, unreadable)
+                given = _decodable(files, index, unreadable)
+                data = strips.in_strips(given) if _process["in_strips"] else given
                 images.append({"bytes": data, "path": files.path(index)})
-                kinds[decoding.kind(data) if data else "unreadable"] += 1
+                kind = decoding.kind(data) if data else "unreadable"
+                kinds[kind if data is given else f"{kind} in strips"] += 1
             labels = files.labels[start:stop]
             writer.write_batch(pa.record_batch([pa.array(images, schema.field("image").type), labels], schema=schema))
             _count(stop - start)

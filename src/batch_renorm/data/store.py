@@ -2,7 +2,8 @@
 
 Each split is a folder of Arrow files with some thousand encoded images each, in the layout of Hugging Face's
 `datasets.load_from_disk`. store.json has the number of images, and the size and checksum of every file.
-Images are stored unchanged, byte for byte, and each is decoded once as a check.
+Images are stored unchanged, byte for byte, and each is decoded once as a check. With `in_strips`, JPEGs are written
+in strips: their pixels are unchanged, and a crop is read without the rest (`strips.py`).
 
 Files are written whole or not at all, and existing files are not written again: a stopped preparation continues
 with the same images. Only one process at a time prepares a store.
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from batch_renorm.data import arrow, durable
+from batch_renorm.data import arrow, durable, strips
 from batch_renorm.data.files import Found, reading, stems
 from batch_renorm.data.shards import (
     FOLDERS,
@@ -35,7 +36,9 @@ from batch_renorm.data.shards import (
 from batch_renorm.data.sources import find
 
 
-def prepare(found: Found, target: Path, images_per_shard: int, processes: int, progress: Progress) -> dict[str, Any]:
+def prepare(
+    found: Found, target: Path, images_per_shard: int, processes: int, progress: Progress, in_strips: bool = False
+) -> dict[str, Any]:
     """Write or finish the store of a data set; return its manifest.
 
     Raises:
@@ -43,7 +46,9 @@ def prepare(found: Found, target: Path, images_per_shard: int, processes: int, p
             unreadable: the message names them, and everything else is written.
     """
     plan = shards_of(found, images_per_shard)
-    source = _source(found, images_per_shard)
+    source = _source(found, images_per_shard) | {"in_strips": in_strips}
+    if in_strips:
+        strips.check_program()
     manifest = _manifest(target)
     if manifest is not None and manifest["finished"] and not _leftovers(target, plan):  # perhaps on a read-only disk
         _same(manifest, source, found, target, plan)
@@ -85,7 +90,9 @@ def _finish(
     if missing:
         _room(found, missing, target)
     unreadable: list[str] = []
-    for written, bad in in_processes(write, [(target, shard) for shard in missing], found, processes, progress):
+    tasks = [(target, shard) for shard in missing]
+    in_strips = manifest["source"]["in_strips"]
+    for written, bad in in_processes(write, tasks, found, processes, progress, in_strips):
         unreadable += bad
         if not bad:
             done.append(written)
@@ -150,6 +157,7 @@ def _manifest(target: Path) -> dict[str, Any] | None:
         with reading(path, "the list of a store that can go on", "choose another folder, or delete this one"):
             for entry in ("labels", "classes", "images", "images_per_file"):
                 found["finished"], found["splits"], found["source"][entry]  # raises what is missing
+        found["source"].setdefault("in_strips", False)  # a store from before there were strips
         return found
     try:
         others = sorted(target.iterdir()) if target.exists() else []
@@ -186,6 +194,9 @@ def _same(manifest: dict[str, Any], source: dict[str, Any], found: Found, target
     if begun["images_per_file"] != source["images_per_file"]:
         raise ValueError(f"{target} has {begun['images_per_file']:,} images a file: say --images-per-file "
                          f"{begun['images_per_file']}, or {other}")  # fmt: skip
+    if begun["in_strips"] != source["in_strips"]:
+        raise ValueError(f"{target} is a store {'in' if begun['in_strips'] else 'without'} strips: "
+                         f"{'say' if begun['in_strips'] else 'leave out'} --strips, or {other}")  # fmt: skip
     if not found.random_access:
         return
     for shard in plan:  # equal names may have different images: compare one image of each existing file
@@ -194,7 +205,8 @@ def _same(manifest: dict[str, Any], source: dict[str, Any], found: Found, target
             kept = arrow.ArrowFiles([path], in_order=True)
             files = found.splits[shard.split]
             try:
-                differs = kept.read(0) != files.read(shard.start)
+                given = files.read(shard.start)
+                differs = kept.read(0) != (strips.in_strips(given) if begun["in_strips"] else given)
             except OSError:  # an unreadable image of the source is reported when it is needed
                 continue
             if differs:

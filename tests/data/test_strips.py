@@ -1,0 +1,175 @@
+"""JPEGs in strips: the same pixels, of which a part is decoded without the rest."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from batch_renorm.data import regions, store, strips
+from batch_renorm.data.augmentation import random_box
+from batch_renorm.data.decoding import decode
+from batch_renorm.data.images import Images
+from batch_renorm.data.loaders import Draw
+from batch_renorm.data.scan import header_of, one_scan
+from batch_renorm.data.sources import find
+from tests.data.imagenet_files import cut_in_half
+from tests.data.test_regions import IN_PART, WHOLE, jpeg, outcome, picture
+
+pytestmark = pytest.mark.skipif(
+    shutil.which(strips.PROGRAM) is None, reason=f"needs {strips.PROGRAM}: {strips.INSTALL}"
+)
+PROGRESSIVE = {"progressive": lambda p: jpeg(p, progressive=True, subsampling=2)}
+LEFT = [kind for kind in WHOLE if kind not in ("progressive", "bytes behind it", "lacking scans")]
+
+
+@pytest.mark.parametrize("kind", [*IN_PART, *PROGRESSIVE])
+def test_a_part_is_that_of_the_file_it_was_made_of(kind, monkeypatch):
+    """Without nvImageCodec, and without decoding the whole."""
+    rng = np.random.default_rng(len(kind))
+    monkeypatch.setattr(regions, "codec", lambda: None)
+    cut = 0
+    for trial in range(20):
+        width, height = (int(n) for n in (rng.integers(1, 300 if trial % 2 else 60, 2) if trial else (1, 1)))
+        data = (IN_PART | PROGRESSIVE)[kind](picture(rng, width, height))
+        made, whole = strips.in_strips(data), decode(data)
+        np.testing.assert_array_equal(decode(made), whole, strict=True)
+        scan = one_scan(made, header_of(made))
+        boxes = [random_box(rng, width, height) for _ in range(4)]
+        for _ in range(12):
+            left, top = int(rng.integers(width)), int(rng.integers(height))
+            boxes.append((left, top, int(rng.integers(left, width)) + 1, int(rng.integers(top, height)) + 1))
+        for left, top, right, bottom in [*boxes, (0, 0, width, height)]:
+            expected = whole[top:bottom, left:right]
+            np.testing.assert_array_equal(strips.part(made, scan, (left, top, right, bottom)), expected, strict=True)
+            with monkeypatch.context() as patch:
+                patch.setattr(regions, "decode", lambda data: pytest.fail("decoded whole"))
+                found = regions.decode_part(made, lambda w, h, box=(left, top, right, bottom): box)
+            np.testing.assert_array_equal(found, expected, strict=True)
+            cut += 1
+    assert cut == 20 * 17
+
+
+def test_only_the_part_is_read(monkeypatch):
+    """Of a tenth of an image, the decoder gets no more than a fifth of the bytes."""
+    made = strips.in_strips(jpeg(picture(np.random.default_rng(0), 500, 375), subsampling=2))
+    seen = []
+    decoded = strips.simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        strips.simplejpeg, "decode_jpeg", lambda data, to: (seen.append(len(data)), decoded(data, to))[1]
+    )
+    scan = one_scan(made, header_of(made))
+    assert strips.strips_across(scan)[2] == 16
+    assert strips.part(made, scan, (200, 150, 360, 267)).shape == (117, 160, 3)
+    assert seen[0] < len(made) / 5
+
+
+def test_files_grow_by_a_few_percent_at_most():
+    rng = np.random.default_rng(1)
+    for subsampling in (0, 2):
+        data = jpeg(picture(rng, 500, 375), subsampling=subsampling)
+        assert len(strips.in_strips(data)) < 1.05 * len(data)
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_what_is_no_such_jpeg_stays_as_it_is(kind):
+    data = WHOLE[kind](picture(np.random.default_rng(0), 90, 70))
+    assert strips.in_strips(data) == data
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"no image", jpeg(picture(np.random.default_rng(0), 90, 70))[:900]])
+def test_what_cannot_be_read_stays_as_it_is(data):
+    assert strips.in_strips(data) == data
+
+
+def test_other_pixels_are_not_written(monkeypatch):
+    data = jpeg(picture(np.random.default_rng(0), 90, 70))
+    monkeypatch.setattr(strips, "decode", lambda given: np.array(len(given)))
+    assert strips.in_strips(data) == data
+
+
+def test_strips_that_make_no_rows_are_decoded_whole():
+    pixels = picture(np.random.default_rng(0), 100, 64)  # 13 blocks of 8 pixels side by side
+    for blocks in (2, 5, 12, 14):
+        data = jpeg(pixels, subsampling=0, restart_marker_blocks=blocks)
+        scan = one_scan(data, header_of(data))
+        assert scan.interval == blocks
+        assert strips.part(data, scan, (10, 10, 30, 30)) is None
+    for blocks in (1, 13, 26):  # 26: a strip is two rows high
+        data = jpeg(pixels, subsampling=0, restart_marker_blocks=blocks)
+        part = strips.part(data, one_scan(data, header_of(data)), (10, 10, 30, 30))
+        np.testing.assert_array_equal(part, decode(data)[10:30, 10:30])
+
+
+def test_damage_is_refused_or_decoded_as_in_the_whole_file():
+    """Or it is not seen, where it lies outside of the part."""
+    rng = np.random.default_rng(0)
+    refused = unseen = 0
+    for trial in range(300):
+        data = bytearray(strips.in_strips(jpeg(picture(rng, 90, 80), subsampling=trial % 3)))
+        for place in rng.integers(2, len(data) - 2, 1 + trial % 3):
+            data[place] ^= int(rng.integers(1, 256))
+        if trial % 5 == 0:
+            first = int(rng.integers(len(data)))
+            del data[first : first + int(rng.integers(1, 40)) if trial % 2 else None]
+
+        def middle(width, height):
+            return width // 4, height // 3, max(width // 4 + 1, width // 2), max(height // 3 + 1, height // 2)
+
+        expected = outcome(lambda broken=bytes(data): regions.part_of_whole(broken, middle))
+        part = outcome(lambda broken=bytes(data): regions.decode_part(broken, middle))
+        refused += isinstance(expected, str)
+        if isinstance(expected, str) and not isinstance(part, str):
+            unseen += 1
+        else:
+            np.testing.assert_array_equal(part, expected, strict=True)
+    assert refused > 20
+    assert unseen < refused / 4
+
+
+def in_strips(source, target):
+    return store.prepare(find(source), target, 5, 1, lambda images: None, in_strips=True)
+
+
+def test_a_store_in_strips_trains_on_the_same_pixels(folders, tmp_path):
+    in_strips(folders, tmp_path / "strips")
+    plain, cut = Images(str(folders), 32), Images(str(tmp_path / "strips"), 32)
+    indices = np.arange(12)
+    assert sum(cut.files["train"].read(i) != plain.files["train"].read(i) for i in indices) == 10  # not PNG and CMYK
+    for step in range(5):
+        ours, theirs = (source.fetch("train", indices, Draw(0, step, 0)) for source in (cut, plain))
+        assert torch.equal(ours.pixels, theirs.pixels)
+    assert torch.equal(cut.fetch("val", np.arange(8), None).pixels, plain.fetch("val", np.arange(8), None).pixels)
+    store.check(tmp_path / "strips", 1, lambda images: None)
+
+
+def test_the_same_command_continues_and_another_is_refused(folders, tmp_path):
+    first = in_strips(folders, tmp_path / "strips")
+    assert in_strips(folders, tmp_path / "strips") == first
+    with pytest.raises(ValueError, match=r"is a store in strips: say --strips, or choose another folder"):
+        store.prepare(find(folders), tmp_path / "strips", 5, 1, lambda images: None)
+    store.prepare(find(folders), tmp_path / "plain", 5, 1, lambda images: None)
+    with pytest.raises(ValueError, match=r"is a store without strips: leave out --strips, or choose another folder"):
+        in_strips(folders, tmp_path / "plain")
+
+
+def test_unreadable_images_are_named_as_ever(folders, tmp_path):
+    copied = shutil.copytree(folders, tmp_path / "set")
+    cut_in_half(find(copied).splits["train"].name(0))
+    with pytest.raises(ValueError, match=r"1 of the images cannot be read"):
+        in_strips(copied, tmp_path / "strips")
+
+
+def test_the_command_needs_the_program(run_script, folders, tmp_path, monkeypatch):
+    command = ["scripts/prepare_imagenet.py", folders, tmp_path / "store", "--any-counts", "--strips"]
+    monkeypatch.setenv("PATH", "")
+    status, _, error = run_script(*command)
+    assert status == 2
+    assert "strips need the program jpegtran: apt install libjpeg-turbo-progs" in error
+    assert not (tmp_path / "store").exists()
+    monkeypatch.undo()
+    status, _, error = run_script(*command)
+    assert status == 0, error
+    assert Image.open(io.BytesIO(Images(str(tmp_path / "store"), 32).files["train"].read(0))).size == (80, 60)
