@@ -16,8 +16,8 @@ from torch import nn
 from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.running.build import load
 from batch_renorm.running.checkpoints import newest_readable
-from scripts.wandb_file import records
 from tests.conftest import ROOT, TINY, run_forked
+from tests.wandb_file import records
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from batch_renorm.reporting import dashboard, paper
-from scripts.wandb_file import history, records
 from tests.conftest import ROOT
+from tests.wandb_file import history, records
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import wandb
 from batch_renorm.running import wandb_log
 from batch_renorm.running.build import build
 from batch_renorm.running.curve_logger import CurveLogger
-from scripts.wandb_file import history, offline_files, records
 from tests.conftest import TINY
+from tests.wandb_file import history, offline_files, records
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
