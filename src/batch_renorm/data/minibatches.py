@@ -1,4 +1,4 @@
-"""(seed, step, worker) -> the images of that worker's minibatch in that step, for every regime.
+"""Regimes: (seed, step, worker) -> the images of that worker's minibatch in that step.
 
 Contract: the result is a pure function of these three numbers, of the regime and of the data set's
 labels. There is no sampler state, so a run resumes by requesting another step, and neither ranks,

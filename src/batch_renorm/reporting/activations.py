@@ -67,7 +67,7 @@ def _thousands(step: float, _: object) -> str:
 
 
 def _look(name: str) -> Look:
-    """The usual look, with a mark also for the regime without one: here all seven experiments share the axes."""
+    """The usual look, with a mark also for the pairs, which have none: here all seven experiments share the axes."""
     style = look((name, VAL))
     return replace(style, mark="v") if name.startswith("noniid") and not style.mark else style
 
@@ -84,20 +84,20 @@ def _legend(canvas: Any, names: Sequence[str]) -> None:
 
 
 def _maps(canvas: Any, found: dict[str, tuple[np.ndarray, list[str], np.ndarray]]) -> None:
-    """A map of layers by steps for each experiment, one row per regime, with one scale for all."""
+    """A map of layers by steps for each experiment, one row per heading, with one scale for all."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     norm = Normalize(0, max(values.max() for _, _, values in found.values()))
     maps = {renorm: LinearSegmentedColormap.from_list("", SHADES[renorm]) for renorm in SHADES}
-    regimes: dict[str, list[Experiment]] = {}
+    rows: dict[str, list[Experiment]] = {}
     for e in EXPERIMENTS.values():
-        regimes.setdefault(e.regime, []).append(e)
-    for row, (regime, experiments) in enumerate(regimes.items()):
+        rows.setdefault(e.heading, []).append(e)
+    for row, (heading, experiments) in enumerate(rows.items()):
         bottom = 0.42 - row * 0.19
-        canvas.text(0.075, bottom + 0.145, regime, weight="bold", fontsize=12)
+        canvas.text(0.075, bottom + 0.145, heading, weight="bold", fontsize=12)
         for e in experiments:
-            # Batchnorm on the left, Batch Renorm beside it; experiments of only one regime come third.
+            # Batchnorm on the left, Batch Renorm beside it; the experiment that has no counterpart comes third.
             column = 1 if is_renorm(e.name) else (2 if "halves" in e.name else 0)
             axes = canvas.add_axes((0.075 + column * 0.307, bottom, 0.262, 0.112))
             axes.set_title(e.arm, pad=4, fontsize=11.5)

@@ -106,9 +106,9 @@ def checks(published: Published) -> list[Check]:
         ),
     ):  # fmt: skip
         found.append(Check(title, _difference(higher, lower), 0.0, inf, "points", known, (higher[0],)))
-    for group, regime in (("micro4", "groups of 4"), ("noniid", "non-i.i.d.")):
+    for group, minibatches in (("micro4", "groups of 4"), ("noniid", "non-i.i.d.")):
         left, right = f"{group}_batchnorm", f"{group}_renorm"
-        text = f"{regime}: activation distance, batchnorm above Batch Renorm"
+        text = f"{minibatches}: activation distance, batchnorm above Batch Renorm"
         found.append(
             Check(
                 text,
@@ -128,11 +128,11 @@ def own_checks(runs: Sequence[RecordedRun]) -> list[Check]:
     there, ours = {run.experiment for run in runs}, "not the paper's: our control"
     return [
         Check(
-            f"GroupNorm: {regime} level with i.i.d.",
+            f"GroupNorm: {minibatches} level with i.i.d.",
             _difference((name, VAL), ("iid_groupnorm", VAL)),
             -2.0, 2.0, "points", ours, (name, "iid_groupnorm"),
         )
-        for name, regime in (("micro4_groupnorm", "groups of 4"), ("noniid_groupnorm", "non-i.i.d."))
+        for name, minibatches in (("micro4_groupnorm", "groups of 4"), ("noniid_groupnorm", "non-i.i.d."))
         if {name, "iid_groupnorm"} <= there
     ]  # fmt: skip
 

@@ -18,7 +18,7 @@ from batch_renorm.reporting.paper import EXPERIMENTS, FIGURES, OWN_SERIES, SERIE
 from batch_renorm.reporting.recorded import RecordedRun
 
 OURS = " (ours)"
-REGIMES = {"iid": "i.i.d.", "micro4": "groups of 4", "noniid": "non-i.i.d."}
+MINIBATCHES = {"iid": "i.i.d.", "micro4": "groups of 4", "noniid": "non-i.i.d."}
 NORMS = {"groupnorm": "GroupNorm"}
 CONTROL = Figure(
     "groupnorm",
@@ -41,9 +41,9 @@ def title(experiment: str) -> str:
     name = experiment.partition(", ")[0]
     if name != experiment:
         return experiment
-    regime, _, arm = name.partition("_")
-    if regime in REGIMES and arm in NORMS:
-        return f"{NORMS[arm]}, {REGIMES[regime]}{OURS}"
+    minibatches, _, arm = name.partition("_")
+    if minibatches in MINIBATCHES and arm in NORMS:
+        return f"{NORMS[arm]}, {MINIBATCHES[minibatches]}{OURS}"
     return f"{name}{OURS}"
 
 

@@ -1,4 +1,4 @@
-"""The look of a curve, the same in every drawing: a hue for each norm, a tone and a mark for regime and evaluation.
+"""The look of a curve, the same in every drawing: a hue for each norm, a tone and a mark for data and evaluation.
 
 Batchnorm is orange and Batch Renorm blue: Okabe and Ito's pair, which colour-blind readers can distinguish. Our
 GroupNorm is their green; other experiments outside the paper are purple or grey. Within a hue, tones differ in

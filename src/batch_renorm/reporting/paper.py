@@ -30,7 +30,7 @@ PAIRS = "non-i.i.d., 2 images a label"
 class Experiment:
     name: str
     title: str  # the full title
-    regime: str  # the heading of experiments with the same regime
+    heading: str  # of the experiments with the same minibatches
     arm: str  # the name under that heading
 
 

@@ -102,12 +102,12 @@ def _draw_end(axes: Any, at: float, best: float, end: float, hue: str, gap: floa
 def _rows() -> tuple[list[tuple[float, str | None, str]], float]:
     """Height, experiment (None for a heading) and text of each row, and the last one's height."""
     rows: list[tuple[float, str | None, str]] = []
-    y, regime = 1.45, ""
+    y, heading = 1.45, ""
     for experiment in EXPERIMENTS.values():
-        if experiment.regime != regime:
-            regime = experiment.regime
+        if experiment.heading != heading:
+            heading = experiment.heading
             y -= 1.45
-            rows.append((y, None, regime))
+            rows.append((y, None, heading))
         y -= 1
         rows.append((y, experiment.name, experiment.arm))
     return rows, y
