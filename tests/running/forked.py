@@ -1,8 +1,10 @@
-"""Ranks as forks of the test's own process, which spares each of them its imports."""
+"""Ranks as forks of a process that has made its imports, which spares each of them the seconds."""
 
-import multiprocessing
 import os
 import socket
+import sys
+import tempfile
+from pathlib import Path
 
 from batch_renorm.running.build import build
 from batch_renorm.running.cli import explained
@@ -10,6 +12,7 @@ from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, prepare
 from batch_renorm.running.launch import World, connect, names_of
 from batch_renorm.running.run import train
+from tests.conftest import FORKS
 
 
 def free_port():
@@ -18,36 +21,52 @@ def free_port():
         return free.getsockname()[1]
 
 
-def in_forks(do, ranks):
-    """do(world) in a process per rank, with torchrun's variables; their exit statuses."""
-    port = free_port()
+def rank_main(do, arguments, world, environment, out, err):
+    os.environ |= environment
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    with explained():
+        do(world, *arguments)
 
-    def one(rank):
-        world = World(rank, rank, ranks, 1, 0, "torchrun")
-        os.environ |= names_of(world, rank, rank) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with explained():
-            do(world)
 
-    processes = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return [process.exitcode for process in processes]
+def in_forks(do, ranks, *arguments):
+    """do(world, *arguments) in a process per rank, with torchrun's variables: exit statuses, standard output, error.
+
+    The processes are forks of a server that has made its imports and nothing else: a process that has used autograd on
+    fake CUDA tensors cannot be forked. So `do` is a function of a module.
+    """
+    port, worlds = free_port(), [World(rank, rank, ranks, 1, 0, "torchrun") for rank in range(ranks)]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = (Path(folder, name) for name in ("out", "err"))
+        processes = []
+        for rank, world in enumerate(worlds):
+            environment = dict(os.environ) | names_of(world, rank, rank)
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            processes.append(FORKS.Process(target=rank_main, args=(do, arguments, world, environment, out, err)))
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        print(told := out.read_text())
+        print(complained := err.read_text(), file=sys.stderr)
+        return [process.exitcode for process in processes], told, complained
 
 
 def fit_in_forks(config, path, ranks):
     """A whole run on so many ranks."""
-    folder = Folder(path)
-    prepare(folder, config)
+    prepare(Folder(path), config)
+    assert in_forks(_fit, ranks, config, path)[0] == [0] * ranks
 
-    def do(world):
-        connect(world, gpu=False)
-        fit(build(config), folder, None, world)
 
-    assert in_forks(do, ranks) == [0] * ranks
+def _fit(world, config, path):
+    connect(world, gpu=False)
+    fit(build(config), Folder(path), None, world)
 
 
 def train_in_forks(config, ranks):
-    """What train.py does with a config, on so many ranks that something else has started; their statuses."""
-    return in_forks(lambda world: train(config), ranks)
+    """What train.py does with a config, on so many ranks that something else has started, as `in_forks` returns it."""
+    return in_forks(_train, ranks, config)
+
+
+def _train(world, config):
+    train(config)

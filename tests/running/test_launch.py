@@ -127,14 +127,15 @@ def test_fifty_workers_over_eight_ranks_are_one_step(compose, tmp_path):
     assert_close(final_state(tmp_path / "8"), final_state(tmp_path / "1"), 3e-6)
 
 
-def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path, capfd):
+def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path):
     folder = f"folder={tmp_path}/run"
-    assert train_in_forks(compose(*TINY, folder), 2) == [0, 0]
-    capfd.readouterr()
-    assert train_in_forks(compose(*TINY, folder), 2) == [0, 0]
-    assert capfd.readouterr().out.count("This run is finished") == 1
-    assert train_in_forks(compose(*TINY, folder, "optim.clip_norm=1"), 2) == [2, 2]
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert train_in_forks(compose(*TINY, folder), 2)[0] == [0, 0]
+    statuses, out, _ = train_in_forks(compose(*TINY, folder), 2)
+    assert statuses == [0, 0]
+    assert out.count("This run is finished") == 1
+    statuses, _, err = train_in_forks(compose(*TINY, folder, "optim.clip_norm=1"), 2)
+    assert statuses == [2, 2]
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "it differs in optim.clip_norm." in line
 
 
@@ -159,21 +160,22 @@ def test_a_rank_that_waits_for_others_hears_that_it_is_to_stop(tmp_path):
     assert "SIGTERM: ends, waiting for the other ranks; nothing was trained yet" in err
 
 
-def test_ranks_leave_the_group_together_and_only_after_a_run_that_went_well():
-    def do(world):
-        with launch.all_ranks(world, {}, gpu=False):
-            pass
-        assert dist.is_initialized()  # a sweep's next run has the same ranks
-        with contextlib.suppress(KeyError), launch.all_ranks(world, {}, gpu=False):
-            raise KeyError
-        launch.disconnect()
-        assert dist.is_initialized()
-        with launch.all_ranks(world, {}, gpu=False):
-            assert launch.gather(world.rank, world) == [0, 1]
-        launch.disconnect()
-        assert not dist.is_initialized()
+def come_and_go(world):
+    with launch.all_ranks(world, {}, gpu=False):
+        pass
+    assert dist.is_initialized()  # a sweep's next run has the same ranks
+    with contextlib.suppress(KeyError), launch.all_ranks(world, {}, gpu=False):
+        raise KeyError
+    launch.disconnect()
+    assert dist.is_initialized()
+    with launch.all_ranks(world, {}, gpu=False):
+        assert launch.gather(world.rank, world) == [0, 1]
+    launch.disconnect()
+    assert not dist.is_initialized()
 
-    assert in_forks(do, 2) == [0, 0]
+
+def test_ranks_leave_the_group_together_and_only_after_a_run_that_went_well():
+    assert in_forks(come_and_go, 2)[0] == [0, 0]
 
 
 def test_a_failed_rank_ends_the_run_where_no_collective_notices(monkeypatch):

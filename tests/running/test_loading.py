@@ -11,7 +11,7 @@ from batch_renorm.data.loaders import SentAhead
 from batch_renorm.running import fitting, loading
 from batch_renorm.running.build import build
 from batch_renorm.running.folder import Folder, prepare
-from batch_renorm.running.launch import ALONE, World
+from batch_renorm.running.launch import ALONE, World, connect
 from batch_renorm.training.module import Training
 from tests.conftest import TINY
 from tests.running.checkpoint_files import final_state
@@ -52,23 +52,21 @@ def test_no_more_processes_than_shared_memory_holds(monkeypatch):
         assert ("/dev/shm" in found["because"]) == (processes < 11)
 
 
+def write_cores(world, folder):
+    bound = [{0, 1, 2, 9}, {3, 9}]
+    loading.affinity = lambda: bound[world.rank]
+    loading.quota = lambda: None
+    connect(world, gpu=False)
+    alone = loading.cores(world)
+    loading.affinity = lambda: {0, 1, 2, 3}
+    together = loading.cores(world)
+    loading.quota = lambda: 2.5
+    (folder / str(world.rank)).write_text(f"{alone} {together} {loading.cores(world)}")
+
+
 def test_cores_are_shared_with_the_ranks_that_may_use_them(tmp_path):
     """srun binds: 3 and 1 cores of their own, one for both; plain python and torchrun leave all to all."""
-    bound = [{0, 1, 2, 9}, {3, 9}]
-
-    def do(world):
-        loading.affinity = lambda: bound[world.rank] if world.rank < 2 else {7}
-        loading.quota = lambda: None
-        from batch_renorm.running.launch import connect
-
-        connect(world, gpu=False)
-        alone = loading.cores(world)
-        loading.affinity = lambda: {0, 1, 2, 3}
-        together = loading.cores(world)
-        loading.quota = lambda: 2.5
-        (tmp_path / str(world.rank)).write_text(f"{alone} {together} {loading.cores(world)}")
-
-    assert in_forks(do, 2) == [0, 0]
+    assert in_forks(write_cores, 2, tmp_path)[0] == [0, 0]
     assert (tmp_path / "0").read_text() == "3.5 2.0 1.25"
     assert (tmp_path / "1").read_text() == "1.5 2.0 1.25"
 
