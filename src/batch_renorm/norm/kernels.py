@@ -1,8 +1,8 @@
 """Batch Renormalization outside torch.compile: forward and backward in few calls, for one group or many.
 
 With constant r and d it is batchnorm with weight ``gamma * r`` and bias ``beta + gamma * d``, which the kernels of
-``nn.BatchNorm2d`` compute, with one call per group. For small groups the calls cost more than the computation, so
-plain operations take all groups at once.
+``nn.BatchNorm2d`` compute for one group. Plain operations take several groups at once; only where these kernels are
+faster, which is in large groups on a CPU, there is a call for each group.
 
 Suffixes name the axes: G groups, M rows of a group's matrix, K its columns, C channels.
 """
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-native_backward, ALL = torch.ops.aten.native_batch_norm_backward, [True, True, True]
+native_backward, ALL, SUMS = torch.ops.aten.native_batch_norm_backward, [True, True, True], [False, True, True]
 HALF = (torch.float16, torch.bfloat16)
-# On a CPU, native calls per group are faster than plain operations from this number of elements per group on.
-NATIVE_FROM = 25_000
+# On a CPU, sums by a native call for each group are faster from this number of elements in a group on.
+NATIVE_FROM = 50_000
 # Most values of a channel in one float32 accumulator of the native kernel for channels-last tensors on a CPU. With
 # 700,000 values in one accumulator the variance has a relative error of 3e-4; with merged chunks of this size, 4e-6.
 CHUNK = 1 << 12
@@ -38,42 +38,32 @@ def like(g: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=g.dtype).copy_(g) if g.stride() != x.stride() else g
 
 
+def stacked(groups: list) -> tuple[Tensor, Tensor]:
+    """Two tensors of every group as two tensors; those of a single group as they are."""
+    first, second = groups[0] if len(groups) == 1 else map(torch.stack, zip(*groups, strict=True))
+    return first, second
+
+
 class Native:
-    """A native call for each group of a tensor. Statistics are (C) for one group, (G, C) for several."""
+    """The native kernels, for a tensor that is one group. Statistics are (C), those of several groups (G, C)."""
 
-    def __init__(self, x: Tensor, groups: int) -> None:
-        self.x, self.groups = x, groups
-
-    def parts(self, t: Tensor) -> tuple[Tensor, ...]:
-        return t.split(len(t) // self.groups)
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of every channel."""
-        if self.groups == 1:
-            return _moments(self.x)
-        means, variances = zip(*map(_moments, self.parts(self.x)), strict=True)
-        return torch.stack(means), torch.stack(variances)
+        mean = var = None
+        if self.x.dtype in HALF:  # without float32 running statistics the kernel returns half precision
+            mean, var = self.x.new_zeros((2, self.x.shape[1]), dtype=torch.float32)
+        return torch.batch_norm_update_stats(self.x, mean, var, 0.0)
 
     def affine(self, mean, var, inv, weight, bias, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias, where inv is 1 / sqrt(var + eps)."""
-        if self.groups == 1:
-            return torch.native_batch_norm(self.x, weight, bias, mean, var, False, 0.0, eps)[0]
-        # A new tensor, never a view: autograd refuses an in-place ReLU on a view out of a Function.
-        y, unused = torch.empty_like(self.x), mean.new_empty(0)
-        for part, out, w, b, m, v in zip(self.parts(self.x), self.parts(y), weight, bias, mean, var, strict=True):
-            torch.native_batch_norm(part, w, b, m, v, False, 0.0, eps, out=(out, unused, unused))
-        return y
+        return torch.native_batch_norm(self.x, weight, bias, mean, var, False, 0.0, eps)[0]
 
     def gradients(self, g: Tensor, mean, inv, weight, eps: float):
         """dL/dx, dL/d(weight) and dL/d(bias) of :meth:`affine`, where mean and var are those of x."""
-        if self.groups == 1:
-            return native_backward(g, self.x, weight, None, None, mean, inv, True, eps, ALL)
-        gx, g_weight, g_bias = (torch.empty_like(t) for t in (self.x, mean, mean))
-        parts = zip(*map(self.parts, (g, self.x, gx)), weight, mean, inv, strict=True)
-        for k, (gk, xk, out, w, m, i) in enumerate(parts):
-            gxk, g_weight[k], g_bias[k] = native_backward(gk, xk, w, None, None, m, i, True, eps, ALL)
-            out.copy_(gxk)
-        return gx, g_weight, g_bias
+        return native_backward(g, self.x, weight, None, None, mean, inv, True, eps, ALL)
 
 
 class Matrices:
@@ -86,6 +76,8 @@ class Matrices:
         self.x, self.positions = x, positions
         self.values = x.numel() // (groups * x.shape[1])  # of a channel in a group
         self.GMK = groups, self.values // positions, positions * x.shape[1]
+        # y or gx, and until then memory for the sums. No view: autograd refuses an in-place ReLU on a Function's view.
+        self.out = torch.empty_like(x)
 
     def matrix(self, x: Tensor) -> Tensor:
         """A view of shape (G, M, K)."""
@@ -94,7 +86,7 @@ class Matrices:
 
     def columns(self, t_GC: Tensor) -> Tensor:
         """Broadcast to every row of the matrices."""
-        return (t_GC if self.positions == 1 else t_GC.repeat_interleave(self.positions, 1)).unsqueeze(1)
+        return (t_GC if self.positions == 1 else t_GC.repeat_interleave(self.positions, 1)).unsqueeze(-2)
 
     def sums(self, t_GMK: Tensor) -> Tensor:
         """The sums of every channel, (G, C)."""
@@ -104,37 +96,80 @@ class Matrices:
     def statistics(self) -> tuple[Tensor, Tensor]:
         x_GMK = self.matrix(self.x)
         mean = self.sums(x_GMK).div_(self.values)
-        self.centred = x_GMK - self.columns(mean)
-        return mean, self.sums(self.centred.square()).div_(self.values)
+        squares = torch.sub(x_GMK, self.columns(mean), out=self.matrix(self.out)).square_()
+        return mean, self.sums(squares).div_(self.values)
 
     def affine(self, mean, var, inv, weight, bias, eps: float) -> Tensor:
-        y = torch.empty_like(self.x)
-        torch.addcmul(self.columns(bias), self.centred, self.columns(weight * inv), out=self.matrix(y))
-        return y
+        scale = weight * inv
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+        torch.addcmul(self.columns(shift), self.matrix(self.x), self.columns(scale), out=self.matrix(self.out))
+        return self.out
+
+    def gradient_sums(self, g: Tensor, mean, inv, eps: float) -> tuple[Tensor, Tensor]:
+        """dL/d(weight) and dL/d(bias)."""
+        g_GMK = self.matrix(g)
+        products = torch.sub(self.matrix(self.x), self.columns(mean), out=self.matrix(self.out)).mul_(g_GMK)
+        return self.sums(products).mul_(inv), self.sums(g_GMK)
 
     def gradients(self, g: Tensor, mean, inv, weight, eps: float):
         """gx = scale * (g - mean(g) - normal * mean(g * normal)), where scale is weight / sigma."""
-        g_GMK, centred = self.matrix(g), self.matrix(self.x) - self.columns(mean)
-        g_bias, g_weight = self.sums(g_GMK), self.sums(centred * g_GMK).mul_(inv)
-        gx = torch.empty_like(self.x)
+        g_weight, g_bias = self.gradient_sums(g, mean, inv, eps)
         scale = weight * inv
         share = scale / -self.values
         slope = share * inv * g_weight
-        gx_GMK = torch.addcmul(self.columns(share * g_bias), centred, self.columns(slope), out=self.matrix(gx))
-        gx_GMK.addcmul_(g_GMK, self.columns(scale))
-        return gx, g_weight, g_bias
+        shift = torch.addcmul(share * g_bias, slope, mean, value=-1)
+        gx_GMK = self.matrix(self.out)
+        torch.addcmul(self.columns(shift), self.matrix(self.x), self.columns(slope), out=gx_GMK)
+        gx_GMK.addcmul_(self.matrix(g), self.columns(scale))
+        return self.out, g_weight, g_bias
 
 
-def arranged(x: Tensor, groups: int) -> Native | Matrices:
+class Rows(Matrices):
+    """Large groups of a channels-last tensor on a CPU, or a single one: native sums; what is left takes them longer."""
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        G, M, C = self.GMK
+        chunks = -(-M // CHUNK)
+        sizes = [(M + i) // chunks for i in range(chunks)]
+        parts = self.x.as_strided((G * M, C), (C, 1)).split(sizes * G)
+        means, variances = stacked([torch.batch_norm_update_stats(part, None, None, 0.0) for part in parts])
+        if chunks == 1:
+            return means, variances
+        means, variances = (t.view(G, chunks, C).squeeze(0) for t in (means, variances))
+        share = means.new_tensor(sizes).div_(M).unsqueeze(1)
+        mean = (share * means).sum(-2, keepdim=True)  # merged by the method of Chan, Golub and LeVeque
+        return mean.squeeze(-2), (share * (variances + (means - mean).square())).sum(-2)
+
+    def gradient_sums(self, g: Tensor, mean, inv, eps: float) -> tuple[Tensor, Tensor]:
+        parts = zip(self.matrix(g), self.matrix(self.x), mean, inv, strict=True)
+        return stacked([native_backward(gk, xk, None, None, None, m, i, True, eps, SUMS)[1:] for gk, xk, m, i in parts])
+
+
+class Planes(Matrices):
+    """Large groups of a contiguous tensor on a CPU: native gradients, group by group."""
+
+    def gradients(self, g: Tensor, mean, inv, weight, eps: float):
+        sums = []
+        parts = (t.split(len(t) // len(mean)) for t in (g, self.x, self.out))
+        for gk, xk, out, w, m, i in zip(*parts, weight, mean, inv, strict=True):
+            gxk, *found = native_backward(gk, xk, w, None, None, m, i, True, eps, ALL)
+            out.copy_(gxk)
+            sums.append(found)
+        return self.out, *stacked(sums)
+
+
+def arranged(x: Tensor, groups: int, backward: bool = False) -> Native | Matrices:
     """x, if necessary converted to a dtype and a memory order that the kernels know, with the faster kernels for it."""
     rows = is_in_rows(x)
     if not rows:
         x = x.contiguous()
     if x.dtype in HALF and (groups > 1 or x.is_cpu):
         x = x.float()  # only a GPU's kernels take half precision with float32 statistics
-    if groups == 1 or (x.is_cpu and x.numel() >= groups * NATIVE_FROM):
-        return Native(x, groups)
-    return Matrices(x, groups, 1 if rows else x.numel() // (x.shape[0] * x.shape[1]))
+    if groups == 1 and (backward or not rows or not x.is_cpu):
+        return Native(x)
+    large = groups == 1 or (x.is_cpu and x.numel() >= groups * NATIVE_FROM)
+    kernels = (Rows if rows else Planes) if large else Matrices
+    return kernels(x, groups, 1 if rows else x.numel() // (x.shape[0] * x.shape[1]))
 
 
 class BatchRenormFunction(torch.autograd.Function):
@@ -162,7 +197,7 @@ class BatchRenormFunction(torch.autograd.Function):
         needed = ctx.needs_input_grad[:3]
         if derivatives_follow(g):
             return *plain_gradients(g, x, gamma, r, d, ctx.eps, needed), *(None,) * 7
-        kernels = arranged(x, ctx.groups)
+        kernels = arranged(x, ctx.groups, backward=True)
         g = like(g.to(kernels.x.dtype), kernels.x)
         gx, g_weight, g_bias = kernels.gradients(g, mu_b, inv, weight, ctx.eps)
         # sum(g * xhat), where xhat is the kernels' normalised x, times r, plus d
@@ -205,19 +240,3 @@ def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
     gx = scale * (g_GMC - (g_bias + normal * g_weight) * (r.numel() / x.numel()))
     found = gx.reshape(x.shape).to(x.dtype), *(t.sum(0).reshape(-1) for t in (r * g_weight + d * g_bias, g_bias))
     return [t if need else None for t, need in zip(found, needed, strict=True)]
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel of one group."""
-    C, M = x.shape[1], x.numel() // x.shape[1]
-    if x.dtype in HALF:  # without float32 running statistics the kernel returns half precision
-        mean = x.new_zeros(C, dtype=torch.float32)
-        return torch.batch_norm_update_stats(x, mean, torch.zeros_like(mean), 0.0)
-    if M <= CHUNK or not x.is_cpu or not is_in_rows(x):
-        return torch.batch_norm_update_stats(x, None, None, 0.0)
-    chunks = x.as_strided((M, C), (C, 1)).tensor_split(-(-M // CHUNK))
-    found = [torch.batch_norm_update_stats(chunk, None, None, 0.0) for chunk in chunks]
-    means, variances = map(torch.stack, zip(*found, strict=True))
-    share = means.new_tensor([len(chunk) / M for chunk in chunks]).unsqueeze(1)
-    mean = (share * means).sum(0)  # merged by the method of Chan, Golub and LeVeque
-    return mean, (share * (variances + (means - mean).square())).sum(0)

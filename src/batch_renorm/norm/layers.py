@@ -37,11 +37,10 @@ def spread(sigma_b: Tensor, averages: str, eps: float) -> Tensor:
     return sigma_b.square() - eps if averages == "variance" else sigma_b
 
 
-def moved(mean, var, mu_b, target, alpha, eps, variance: bool | Tensor, finite: bool = False) -> tuple[Tensor, Tensor]:
+def moved(mean, var, mu_b, target, alpha, eps, variance: bool | Tensor) -> tuple[Tensor, Tensor]:
     """running_mean and running_var after a step of rate alpha towards muB and a :func:`spread`.
 
-    alpha, eps and variance are numbers, or tensors with an entry per channel. Channels that would not be finite stay;
-    `finite` says that there are none.
+    alpha, eps and variance are numbers, or tensors with an entry per channel. Channels that would not be finite stay.
     """
     new_mean = mean.lerp(mu_b, alpha)
     if variance is True:
@@ -50,8 +49,6 @@ def moved(mean, var, mu_b, target, alpha, eps, variance: bool | Tensor, finite: 
         new_var = (var + eps).sqrt_().lerp_(target, alpha).square_().sub_(eps).clamp_min_(0)
         if variance is not False:
             new_var = torch.where(variance, var.lerp(target, alpha), new_var)
-    if finite:
-        return new_mean, new_var
     kept = torch.isfinite(new_mean + new_var)
     return torch.where(kept, new_mean, mean), torch.where(kept, new_var, var)
 
@@ -221,20 +218,26 @@ class BatchRenorm(_BatchNorm):
         if self.deferred is not None:
             self.deferred.add(self, mu_b, sigma_b)
         else:
-            self._move(mean, var, mu_b, sigma_b, look)
+            self._move(mean, var, sigma, mu_b, sigma_b, look)
         return y
 
-    def _move(self, mean: Tensor, var: Tensor, mu_b: Tensor, sigma_b: Tensor, look: bool) -> None:
+    def _move(self, mean: Tensor, var: Tensor, sigma: Tensor, mu_b: Tensor, sigma_b: Tensor, look: bool) -> None:
         """Update the averages in place; `look` says that reading a value does not wait for a device."""
         self.num_batches_tracked.add_(1)
         alpha = self.momentum if self.momentum is not None else self.num_batches_tracked.to(mean.dtype).reciprocal()
         target = spread(sigma_b, self.averages, self.eps)
         mu_b, target = (t.to(mean.dtype) if t.dim() == 1 else t.mean(0).to(mean.dtype) for t in (mu_b, target))
         # If the mean is not finite, neither are the spread and its square; the square is the fastest to check.
-        finite = look and math.isfinite(target.dot(target).item())
-        if look and not finite:
+        if look and math.isfinite(target.dot(target).item()):
+            mean.lerp_(mu_b, alpha)  # in place, without the checks of `moved`, and from the sigma that is at hand
+            if self.averages == "variance":
+                var.lerp_(target, alpha)
+            else:
+                torch.square(sigma.lerp_(target, alpha), out=var).sub_(self.eps).clamp_min_(0)
+            return
+        if look:
             warn_not_finite(type(self).__name__, mu_b + target)
-        new_mean, new_var = moved(mean, var, mu_b, target, alpha, self.eps, self.averages == "variance", finite)
+        new_mean, new_var = moved(mean, var, mu_b, target, alpha, self.eps, self.averages == "variance")
         mean.copy_(new_mean)
         var.copy_(new_var)
 
