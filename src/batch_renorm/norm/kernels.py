@@ -1,8 +1,8 @@
 """Batch Renormalization outside torch.compile: forward and backward in few calls, for one group or many.
 
 With constant r and d it is batchnorm with weight ``gamma * r`` and bias ``beta + gamma * d``, which the kernels of
-``nn.BatchNorm2d`` compute for one group. Plain operations take several groups at once; only where these kernels are
-faster, which is in large groups on a CPU, there is a call for each group.
+``nn.BatchNorm2d`` compute for one group. Plain operations take several groups at once; only the sums of large
+channels-last groups on a CPU are faster by a native call for each group.
 
 Suffixes name the axes: G groups, M rows of a group's matrix, K its columns, C channels.
 """
@@ -38,10 +38,9 @@ def like(g: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=g.dtype).copy_(g) if g.stride() != x.stride() else g
 
 
-def stacked(groups: list) -> tuple[Tensor, Tensor]:
-    """Two tensors of every group as two tensors; those of a single group as they are."""
-    first, second = groups[0] if len(groups) == 1 else map(torch.stack, zip(*groups, strict=True))
-    return first, second
+def stacked(groups: list) -> list[Tensor]:
+    """The tensors of every group as one each; those of a single group as they are."""
+    return list(groups[0] if len(groups) == 1 else map(torch.stack, zip(*groups, strict=True)))
 
 
 class Native:
@@ -52,9 +51,9 @@ class Native:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of every channel."""
-        mean = var = None
-        if self.x.dtype in HALF:  # without float32 running statistics the kernel returns half precision
-            mean, var = self.x.new_zeros((2, self.x.shape[1]), dtype=torch.float32)
+        # Without running statistics in float32 the kernel would return half precision.
+        wide = self.x.dtype in HALF
+        mean, var = self.x.new_zeros((2, self.x.shape[1]), dtype=torch.float32) if wide else (None, None)
         return torch.batch_norm_update_stats(self.x, mean, var, 0.0)
 
     def affine(self, mean, var, inv, weight, bias, eps: float) -> Tensor:
@@ -105,11 +104,11 @@ class Matrices:
         torch.addcmul(self.columns(shift), self.matrix(self.x), self.columns(scale), out=self.matrix(self.out))
         return self.out
 
-    def gradient_sums(self, g: Tensor, mean, inv, eps: float) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, g: Tensor, mean, inv, eps: float) -> list[Tensor]:
         """dL/d(weight) and dL/d(bias)."""
         g_GMK = self.matrix(g)
         products = torch.sub(self.matrix(self.x), self.columns(mean), out=self.matrix(self.out)).mul_(g_GMK)
-        return self.sums(products).mul_(inv), self.sums(g_GMK)
+        return [self.sums(products).mul_(inv), self.sums(g_GMK)]
 
     def gradients(self, g: Tensor, mean, inv, weight, eps: float):
         """gx = scale * (g - mean(g) - normal * mean(g * normal)), where scale is weight / sigma."""
@@ -118,14 +117,13 @@ class Matrices:
         share = scale / -self.values
         slope = share * inv * g_weight
         shift = torch.addcmul(share * g_bias, slope, mean, value=-1)
-        gx_GMK = self.matrix(self.out)
-        torch.addcmul(self.columns(shift), self.matrix(self.x), self.columns(slope), out=gx_GMK)
+        gx_GMK = torch.addcmul(self.columns(shift), self.matrix(self.x), self.columns(slope), out=self.matrix(self.out))
         gx_GMK.addcmul_(self.matrix(g), self.columns(scale))
         return self.out, g_weight, g_bias
 
 
 class Rows(Matrices):
-    """Large groups of a channels-last tensor on a CPU, or a single one: native sums; what is left takes them longer."""
+    """Large groups of a channels-last tensor on a CPU, or a single one: the native kernels compute the sums."""
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         G, M, C = self.GMK
@@ -140,35 +138,20 @@ class Rows(Matrices):
         mean = (share * means).sum(-2, keepdim=True)  # merged by the method of Chan, Golub and LeVeque
         return mean.squeeze(-2), (share * (variances + (means - mean).square())).sum(-2)
 
-    def gradient_sums(self, g: Tensor, mean, inv, eps: float) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, g: Tensor, mean, inv, eps: float) -> list[Tensor]:
         parts = zip(self.matrix(g), self.matrix(self.x), mean, inv, strict=True)
         return stacked([native_backward(gk, xk, None, None, None, m, i, True, eps, SUMS)[1:] for gk, xk, m, i in parts])
-
-
-class Planes(Matrices):
-    """Large groups of a contiguous tensor on a CPU: native gradients, group by group."""
-
-    def gradients(self, g: Tensor, mean, inv, weight, eps: float):
-        sums = []
-        parts = (t.split(len(t) // len(mean)) for t in (g, self.x, self.out))
-        for gk, xk, out, w, m, i in zip(*parts, weight, mean, inv, strict=True):
-            gxk, *found = native_backward(gk, xk, w, None, None, m, i, True, eps, ALL)
-            out.copy_(gxk)
-            sums.append(found)
-        return self.out, *stacked(sums)
 
 
 def arranged(x: Tensor, groups: int, backward: bool = False) -> Native | Matrices:
     """x, if necessary converted to a dtype and a memory order that the kernels know, with the faster kernels for it."""
     rows = is_in_rows(x)
-    if not rows:
-        x = x.contiguous()
+    x = x if rows else x.contiguous()
     if x.dtype in HALF and (groups > 1 or x.is_cpu):
         x = x.float()  # only a GPU's kernels take half precision with float32 statistics
     if groups == 1 and (backward or not rows or not x.is_cpu):
         return Native(x)
-    large = groups == 1 or (x.is_cpu and x.numel() >= groups * NATIVE_FROM)
-    kernels = (Rows if rows else Planes) if large else Matrices
+    kernels = Rows if groups == 1 or (rows and x.is_cpu and x.numel() >= groups * NATIVE_FROM) else Matrices
     return kernels(x, groups, 1 if rows else x.numel() // (x.shape[0] * x.shape[1]))
 
 
@@ -198,8 +181,7 @@ class BatchRenormFunction(torch.autograd.Function):
         if derivatives_follow(g):
             return *plain_gradients(g, x, gamma, r, d, ctx.eps, needed), *(None,) * 7
         kernels = arranged(x, ctx.groups, backward=True)
-        g = like(g.to(kernels.x.dtype), kernels.x)
-        gx, g_weight, g_bias = kernels.gradients(g, mu_b, inv, weight, ctx.eps)
+        gx, g_weight, g_bias = kernels.gradients(like(g.to(kernels.x.dtype), kernels.x), mu_b, inv, weight, ctx.eps)
         # sum(g * xhat), where xhat is the kernels' normalised x, times r, plus d
         g_gamma = torch.addcmul(g_weight * r, g_bias, d) if needed[1] else None
         if ctx.groups > 1:

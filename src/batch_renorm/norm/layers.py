@@ -42,13 +42,10 @@ def moved(mean, var, mu_b, target, alpha, eps, variance: bool | Tensor) -> tuple
 
     alpha, eps and variance are numbers, or tensors with an entry per channel. Channels that would not be finite stay.
     """
-    new_mean = mean.lerp(mu_b, alpha)
-    if variance is True:
-        new_var = var.lerp(target, alpha)
-    else:
-        new_var = (var + eps).sqrt_().lerp_(target, alpha).square_().sub_(eps).clamp_min_(0)
-        if variance is not False:
-            new_var = torch.where(variance, var.lerp(target, alpha), new_var)
+    new_mean, new_var = mean.lerp(mu_b, alpha), var.lerp(target, alpha)
+    if variance is not True:
+        of_sigma = (var + eps).sqrt_().lerp_(target, alpha).square_().sub_(eps).clamp_min_(0)
+        new_var = torch.where(variance, new_var, of_sigma) if variance is not False else of_sigma
     kept = torch.isfinite(new_mean + new_var)
     return torch.where(kept, new_mean, mean), torch.where(kept, new_var, var)
 
