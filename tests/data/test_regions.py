@@ -14,7 +14,7 @@ from batch_renorm.data.augmentation import random_box, resized
 from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.images import Images
 from batch_renorm.data.loaders import Division, Draw, TrainingPasses, training_loader
-from batch_renorm.data.scan import header_of, one_scan
+from batch_renorm.data.scan import header_of, restarts_of
 from tests.data.imagenet_files import cut_in_half, write_folders
 
 needs_codec = pytest.mark.skipif(regions.codec() is None, reason="nvImageCodec is not installed")
@@ -100,7 +100,7 @@ def test_what_is_decoded_in_part_and_what_is_not(monkeypatch):
         assert regions.decode_part(make(pixels), lambda width, height: (20, 30, 50, 60)).shape == (30, 30, 3)
     for make in WHOLE.values():
         header = header_of(make(pixels))
-        assert header is None or one_scan(make(pixels), header) is None
+        assert header is None or restarts_of(make(pixels), header) is None
 
 
 def outcome(decoded):

@@ -147,7 +147,7 @@ class Images:
                 start = time.perf_counter()
                 small = resized(image, self.size)
                 pixels[position] = small.flip(2) if crop.mirrored else small
-                colours[position] = crop.colours
+                colours.numpy()[position] = crop.colours
             replaced += skipped
             seconds["augment"] += time.perf_counter() - start
         return Fetched(pixels, colours, seconds, replaced)
@@ -203,7 +203,7 @@ class Images:
             images.append(image)
             boxes.append(crop(image.width, image.height))
             mirrored.append(crop.mirrored)
-            colours[position] = crop.colours
+            colours.numpy()[position] = crop.colours
         return Fetched(on_device.join(images, boxes, mirrored, self.size), colours, seconds)
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
@@ -238,7 +238,7 @@ class Crop:
 
     Attributes:
         mirrored: whether the crop is.
-        colours: (5,) float32, the numbers of its colours.
+        colours: (5,) the numbers of its colours.
     """
 
     def __init__(self, draw: Draw, position: int) -> None:
@@ -249,7 +249,7 @@ class Crop:
         numbers = generator(self.draw.seed, AUGMENTATION, slot, worker, self.draw.step)
         box = random_box(numbers, width, height)
         self.mirrored = bool(numbers.random() < 0.5)
-        self.colours = torch.from_numpy(numbers.random(5)).float()
+        self.colours = numbers.random(5)
         return box
 
 

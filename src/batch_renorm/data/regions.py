@@ -20,7 +20,7 @@ import numpy as np
 from batch_renorm.data import strips
 from batch_renorm.data.augmentation import Box
 from batch_renorm.data.decoding import decode
-from batch_renorm.data.scan import header_of, one_scan
+from batch_renorm.data.scan import header_of, restarts_of
 
 INSTALL = "pip install 'nvidia-nvimgcodec-cu13[nvjpeg]'"
 MARGIN = 16
@@ -36,15 +36,12 @@ def decode_part(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
     Raises:
         UnreadableImage: as `decode`.
     """
-    header = header_of(data)
-    if header is not None and (header.interval or codec() is not None) and (scan := one_scan(data, header)) is not None:
-        box = choose(scan.width, scan.height)
-        pixels = strips.part(data, scan, box)
-        if pixels is None and codec() is not None:
-            pixels = _region(data, scan.width, scan.height, box)
-        if pixels is not None:
-            return pixels
-    return part_of_whole(data, choose)
+    pixels = None
+    if (found := strips.strips_of(data)) is not None:
+        pixels = strips.part(data, found, choose(found.width, found.height))
+    elif codec() is not None and (header := header_of(data)) is not None and restarts_of(data, header) is not None:
+        pixels = _region(data, header.width, header.height, choose(header.width, header.height))
+    return part_of_whole(data, choose) if pixels is None else pixels
 
 
 def part_of_whole(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:

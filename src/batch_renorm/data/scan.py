@@ -1,6 +1,6 @@
 """What a JPEG's header says, and where the codes of its scan begin and end."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,19 +37,6 @@ class Header:
     alone: bool
 
 
-@dataclass(frozen=True)
-class OneScan(Header):
-    """A JPEG whose only scan ends with the file, and that has no other marker in it than restart markers.
-
-    Args:
-        restarts: where the restart markers stand.
-        numbers: their second bytes.
-    """
-
-    restarts: np.ndarray = field(repr=False)
-    numbers: np.ndarray = field(repr=False)
-
-
 def header_of(data: bytes) -> Header | None:
     """The header of a JPEG file; None for any other file, and for damaged ones."""
     place, frame, interval = len(START), 0, 0
@@ -83,8 +70,11 @@ def _header(data: bytes, frame: int, interval: int, scan: int, codes_at: int) ->
     return Header(width, height, frame + 5, unit, interval, codes_at, alone) if min(unit) else None
 
 
-def one_scan(data: bytes, header: Header) -> OneScan | None:
-    """The header and restart markers of a JPEG of one scan; None for others."""
+def restarts_of(data: bytes, header: Header) -> np.ndarray | None:
+    """Where the restart markers of a JPEG stand that has one scan and nothing behind it; None for others.
+
+    Also None if there is another marker in the scan.
+    """
     if not header.alone or not data.endswith(END):
         return None
     codes = np.frombuffer(data, np.uint8)[header.codes_at : len(data) - 1]
@@ -93,4 +83,4 @@ def one_scan(data: bytes, header: Header) -> OneScan | None:
     restarts = (kinds >= RESTARTS[0]) & (kinds <= RESTARTS[1])
     if not (restarts | (kinds == 0) | (kinds == 0xFF)).all():  # 0: a code of 0xFF; 0xFF: filling before a marker
         return None
-    return OneScan(**vars(header), restarts=header.codes_at + places[restarts], numbers=kinds[restarts])
+    return header.codes_at + places[restarts]

@@ -1,12 +1,15 @@
-"""A part of a JPEG in strips: the file is cut, and only the strips of the part are decoded.
+"""JPEGs in strips: a part is decoded without the rest of the image.
 
 Restart markers divide a JPEG's codes into strips, and a strip is decoded without those before it. So the header with
 another width and height, and the strips that a part touches, are a JPEG again. The decoder makes the same pixels of
-it, bit for bit, and does not read the rest. `in_strips` writes such files, without loss.
+it, bit for bit, and does not read the rest. `in_strips` writes such files without loss, with the lengths of their
+strips in a comment behind the first two bytes; other readers skip it.
 """
 
 import shutil
+import struct
 import subprocess
+from dataclasses import dataclass
 from math import log
 
 import numpy as np
@@ -14,7 +17,7 @@ import simplejpeg
 
 from batch_renorm.data.augmentation import Box
 from batch_renorm.data.decoding import UnreadableImage, decode
-from batch_renorm.data.scan import END, RESTARTS, OneScan, header_of, one_scan
+from batch_renorm.data.scan import END, START, header_of, restarts_of
 
 MARGIN = 2
 """Pixels around a part that are decoded with it: where the colours have half of the pixels, they are interpolated."""
@@ -24,48 +27,75 @@ STRIPS = 16
 """Aim for the number of strips side by side. With more of them a file is larger, with fewer less is left out."""
 PROGRAM = "jpegtran"
 INSTALL = "apt install libjpeg-turbo-progs, or brew install jpeg-turbo"
+COMMENT, TAG = b"\xff\xfe", b"strips 1"
+FIELDS = struct.Struct("<8s8I")
+LONGEST = (1 << 16) - 1
+"""Bytes of a strip and of the comment, and pixels of a side of a JPEG."""
 
 
-def strips_across(scan: OneScan) -> tuple[int, int, int] | None:
-    """Width and height of a strip in units, and the number of strips side by side; None if they make no rows."""
-    across, down = (-(-size // unit) for size, unit in zip((scan.width, scan.height), scan.unit, strict=True))
-    wide, tall = min(scan.interval, across), max(1, scan.interval // across)
-    if not scan.interval or wide * tall != scan.interval or across % wide:
+@dataclass(frozen=True)
+class Strips:
+    """What the comment says of a file. Sizes are pixels, places are bytes.
+
+    Args:
+        wide, tall: size of a strip.
+        across: number of strips side by side.
+        size_at: where the height and then the width of the image stand, 2 bytes each.
+        header_at, codes_at: where the JPEG's own header and codes begin.
+    """
+
+    width: int
+    height: int
+    wide: int
+    tall: int
+    across: int
+    size_at: int
+    header_at: int
+    codes_at: int
+
+
+def strips_of(data: bytes) -> Strips | None:
+    """The strips of a file that `in_strips` has made; None for other files."""
+    if data[2:4] != COMMENT or data[6:14] != TAG or len(data) < 6 + FIELDS.size:
         return None
-    strips = across // wide * -(-down // tall)
-    in_turn = RESTARTS[0] + np.arange(strips - 1) % 8
-    return (wide, tall, across // wide) if np.array_equal(scan.numbers, in_turn) else None
-
-
-def part(data: bytes, scan: OneScan, box: Box) -> np.ndarray | None:
-    """The pixels of a part of a JPEG, (height, width, 3) uint8; None if it is not in strips, or does not decode."""
-    shape = strips_across(scan)
-    if shape is None:
+    found = Strips(*FIELDS.unpack_from(data, 6)[1:])
+    size = int.from_bytes(data[found.size_at : found.size_at + 4], "big")
+    if not (0 < found.width <= LONGEST and found.height and size == (found.height << 16) + found.width):
+        return None  # damaged, as below
+    if not (found.wide and found.tall and found.across == -(-found.width // found.wide)):
         return None
-    wide, tall, side_by_side = shape
+    strips = found.across * -(-found.height // found.tall)
+    return found if found.header_at == 6 + FIELDS.size + 2 * strips < found.codes_at < len(data) else None
+
+
+def part(data: bytes, strips: Strips, box: Box) -> np.ndarray | None:
+    """The pixels of a part of a file in strips, (height, width, 3) uint8; None if it is damaged."""
     left, top, right, bottom = box
-    width, height = wide * scan.unit[0], tall * scan.unit[1]  # of a strip, in pixels
-    first = max(0, min(left - MARGIN, scan.width - NARROWEST)) // width
-    above = max(0, top - MARGIN) // height
-    last = -(-min(scan.width, right + MARGIN) // width)
-    below = -(-min(scan.height, bottom + MARGIN) // height)
-    x, y = first * width, above * height
-    size = min(scan.height, below * height) - y, min(scan.width, last * width) - x
-    marks = np.concatenate([[scan.codes_at - 2], scan.restarts, [len(data) - len(END)]])  # what surrounds each strip
-    rows = np.arange(above, below) * side_by_side
-    pieces = [data[marks[row + first] + 2 : marks[row + last] + 2] for row in rows.tolist()]
-    cut = bytearray(b"".join([data[: scan.codes_at], *pieces]))
-    cut[scan.size_at : scan.size_at + 4] = b"".join(n.to_bytes(2, "big") for n in size)
-    # Every strip ends with a marker of two bytes; the markers are numbered anew.
-    chosen = rows[:, None] + np.arange(first, last)
-    seconds = scan.codes_at - 1 + np.cumsum(marks[chosen + 1] - marks[chosen])
-    np.frombuffer(cut, np.uint8)[seconds] = RESTARTS[0] + np.arange(chosen.size) % 8
-    cut[-len(END) :] = END
+    first = max(0, min(left - MARGIN, strips.width - NARROWEST)) // strips.wide
+    last = -(-min(strips.width, right + MARGIN) // strips.wide)
+    above, below = max(0, top - MARGIN) // strips.tall, -(-min(strips.height, bottom + MARGIN) // strips.tall)
+    x, y = first * strips.wide, above * strips.tall
+    size = min(strips.height, below * strips.tall) - y, min(strips.width, last * strips.wide) - x
     try:
+        lengths = np.frombuffer(data[6 + FIELDS.size : strips.header_at], "<u2")
+        ends = np.cumsum(lengths, dtype=np.int64).reshape(-1, strips.across)  # also of the two bytes of their markers
+        rows = slice(above, below)
+        begin = strips.codes_at + ends[rows, first] - lengths.reshape(ends.shape)[rows, first]
+        pieces = map(slice, begin.tolist(), (strips.codes_at + ends[rows, last - 1]).tolist())
+        cut = bytearray(b"".join([START, data[strips.header_at : strips.codes_at], *map(data.__getitem__, pieces)]))
+        at = strips.size_at - strips.header_at + len(START)
+        cut[at : at + 4] = b"".join(n.to_bytes(2, "big") for n in size)
+        # The markers behind the strips are numbered anew, and the last one ends the image.
+        codes_at = strips.codes_at - strips.header_at + len(START)
+        chosen = lengths.reshape(ends.shape)[rows, first:last]
+        markers = codes_at - 1 + np.cumsum(chosen, dtype=np.int64)
+        np.frombuffer(cut, np.uint8)[markers] = 0xD0 + np.arange(chosen.size) % 8
+        cut[-len(END) :] = END
         pixels = simplejpeg.decode_jpeg(cut, "RGB")
-    except ValueError:
+    except (ValueError, IndexError):
         return None
-    return pixels[top - y : bottom - y, left - x : right - x]
+    pixels = pixels[top - y : bottom - y, left - x : right - x]
+    return pixels if pixels.shape == (bottom - top, right - left, 3) else None
 
 
 def in_strips(data: bytes) -> bytes:
@@ -78,15 +108,32 @@ def in_strips(data: bytes) -> bytes:
     length = min(lengths, key=lambda length: abs(log(across / length / STRIPS)))
     command = [PROGRAM, "-copy", "all", "-optimize", "-restart", f"{length}B"]
     made = subprocess.run(command, input=data, capture_output=True, check=False).stdout
-    made_header = header_of(made)
-    scan = None if made_header is None else one_scan(made, made_header)
-    if scan is None or strips_across(scan) is None:
-        return data
+    described = _described(made, length, across // length)
     try:
-        same = np.array_equal(decode(made), decode(data))
+        same = described is not None and np.array_equal(decode(described), decode(data))
     except UnreadableImage:  # whoever reads the file says why
         return data
-    return made if same else data
+    return described if described is not None and same else data
+
+
+def _described(data: bytes, length: int, across: int) -> bytes | None:
+    """A JPEG with the comment, for strips of `length` units, `across` side by side; None if it has other strips."""
+    header = header_of(data)
+    restarts = None if header is None else restarts_of(data, header)
+    if header is None or restarts is None or header.interval != length:
+        return None
+    ends = np.concatenate([restarts + 2, [len(data)]])
+    lengths = np.diff(ends, prepend=header.codes_at)
+    header_at = 6 + FIELDS.size + 2 * len(lengths)
+    if len(lengths) != across * -(-header.height // header.unit[1]) or max(lengths.max(), header_at) > LONGEST:
+        return None
+    moved = header_at - len(START)
+    fields = FIELDS.pack(
+        TAG, header.width, header.height, length * header.unit[0], header.unit[1], across,
+        header.size_at + moved, header_at, header.codes_at + moved,
+    )  # fmt: skip
+    comment = fields + lengths.astype("<u2").tobytes()
+    return START + COMMENT + (len(comment) + 2).to_bytes(2, "big") + comment + data[len(START) :]
 
 
 def check_program() -> None:
