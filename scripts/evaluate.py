@@ -28,7 +28,7 @@ from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import stock
 from batch_renorm.records.curve import read_rows
 from batch_renorm.running import checkpoints
-from batch_renorm.running.build import construct, load
+from batch_renorm.running.build import construct, load_run
 from batch_renorm.running.cli import explained
 from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import count_correct, evaluate
@@ -83,7 +83,7 @@ def value_of(name: str, text: str) -> Any:
 
 def evaluate_run(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, str]]:
     """All metrics of a checkpoint, and the values logged at its step."""
-    device, run = torch.device(options.device), load(folder)
+    device, run = torch.device(options.device), load_run(folder)
     path = Path(options.checkpoint).expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
     if path is None:
         raise ValueError(f"{folder} has no readable checkpoint")

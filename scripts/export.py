@@ -17,7 +17,7 @@ from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import to_batchnorm
 from batch_renorm.norm.layers import has_layers
 from batch_renorm.running import checkpoints
-from batch_renorm.running.build import load, target
+from batch_renorm.running.build import load_run, target
 from batch_renorm.running.cli import explained
 
 
@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
     folder, out = options.run.expanduser(), options.out.expanduser()
-    run = load(folder)
+    run = load_run(folder)
     path = options.checkpoint.expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
     if path is None:
         raise ValueError(f"{folder} has no readable checkpoint")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.running import checkpoints
-from batch_renorm.running.build import load
+from batch_renorm.running.build import load_run
 from batch_renorm.running.cli import explained
 from batch_renorm.training.mechanism import Row, measure
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="validation images to look at (default: 1000)")
     options = parser.parse_args()
     for folder in options.runs:
-        run = load(folder)
+        run = load_run(folder)
         if not isinstance(run.source, Glyphs):
             raise ValueError(f"{folder} has no images of letters: the mechanism is measured on the embedded data set")
         path, _ = checkpoints.newest_readable(folder)

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    published = paper.load()
+    published = paper.load_published()
     for scale in scales:
         own = [run for run in found if run.scale == scale]
         comparison = compare.compare(own, published, scale, accuracies=options.reach, figures=figures)

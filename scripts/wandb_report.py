@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    published = paper.load()
+    published = paper.load_published()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.dry_run:
         path = options.out / "wandb.json"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from batch_renorm.models.glyph_inception import GlyphInception
-from batch_renorm.running.build import load
+from batch_renorm.running.build import load_run
 from batch_renorm.running.checkpoints import newest_readable
 from tests.conftest import ROOT, TINY, run_forked
 from tests.wandb_file import records
@@ -61,7 +61,7 @@ def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(script, train_
     else:
         assert f"timm.create_model({network!r}, num_classes=40" in out
         plain = timm.create_model(network, num_classes=40, in_chans=1, checkpoint_path=str(file))
-    run = load(folder)
+    run = load_run(folder)
     checkpoint = torch.load(newest_readable(folder)[0], weights_only=True)
     run.training.load_state_dict(checkpoint["state_dict"])
     images = torch.randn(4, 1, 20, 20)

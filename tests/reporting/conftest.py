@@ -52,7 +52,7 @@ def write_all(root, published, *, experiments=tuple(paper.EXPERIMENTS), seeds=(0
 
 @pytest.fixture(scope="session")
 def published():
-    return paper.load()
+    return paper.load_published()
 
 
 @pytest.fixture

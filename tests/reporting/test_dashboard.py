@@ -154,7 +154,7 @@ def test_publishing_again_changes_what_was_published(published, tmp_path):
 from batch_renorm.reporting import dashboard, paper, references
 print(references.online("me/p"))
 for scale in ("glyphs", "glyphs"):
-    print(*dashboard.publish("me", "p", scale, paper.load()))
+    print(*dashboard.publish("me", "p", scale, paper.load_published()))
 """
     address = f"http://127.0.0.1:{server.server_port}"
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}

@@ -64,4 +64,4 @@ def test_outside_a_clone_the_error_names_the_places(monkeypatch, tmp_path):
     monkeypatch.setattr(paper, "__file__", str(tmp_path / "site" / "a" / "b" / "paper.py"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/results/paper.*clone"):
-        paper.load()
+        paper.load_published()

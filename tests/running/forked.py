@@ -9,7 +9,7 @@ from pathlib import Path
 from batch_renorm.running.build import build
 from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, prepare
+from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.running.launch import World, connect, names_of
 from batch_renorm.running.run import train
 from tests.conftest import FORKS
@@ -54,7 +54,7 @@ def in_forks(do, ranks, *arguments):
 
 def fit_in_forks(config, path, ranks):
     """A whole run on so many ranks."""
-    prepare(Folder(path), config)
+    prepare_folder(Folder(path), config)
     assert in_forks(_fit, ranks, config, path)[0] == [0] * ranks
 
 

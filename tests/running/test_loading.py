@@ -10,7 +10,7 @@ import torch
 from batch_renorm.data.loaders import SentAhead
 from batch_renorm.running import fitting, loading
 from batch_renorm.running.build import build
-from batch_renorm.running.folder import Folder, prepare
+from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.running.launch import ALONE, World, connect
 from batch_renorm.training.module import Training
 from tests.conftest import TINY
@@ -115,7 +115,7 @@ def test_a_pass_is_sent_before_the_one_before_it_is_trained_on(compose, tmp_path
         config = compose(*TINY, "size.steps=3", "trainer.workers_per_pass=1")
         config = {key: value for key, value in config.items() if key != "fresh"}
         folder = Folder(tmp_path / str(ahead))
-        prepare(folder, config)
+        prepare_folder(folder, config)
         fitting.fit(build(config), folder, None)
         states.append(final_state(tmp_path / str(ahead)))
     assert_bit_equal(*states)

@@ -15,7 +15,7 @@ from batch_renorm.running import memory
 from batch_renorm.running.arithmetic import Arithmetic, check_ranks, choose_arithmetic, entries
 from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, prepare
+from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.running.launch import ALONE, World
 from batch_renorm.running.opening import in_words, opening
 from batch_renorm.training.module import Training
@@ -102,7 +102,7 @@ def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_
     for name, options in (("plain", []), ("option", [f"trainer.{option}"])):
         config = {k: v for k, v in compose(*TINY, *options).items() if k != "fresh"}
         folder = Folder(tmp_path / name)
-        prepare(folder, config)
+        prepare_folder(folder, config)
         try:
             fit(build(config), folder, None)
         finally:
@@ -197,7 +197,7 @@ def test_cuda_graphs_of_several_passes_are_refused(compose, tmp_path):
     config = compose(*TINY, "trainer.compile=reduce-overhead", "trainer.workers_per_pass=1")
     config = {k: v for k, v in config.items() if k != "fresh"}
     folder = Folder(tmp_path)
-    prepare(folder, config)
+    prepare_folder(folder, config)
     words = "trainer.compile=reduce-overhead records CUDA graphs, which take one pass a step, and this run makes 2"
     with pytest.raises(ValueError, match=words):
         fit(build(config), folder, None)
@@ -212,7 +212,7 @@ def test_a_mac_trains_on_its_cpu_and_not_half_on_its_gpu(compose, tmp_path, monk
         monkeypatch.setattr(accelerator, "auto_device_count", staticmethod(lambda: 1))
     config = {k: v for k, v in compose(*TINY, "trainer.accelerator=auto").items() if k != "fresh"}
     folder = Folder(tmp_path)
-    prepare(folder, config)
+    prepare_folder(folder, config)
     assert fit(build(config), folder, None) == 2
     assert folder.record()["device"].startswith("cpu")
 

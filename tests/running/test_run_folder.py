@@ -18,7 +18,7 @@ from batch_renorm.data import durable
 from batch_renorm.records import curve
 from batch_renorm.running import cli, curve_logger
 from batch_renorm.running.checkpoints import choose_checkpoint, load_weights, newest_readable
-from batch_renorm.running.folder import Folder, claimed, prepare, with_places
+from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
 from tests.conftest import ROOT, TINY
 from tests.data.test_durable import in_use_by_another
 from tests.data.test_fuzz import HARMS, harmed
@@ -36,7 +36,7 @@ def folder(tmp_path):
     """A run that has begun."""
     result = Folder(tmp_path / "run")
     with claimed(result, fresh=False):
-        prepare(result, CONFIG)
+        prepare_folder(result, CONFIG)
     return result
 
 
@@ -122,7 +122,7 @@ def test_a_power_cut_strands_no_checkpoint(folder, left):
     torch.save({"config": CONFIG, "state_dict": {}}, place / "step00000001.ckpt")
     for path in (folder.config, folder.record_file):
         path.write_bytes(left)
-    remarks = prepare(folder, CONFIG)
+    remarks = prepare_folder(folder, CONFIG)
     assert [remark.partition(" is damaged")[0] for remark in remarks] == [str(folder.config), str(folder.record_file)]
     assert choose_checkpoint(folder, CONFIG) == (place / "step00000001.ckpt", [])
     assert yaml.safe_load(folder.config.read_text()) == CONFIG
@@ -130,7 +130,7 @@ def test_a_power_cut_strands_no_checkpoint(folder, left):
     for path in (folder.config, folder.record_file):
         path.write_bytes(left)
         path.with_name(path.name + ".damaged").unlink()
-    prepare(folder, CONFIG | {"seed": 1})
+    prepare_folder(folder, CONFIG | {"seed": 1})
     with pytest.raises(ValueError, match="is the checkpoint of another config; it differs in seed"):
         choose_checkpoint(folder, CONFIG | {"seed": 1})
 
@@ -155,7 +155,7 @@ def test_harmed_files_of_a_run_are_put_aside_or_named(folder):
         path = chance.choice(list(whole))
         path.write_bytes(harmed(whole[path], HARMS[trial % 5], chance))
         try:
-            prepare(folder, CONFIG)
+            prepare_folder(folder, CONFIG)
             assert isinstance(json.loads(folder.record_file.read_text()), dict)
         except ValueError as error:
             words = str(error)

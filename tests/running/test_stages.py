@@ -9,7 +9,7 @@ import torch
 from batch_renorm.running import shared_memory
 from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, prepare
+from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.running.result import account
 from batch_renorm.running.shared_memory import check_shared_memory
 from batch_renorm.training.stages import Stages
@@ -96,7 +96,7 @@ def trained(config, path):
     """Train a config in this process; the curve's last value of every metric."""
     settings = {key: value for key, value in config.items() if key != "fresh"}
     folder = Folder(path)
-    prepare(folder, settings)
+    prepare_folder(folder, settings)
     fit(build(settings), folder, None)
     with folder.curve.open() as file:
         return {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}

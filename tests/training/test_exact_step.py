@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, prepare
+from batch_renorm.running.folder import Folder, prepare_folder
 from tests.conftest import TINY
 from tests.running.checkpoint_files import assert_close, curve, final_state, mu_and_sigma
 from tests.running.forked import fit_in_forks
@@ -120,7 +120,7 @@ def buffers(model):
 def test_any_number_of_passes_takes_the_written_out_step(compose, tmp_path, experiment, limit):
     config = compose(*OVERRIDES, f"experiment={experiment}", f"trainer.workers_per_pass={limit or 'null'}")
     folder = Folder(tmp_path)
-    prepare(folder, config)
+    prepare_folder(folder, config)
     run = build(config)
     expected = reference(run)
     fit(run, folder, None)

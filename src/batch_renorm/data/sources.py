@@ -38,12 +38,12 @@ def find(root: str | Path) -> Found:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise BadInputError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
     try:
-        return look(root)
+        return _find(root)
     except OSError as error:
         raise BadInputError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
 
 
-def look(root: Path) -> Found:
+def _find(root: Path) -> Found:
     """The data set below an existing folder."""
     if arrow.is_arrow(root):
         return arrow.find(root)

@@ -150,7 +150,7 @@ class FusedBatchRenorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
-        rmax, dmax = (as_tensor(t, x) for t in (rmax, dmax))
+        rmax, dmax = (limit_tensor(t, x) for t in (rmax, dmax))
         y, *found = forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
         ctx.save_for_backward(x, gamma, *found)
         ctx.relu, ctx.eps = relu, eps
@@ -178,7 +178,7 @@ def _parameter_gradients(of_groups: Sequence[Tensor], needed: Sequence[bool]) ->
     return [t.sum(0) if need else None for t, need in zip(of_groups, needed, strict=True)]
 
 
-def as_tensor(limit: float | Tensor, x: Tensor) -> Tensor:
+def limit_tensor(limit: float | Tensor, x: Tensor) -> Tensor:
     return limit if isinstance(limit, Tensor) else x.new_full((), limit, dtype=torch.float32)
 
 
@@ -225,6 +225,6 @@ forward_op.register_autograd(_backward, setup_context=_setup)
 
 def compiled(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
     """The route for torch.compile that keeps these kernels; arguments and results as in the eager route."""
-    rmax, dmax = (as_tensor(t, x) for t in (rmax, dmax))
+    rmax, dmax = (limit_tensor(t, x) for t in (rmax, dmax))
     y, mu_b, sigma_b, *_ = forward_op(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
     return y, mu_b.detach(), sigma_b.detach()

@@ -235,7 +235,7 @@ def paper_folder() -> Path:
     )
 
 
-def load(folder: Path | None = None) -> Published:
+def load_published(folder: Path | None = None) -> Published:
     folder = folder or paper_folder()
     numbers: dict[Series, list[Number]] = {}
     with open(folder / "numbers.csv", newline="") as file:

@@ -252,7 +252,7 @@ def norm_factory(config: Config, group: int) -> partial[Any]:
     return partial(target(section), **options)
 
 
-def load(folder: Path) -> Run:
+def load_run(folder: Path) -> Run:
     """Make the run that a run folder's config.yaml describes."""
     path = folder / "config.yaml"
     if not path.exists():
@@ -274,7 +274,7 @@ def construct(make: Callable[..., Any], config: Config, name: str, **given: Any)
     for key, value in section.items():
         if key not in parameters and not open_ended:
             raise ValueError(f"nothing reads the option {name}.{key}{near(key, parameters)}")
-        if not fits(value, hints.get(key, Any)):
+        if not is_of_type(value, hints.get(key, Any)):
             raise ValueError(f"{name}.{key} must be {spelled(hints[key])}, got {value!r}")
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
@@ -283,7 +283,7 @@ def construct(make: Callable[..., Any], config: Config, name: str, **given: Any)
     return make(**section, **given)
 
 
-def fits(value: Any, hint: Any) -> bool:
+def is_of_type(value: Any, hint: Any) -> bool:
     """Whether a config's value has the annotated type; only plain types and literals are checked."""
     options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
     words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]

@@ -173,7 +173,7 @@ def is_run(path: Path) -> bool:
     return all(any(fnmatch(entry.name, pattern) for pattern in OURS) for entry in path.iterdir())
 
 
-def prepare(folder: Folder, config: dict[str, Any]) -> list[str]:
+def prepare_folder(folder: Folder, config: dict[str, Any]) -> list[str]:
     """Prepare the folder for a run of this config; return remarks for the user.
 
     Files damaged by a power cut are moved aside: checkpoints also hold the config, and a new record begins.

@@ -18,7 +18,7 @@ from batch_renorm.running.allocator import keep_freed_memory
 from batch_renorm.running.build import Config, Machine, build, construct
 from batch_renorm.running.errors import DiskFullError, Stopped
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, claimed, prepare, with_places
+from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
 from batch_renorm.running.launch import (
     World,
     all_ranks,
@@ -129,7 +129,7 @@ def choose_start(folder: Folder, config: Config, fresh: bool, claim: ExitStack) 
     """On rank 0: claim and prepare the folder, and choose the checkpoint for all ranks."""
     try:
         claim.enter_context(claimed(folder, fresh))
-        found = prepare(folder, config)
+        found = prepare_folder(folder, config)
         if folder.record().get("state") == "finished":
             return StartingPoint(finished=True)
         checkpoint, damaged = checkpoints.choose_checkpoint(folder, config)
