@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         own = [run for run in found if run.scale == scale]
         comparison = compare.compare(own, published, scale, accuracies=options.reach, figures=figures)
         if options.show:
-            from batch_renorm.reporting import terminal
+            from batch_renorm.showing import terminal
 
             terminal.show(comparison, own, published)
         else:
@@ -152,7 +152,7 @@ def write(
     options: argparse.Namespace,
     command: str,
 ) -> None:
-    from batch_renorm.reporting import csv_files, figures, markdown, page
+    from batch_renorm.showing import csv_files, drawings, markdown, page
 
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def write(
         for run in own:
             if run.finished:
                 runs.keep(run, out / "runs")
-    drawn = figures.draw_all(own, published, c.scale, out / "figures" / c.scale, c.figures)
+    drawn = drawings.draw_all(own, published, c.scale, out / "figures" / c.scale, c.figures)
     way = Path(os.path.relpath(paper.paper_folder(), out)).as_posix() + "/"
     text = markdown.markdown(c, command, way, {path.stem for path in drawn})
     (out / f"{c.scale}.md").write_text(text)

@@ -14,7 +14,8 @@ import json
 import sys
 from pathlib import Path
 
-from batch_renorm.reporting import dashboard, paper, references
+from batch_renorm.reporting import paper
+from batch_renorm.showing import dashboard, references
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -12,7 +12,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from batch_renorm.reporting import dashboard, paper
+from batch_renorm.reporting import paper
+from batch_renorm.showing import dashboard
 from tests.conftest import ROOT
 from tests.wandb_file import history, records
 
@@ -151,7 +152,8 @@ def test_publishing_again_changes_what_was_published(published, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Weights)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     script = """
-from batch_renorm.reporting import dashboard, paper, references
+from batch_renorm.reporting import paper
+from batch_renorm.showing import dashboard, references
 print(references.online("me/p"))
 for scale in ("glyphs", "glyphs"):
     print(*dashboard.publish("me", "p", scale, paper.load_published()))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
-from batch_renorm.reporting import activations, figures, looks, paper, summary
+from batch_renorm.reporting import paper
 from batch_renorm.reporting.compare import mean_curve
 from batch_renorm.reporting.runs import find_runs
+from batch_renorm.showing import activations, drawings, figures, looks, summary
 
 FIG3 = paper.FIGURES["fig3"]
 
@@ -208,7 +209,7 @@ def test_without_activations_there_is_no_such_drawing(write, tmp_path):
 
 def test_files_are_written_and_redrawn_alike(fill, published, tmp_path):
     runs = find_runs([fill(experiments=["iid_renorm"], seeds=[0])])[0]
-    first, second = (figures.draw_all(runs, published, "glyphs", tmp_path / name) for name in "ab")
+    first, second = (drawings.draw_all(runs, published, "glyphs", tmp_path / name) for name in "ab")
     assert sorted(p.name for p in first) == sorted(
         f"{name}.{kind}" for name in ("fig1", "fig2", "fig3", "summary") for kind in ("png", "svg")
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from batch_renorm.reporting import compare, page
+from batch_renorm.reporting import compare
 from batch_renorm.reporting.runs import find_runs
+from batch_renorm.showing import page
 
 FLAGS = """
     --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking

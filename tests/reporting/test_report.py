@@ -30,8 +30,8 @@ def report(monkeypatch, tmp_path):
 @pytest.fixture
 def tables(report, monkeypatch):
     """The same without the drawings and the page, which take the time."""
-    monkeypatch.setattr("batch_renorm.reporting.figures.draw_all", lambda *_: [])
-    monkeypatch.setattr("batch_renorm.reporting.page.page", lambda *_: "")
+    monkeypatch.setattr("batch_renorm.showing.drawings.draw_all", lambda *_: [])
+    monkeypatch.setattr("batch_renorm.showing.page.page", lambda *_: "")
     return report
 
 
@@ -231,7 +231,7 @@ def test_80_columns_show_everything_whole(tables, fill, monkeypatch, capsys):
 
 
 def test_experiments_of_ones_own_are_rows_too(report, write, tmp_path, monkeypatch):
-    monkeypatch.setattr("batch_renorm.reporting.figures.draw_all", lambda *_: [])
+    monkeypatch.setattr("batch_renorm.showing.drawings.draw_all", lambda *_: [])
     write(tmp_path / "runs", "my_idea", 0, {"val_top1": [(100, 50.0), (200, 64.0)], "loss": [(100, 2.0)]})
     write(tmp_path / "runs", "iid_batchnorm", 0, {"val_top1": [(100, 50.0), (200, 60.0)]})
     assert report([]) == 0

@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from batch_renorm.reporting.compare import paired, values_by_seed
-from batch_renorm.reporting.figures import WIDTH
-from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
 from batch_renorm.reporting.recorded import RecordedRun
+from batch_renorm.showing.figures import WIDTH
+from batch_renorm.showing.looks import FAINT, look
 
 FALL = 1.5  # a ring marks the end if it is this many points below the best
 

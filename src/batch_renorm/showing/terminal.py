@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batch_renorm.reporting.compare import Comparison, mean_curve, values_by_seed
-from batch_renorm.reporting.looks import is_renorm
 from batch_renorm.reporting.paper import (
     AS_TRAINED,
     BATCH_STATISTICS,
@@ -22,7 +21,8 @@ from batch_renorm.reporting.paper import (
     Series,
 )
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.reporting.tables import NONE, accuracy, difference, final, measured, points, progress, steps
+from batch_renorm.showing.looks import is_renorm
+from batch_renorm.showing.tables import NONE, accuracy, difference, final, measured, points, progress, steps
 
 if TYPE_CHECKING:
     from rich.console import Console

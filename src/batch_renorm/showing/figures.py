@@ -2,7 +2,6 @@
 
 On the paper's data set our curves (solid, with the seeds' range as a band) are drawn over the paper's (thin). On
 another one they are side by side with the same proportions: the paper's axis ends at 3/8 of its top, and so does ours.
-matplotlib is imported only for drawing, so that printing a table does not wait for it.
 """
 
 from __future__ import annotations
@@ -10,69 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, floor
-from pathlib import Path
 from typing import Any
 
 from batch_renorm.reporting.compare import mean_curve, values_by_seed
-from batch_renorm.reporting.looks import FAINT, INK, Look, looks_of
-from batch_renorm.reporting.paper import FIGURES, Curve, Figure, Published, Series
+from batch_renorm.reporting.paper import Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
-from batch_renorm.reporting.tables import NONE
+from batch_renorm.showing.looks import FAINT, Look, looks_of
+from batch_renorm.showing.tables import NONE
 
 WIDTH = 10.0  # inches; 1600 pixels in the PNG, made to be shown at 800
 MARK = {"ms": 6, "mfc": "white", "mew": 1.4}
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 13,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.solid_capstyle": "round",
-    "mathtext.fontset": "dejavusans",
-    "svg.hashsalt": "batch-renorm",  # makes files reproducible
-}
-
-
-def draw_all(
-    runs: Sequence[RecordedRun], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure] = FIGURES
-) -> list[Path]:
-    """Write the figures and the summary, and activations and mechanism if a run has them, as PNG and SVG."""
-    from matplotlib import rc_context
-
-    from batch_renorm.reporting.activations import draw_activations
-    from batch_renorm.reporting.mechanism import draw_mechanism
-    from batch_renorm.reporting.summary import draw_summary
-
-    runs = [run for run in runs if run.scale == scale]
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    with rc_context(STYLE):
-        drawings = {name: draw_curves(figure, runs, published, scale) for name, figure in figures.items()}
-        drawings["summary"] = draw_summary(runs, published, scale)
-        if activations := draw_activations(runs):
-            drawings["activations"] = activations
-        if mechanism := draw_mechanism(runs):
-            drawings["mechanism"] = mechanism
-        for name, drawing in drawings.items():
-            for kind in ("png", "svg"):
-                path = folder / f"{name}.{kind}"
-                metadata = {"Date": None} if kind == "svg" else None
-                drawing.savefig(path, dpi=160, facecolor="white", metadata=metadata)
-                written.append(path)
-    return written
 
 
 def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Published, scale: str) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from batch_renorm.reporting.checks import DISTANCE
-from batch_renorm.reporting.looks import look
 from batch_renorm.reporting.paper import (
     AS_TRAINED,
     BATCH_STATISTICS,
@@ -23,7 +22,8 @@ from batch_renorm.reporting.paper import (
     Figure,
     Published,
 )
-from batch_renorm.reporting.references import PAPER, references
+from batch_renorm.showing.looks import look
+from batch_renorm.showing.references import PAPER, references
 
 STEP = "Step"  # W&B's step: runs log rows by training step
 DIAGNOSES = {  # sections of other metrics: title -> metrics

@@ -16,7 +16,6 @@ from batch_renorm.records.config import flat_options
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.compare import Comparison, series_of, values_by_seed
 from batch_renorm.reporting.lists import title
-from batch_renorm.reporting.looks import SHADES, Look, look, looks_of
 from batch_renorm.reporting.paper import (
     BASELINE,
     EXPERIMENTS,
@@ -27,7 +26,8 @@ from batch_renorm.reporting.paper import (
 )
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
-from batch_renorm.reporting.tables import NONE, tables
+from batch_renorm.showing.looks import SHADES, Look, look, looks_of
+from batch_renorm.showing.tables import NONE, tables
 
 SYMBOLS = {"": "", "o": "circle", "^": "triangle-up", "s": "square", "D": "diamond", "P": "cross", "v": "triangle-down",
            "X": "x", "*": "star"}  # fmt: skip
@@ -70,7 +70,7 @@ def page(c: Comparison, runs: Sequence[RecordedRun], published: Published, comma
             for side, name in (("light", "plotly_white"), ("dark", "plotly_dark"))
         },
     }
-    folder = files("batch_renorm.reporting") / "page_files"
+    folder = files("batch_renorm.showing") / "page_files"
     text = (folder / "page.html").read_text(encoding="utf-8")
     parts = {
         "TITLE": escape(f"Batch Renormalization, {c.scale}: ours over theirs"),

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from batch_renorm.reporting.figures import WIDTH, draw_line
-from batch_renorm.reporting.looks import FAINT, look
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.reporting.tables import MINUS
+from batch_renorm.showing.figures import WIDTH, draw_line
+from batch_renorm.showing.looks import FAINT, look
+from batch_renorm.showing.tables import MINUS
 
 FILE = "mechanism.csv"
 COMPANIES = {  # name in mechanism.csv -> label of the axis

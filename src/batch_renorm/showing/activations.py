@@ -14,10 +14,10 @@ import numpy as np
 
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.compare import mean_curve
-from batch_renorm.reporting.figures import MARK, WIDTH, draw_line
-from batch_renorm.reporting.looks import FAINT, SHADES, Look, is_renorm, look
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL, Experiment
 from batch_renorm.reporting.recorded import RecordedRun
+from batch_renorm.showing.figures import MARK, WIDTH, draw_line
+from batch_renorm.showing.looks import FAINT, SHADES, Look, is_renorm, look
 
 
 def distances(runs: Sequence[RecordedRun], experiment: str) -> tuple[np.ndarray, list[str], np.ndarray] | None:

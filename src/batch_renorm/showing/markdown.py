@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from batch_renorm.reporting.compare import Comparison
-from batch_renorm.reporting.tables import Table, tables
+from batch_renorm.showing.tables import Table, tables
 
 FURTHER = {  # figures drawn if runs have the data: figure -> heading
     "mechanism": "What a minibatch tells about one of its images",

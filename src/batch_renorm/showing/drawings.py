@@ -1,0 +1,64 @@
+"""All drawings of a report as files: the figures and the summary, and activations and mechanism if a run has them.
+
+matplotlib is imported only for drawing, so that printing a table does not wait for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from batch_renorm.reporting.paper import FIGURES, Figure, Published
+from batch_renorm.reporting.recorded import RecordedRun
+from batch_renorm.showing.activations import draw_activations
+from batch_renorm.showing.figures import draw_curves
+from batch_renorm.showing.looks import FAINT, INK
+from batch_renorm.showing.mechanism import draw_mechanism
+from batch_renorm.showing.summary import draw_summary
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 13,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 13,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.solid_capstyle": "round",
+    "mathtext.fontset": "dejavusans",
+    "svg.hashsalt": "batch-renorm",  # makes files reproducible
+}
+
+
+def draw_all(
+    runs: Sequence[RecordedRun], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure] = FIGURES
+) -> list[Path]:
+    """Write PNG and SVG files; return their paths."""
+    from matplotlib import rc_context
+
+    runs = [run for run in runs if run.scale == scale]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with rc_context(STYLE):
+        drawings = {name: draw_curves(figure, runs, published, scale) for name, figure in figures.items()}
+        drawings["summary"] = draw_summary(runs, published, scale)
+        if activations := draw_activations(runs):
+            drawings["activations"] = activations
+        if mechanism := draw_mechanism(runs):
+            drawings["mechanism"] = mechanism
+        for name, drawing in drawings.items():
+            for kind in ("png", "svg"):
+                path = folder / f"{name}.{kind}"
+                metadata = {"Date": None} if kind == "svg" else None
+                drawing.savefig(path, dpi=160, facecolor="white", metadata=metadata)
+                written.append(path)
+    return written
