@@ -34,12 +34,15 @@ def clock(run: Callable[[], object], args: Namespace, repeats: int = 1) -> float
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], args: Namespace, repeats: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run in each of `args.rounds` rounds, after a warm-up round that does not count."""
+    """Seconds of each run in each of `args.rounds` rounds, after a warm-up round that does not count.
+
+    The order is reversed from round to round, because what runs later in a round may run on a slower machine.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for counts in [False] + [True] * args.rounds:
-        for name, run in runs.items():
-            taken = clock(run, args, repeats)
-            if counts:
+    for number in range(args.rounds + 1):
+        for name in list(runs)[:: -1 if number % 2 else 1]:
+            taken = clock(runs[name], args, repeats)
+            if number:
                 seconds[name].append(taken)
     return seconds
 
