@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,23 +111,33 @@ def outcome(decoded):
         return str(error)
 
 
+def damaged(data, rng, trial, before=-2):
+    """Some bytes changed before a place; of every fifth file a piece or the rest missing."""
+    data = bytearray(data)
+    for place in rng.integers(2, before if before > 0 else len(data) + before, 1 + trial % 3):
+        data[place] ^= int(rng.integers(1, 256))
+    if trial % 5 == 0:
+        first = int(rng.integers(len(data)))
+        del data[first : first + int(rng.integers(1, 40)) if trial % 2 else None]
+    return bytes(data)
+
+
+def whole_and_part(data):
+    """A part cut from the whole image, and decoded alone: pixels or the refusal."""
+
+    def middle(width, height):
+        return width // 4, height // 3, max(width // 4 + 1, width // 2), max(height // 3 + 1, height // 2)
+
+    return tuple(outcome(partial(way, data, middle)) for way in (regions.part_of_whole, regions.decode_part))
+
+
 def test_broken_files_are_refused_or_decoded_as_ever():
     """Bytes changed at random places, others missing: the pixels of the whole image, or its refusal, word by word."""
     rng = np.random.default_rng(0)
     refused = 0
     for trial in range(400):
-        data = bytearray(jpeg(picture(rng, 60, 50), subsampling=trial % 3, restart_marker_blocks=trial % 4))
-        for place in rng.integers(2, len(data) - 2, 1 + trial % 3):
-            data[place] ^= int(rng.integers(1, 256))
-        if trial % 5 == 0:
-            first = int(rng.integers(len(data)))
-            del data[first : first + int(rng.integers(1, 40)) if trial % 2 else None]
-
-        def lower(width, height):
-            return width // 4, height // 3, max(width // 4 + 1, width // 2), max(height // 3 + 1, height // 2)
-
-        expected = outcome(lambda broken=bytes(data): regions.part_of_whole(broken, lower))
-        part = outcome(lambda broken=bytes(data): regions.decode_part(broken, lower))
+        data = jpeg(picture(rng, 60, 50), subsampling=trial % 3, restart_marker_blocks=trial % 4)
+        expected, part = whole_and_part(damaged(data, rng, trial))
         np.testing.assert_array_equal(part, expected, strict=True)
         refused += isinstance(expected, str)
     assert 20 < refused < 200

@@ -161,11 +161,11 @@ def _write_images(path: Path, shard: Shard, unreadable: list[str]) -> Counter[st
             stop = min(start + BATCH, shard.stop)
             images = []
             for index in range(start, stop):
-                given = _decodable(files, index, unreadable)
-                data = strips.in_strips(given) if _process["in_strips"] else given
+                data = _decodable(files, index, unreadable)
+                data = strips.in_strips(data) if _process["in_strips"] else data
                 images.append({"bytes": data, "path": files.path(index)})
                 kind = decoding.kind(data) if data else "unreadable"
-                kinds[kind if data is given else f"{kind} in strips"] += 1
+                kinds[kind if strips.strips_of(data) is None else f"{kind} in strips"] += 1
             labels = files.labels[start:stop]
             writer.write_batch(pa.record_batch([pa.array(images, schema.field("image").type), labels], schema=schema))
             _count(stop - start)

@@ -17,7 +17,7 @@ import simplejpeg
 
 from batch_renorm.data.augmentation import Box
 from batch_renorm.data.decoding import UnreadableImage, decode
-from batch_renorm.data.scan import END, START, header_of, restarts_of
+from batch_renorm.data.scan import END, RESTARTS, START, header_of, restarts_of
 
 MARGIN = 2
 """Pixels around a part that are decoded with it: where the colours have half of the pixels, they are interpolated."""
@@ -69,7 +69,7 @@ def strips_of(data: bytes) -> Strips | None:
 
 
 def part(data: bytes, strips: Strips, box: Box) -> np.ndarray | None:
-    """The pixels of a part of a file in strips, (height, width, 3) uint8; None if it is damaged."""
+    """The pixels of a part of a file in strips, (height, width, 3) uint8; None if the file is damaged."""
     left, top, right, bottom = box
     first = max(0, min(left - MARGIN, strips.width - NARROWEST)) // strips.wide
     last = -(-min(strips.width, right + MARGIN) // strips.wide)
@@ -89,7 +89,14 @@ def part(data: bytes, strips: Strips, box: Box) -> np.ndarray | None:
         codes_at = strips.codes_at - strips.header_at + len(START)
         chosen = lengths.reshape(ends.shape)[rows, first:last]
         markers = codes_at - 1 + np.cumsum(chosen, dtype=np.int64)
-        np.frombuffer(cut, np.uint8)[markers] = 0xD0 + np.arange(chosen.size) % 8
+        codes = np.frombuffer(cut, np.uint8)
+        if (
+            strips.codes_at + ends[-1, -1] != len(data)
+            or (codes[markers - 1] != 0xFF).any()
+            or not codes[markers].all()
+        ):
+            return None  # the comment is of another file
+        codes[markers] = RESTARTS[0] + np.arange(chosen.size) % 8
         cut[-len(END) :] = END
         pixels = simplejpeg.decode_jpeg(cut, "RGB")
     except (ValueError, IndexError):
@@ -101,7 +108,7 @@ def part(data: bytes, strips: Strips, box: Box) -> np.ndarray | None:
 def in_strips(data: bytes) -> bytes:
     """A JPEG with the same pixels, in strips; other files, and those that would get other pixels, as they are."""
     header = header_of(data)
-    if header is None:
+    if header is None or strips_of(data) is not None:
         return data
     across = -(-header.width // header.unit[0])
     lengths = [length for length in range(1, across + 1) if across % length == 0]
