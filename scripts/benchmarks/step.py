@@ -12,6 +12,7 @@ import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 by autocast")
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"])
     parser.add_argument("--compile-mode", default="default", help="as torch.compile's mode")
-    parser.add_argument("--image-size", type=int, help="default: 299, and 20 for glyphs")
+    parser.add_argument("--image-size", type=int, help="default: 299, and 18 for glyphs")
     parser.add_argument("--parts", action="store_true", help="also the milliseconds of each part of a step")
     parser.add_argument("--no-memory", action="store_true", help="do not measure the peak memory")
 
@@ -110,7 +111,7 @@ def evaluation(args: Namespace, layout: str, rates: dict[str, dict[str, float]])
 
 
 def size_of(args: Namespace) -> int:
-    return args.image_size or (20 if args.network == "glyphs" else 299)
+    return args.image_size or (configured("data/glyphs")["size"] if args.network == "glyphs" else 299)
 
 
 def gpu(args: Namespace) -> str:
@@ -127,7 +128,7 @@ def network(args: Namespace, variant: str) -> nn.Module:
     """The network, with the same weights for every variant."""
     torch.manual_seed(0)
     if args.network == "glyphs":
-        model: nn.Module = GlyphInception(LABELS, 1, nn.BatchNorm2d, head=512, head_layers=3)  # as in its config
+        model: nn.Module = GlyphInception(LABELS, 1, nn.BatchNorm2d, **configured("model/glyph_inception"))
     else:
         import timm
 
@@ -204,10 +205,15 @@ def milliseconds(args: Namespace, variant: str, layout: str, mode: str) -> dict[
 
 def drawing(args: Namespace) -> Callable[[], Tensor]:
     """Draw a step's images, which comes before the step."""
-    options = yaml.safe_load((ROOT / "configs/data/glyphs.yaml").read_text())
-    source = Glyphs(**{name: value for name, value in options.items() if name != "_target_"})
+    source = Glyphs(**configured("data/glyphs"))
     keys = source.fetch("train", np.arange(args.batch) * source.images_per_label["train"] // 4)
     return lambda: source.images([keys], torch.device(args.device))
+
+
+def configured(name: str) -> dict[str, Any]:
+    """The options that a config gives to its class."""
+    options = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    return {option: value for option, value in options.items() if option != "_target_"}
 
 
 class StockAverage(AveragedModel):

@@ -136,6 +136,7 @@ class Glyphs:
         self.contrast, self.other_contrast = tuple(contrast), tuple(other_contrast)
         self.rotation, self.stretch, self.jitter, self.exposure, self.noise = rotation, stretch, jitter, exposure, noise
         self.letters, self.templates = letters(labels)
+        self.numbers = [others, 6 * (1 + others), CORNERS, 1, size**2]  # letters, poses, corners, light, noise
 
     def labels(self, split: str) -> np.ndarray:
         """The label of every image of a split, (images,) int64: all of the first label, then the second."""
@@ -150,27 +151,28 @@ class Glyphs:
         keys = torch.cat(fetched).to(device)
         if self.templates.device != device:
             self.templates = self.templates.to(device)
-        shown = self.shown(keys)
-        n, k = shown.shape
-        pose = uniform(keys, 1, 6 * k).view(n, k, 6)
-        places = self._placed(pose, self._corners(keys, k)) @ self._pixels(device)  # (n * k, 2, size * size)
+        n, k = len(keys), 1 + self.others
+        other, pose, corner, light, noise = uniform(keys, sum(self.numbers)).split(self.numbers, 1)
+        pose, shown = pose.reshape(n, k, 6), self._shown(keys, other)
+        places = self._placed(pose, self._corners(corner, k)) @ self._pixels(device)  # (n * k, 2, size * size)
         grid = places.mT.reshape(n * k, self.size, self.size, 2)
         ink = F.grid_sample(self.templates[shown.view(-1), None], grid, align_corners=False).view(n, k, -1)
-        light = torch.exp2(self.exposure * (2 * uniform(keys, 3, 1) - 1))
+        light = torch.exp2(self.exposure * (2 * light - 1))
         image = (ink * self._contrasts(pose[..., 5])).sum(1) * light
-        noise = uniform(keys, 4, self.size * self.size) - 0.5
-        return image.add_(noise, alpha=12**0.5 * self.noise).view(n, 1, self.size, self.size)
+        return image.add_(noise - 0.5, alpha=12**0.5 * self.noise).view(n, 1, self.size, self.size)
 
     def shown(self, keys: Tensor) -> Tensor:
         """The letters that each image shows, (n, 1 + others) int64, the label's letter first."""
+        return self._shown(keys, uniform(keys, self.others))
+
+    def _shown(self, keys: Tensor, draws: Tensor) -> Tensor:
         per_label = torch.where(keys % len(SPLITS) == 0, self.images_per_label["train"], self.images_per_label["val"])
         label = keys // len(SPLITS) // per_label
-        others = (uniform(keys, 0, self.others) * self.classes).long()
-        return torch.cat([label[:, None], others], 1)
+        return torch.cat([label[:, None], (draws * self.classes).long()], 1)
 
-    def _corners(self, keys: Tensor, count: int) -> Tensor:
+    def _corners(self, draws: Tensor, count: int) -> Tensor:
         """A different corner for each letter of an image, (n, count, 2) of -0.5 and 0.5."""
-        corner = uniform(keys, 2, CORNERS).argsort(1)[:, :count]
+        corner = draws.argsort(1)[:, :count]
         return torch.stack([corner % 2, corner // 2], 2) - 0.5
 
     def _pixels(self, device: torch.device) -> Tensor:

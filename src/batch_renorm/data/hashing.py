@@ -23,16 +23,14 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ (bits >> 16)
 
 
-def uniform(keys: Tensor, stream: int, count: int) -> Tensor:
-    """`count` numbers in [0, 1) for each key.
+def uniform(keys: Tensor, count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each key; a smaller count gives the first of them.
 
     Args:
         keys: (n,) int64, not negative, below 2**32.
-        stream: which of a key's independent sequences; below 2**16.
 
     Returns:
         (n, count) float32 multiples of 2**-24.
     """
-    start = mix(keys ^ mix(torch.full_like(keys, stream * 0x9E3779B9 & MASK)))
     places = torch.arange(count, device=keys.device) * 0x9E3779B9 & MASK
-    return (mix(start[:, None] + places & MASK) >> 8).float() * 2.0**-24
+    return (mix(mix(keys)[:, None] + places & MASK) >> 8).float() * 2.0**-24

@@ -1,8 +1,8 @@
 """A small network in Inception's style for the embedded data set: a norm after every convolution.
 
-It concatenates parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, as in Inception-v3. Then follow a
-3 x 3 convolution, which leaves one position of an image of 20 pixels, and 1 x 1 convolutions. So the
-last norms see few values, of features that are specific to labels.
+It concatenates parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, as in Inception-v3. Then follow an
+unpadded convolution, which covers the 3 x 3 positions that are left of an image of 18 pixels, and 1 x 1 convolutions.
+So the last norms see few values, of features that are specific to labels.
 """
 
 from collections.abc import Callable
@@ -44,17 +44,21 @@ def convolution(
 
 
 class InceptionBlock(nn.Module):
-    """Branches 1x1, 1x1 -> 3x3 and pool -> 1x1, concatenated over channels."""
+    """Branches 1x1, 1x1 -> 3x3 and 1x1 -> pool, concatenated over channels.
+
+    The 1 x 1 convolutions of all branches are one product and have one norm, as small tensors cost calls and not work.
+    """
 
     def __init__(self, inputs: int, single: int, reduced: int, wide: int, pooled: int, norm: Norm) -> None:
         super().__init__()
-        self.single = convolution(inputs, single, 1, norm)
-        self.wide = nn.Sequential(convolution(inputs, reduced, 1, norm), convolution(reduced, wide, 3, norm))
-        self.pooled = convolution(inputs, pooled, 1, norm)
+        self.widths = [single, reduced, pooled]
+        self.first = convolution(inputs, sum(self.widths), 1, norm)
+        self.wide = convolution(reduced, wide, 3, norm)
         self.outputs = single + wide + pooled
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.single(x), self.wide(x), self.pooled(F.avg_pool2d(x, 3, 1, 1))], 1)
+        single, reduced, pooled = self.first(x).split(self.widths, 1)
+        return torch.cat([single, self.wide(reduced), F.avg_pool2d(pooled, 3, 1, 1)], 1)
 
 
 class GlyphInception(nn.Module):
@@ -63,7 +67,7 @@ class GlyphInception(nn.Module):
     Args:
         norm: makes the norm layer of a given number of channels.
         head: channels of the convolutions before the classifier.
-        head_layers: how many 1 x 1 convolutions follow the unpadded 3 x 3 one.
+        head_layers: how many 1 x 1 convolutions follow the unpadded one.
     """
 
     def __init__(self, classes: int, channels: int, norm: Norm, head: int, head_layers: int) -> None:
