@@ -51,7 +51,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 by autocast")
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"])
     parser.add_argument("--compile-mode", default="default", help="as torch.compile's mode")
-    parser.add_argument("--image-size", type=int, help="default: 299, and 18 for glyphs")
+    parser.add_argument("--image-size", type=int, help="default: 299, and 16 for glyphs")
     parser.add_argument("--parts", action="store_true", help="also the milliseconds of each part of a step")
     parser.add_argument("--no-memory", action="store_true", help="do not measure the peak memory")
 

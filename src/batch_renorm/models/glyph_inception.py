@@ -1,8 +1,8 @@
 """A small network in Inception's style for the embedded data set: a norm after every convolution.
 
-It concatenates parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, as in Inception-v3. Then follow an
-unpadded convolution, which covers the 3 x 3 positions that are left of an image of 18 pixels, and 1 x 1 convolutions.
-So the last norms see few values, of features that are specific to labels.
+It concatenates parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, as in Inception-v3. Then follow a
+2 x 2 convolution, which leaves one position of an image of 16 pixels, and 1 x 1 convolutions. So the
+last norms see few values, of features that are specific to labels.
 """
 
 from collections.abc import Callable
@@ -44,21 +44,17 @@ def convolution(
 
 
 class InceptionBlock(nn.Module):
-    """Branches 1x1, 1x1 -> 3x3 and 1x1 -> pool, concatenated over channels.
-
-    The 1 x 1 convolutions of all branches are one product and have one norm, as small tensors cost calls and not work.
-    """
+    """Branches 1x1, 1x1 -> 3x3 and pool -> 1x1, concatenated over channels."""
 
     def __init__(self, inputs: int, single: int, reduced: int, wide: int, pooled: int, norm: Norm) -> None:
         super().__init__()
-        self.widths = [single, reduced, pooled]
-        self.first = convolution(inputs, sum(self.widths), 1, norm)
-        self.wide = convolution(reduced, wide, 3, norm)
+        self.single = convolution(inputs, single, 1, norm)
+        self.wide = nn.Sequential(convolution(inputs, reduced, 1, norm), convolution(reduced, wide, 3, norm))
+        self.pooled = convolution(inputs, pooled, 1, norm)
         self.outputs = single + wide + pooled
 
     def forward(self, x: Tensor) -> Tensor:
-        single, reduced, pooled = self.first(x).split(self.widths, 1)
-        return torch.cat([single, self.wide(reduced), F.avg_pool2d(pooled, 3, 1, 1)], 1)
+        return torch.cat([self.single(x), self.wide(x), self.pooled(F.avg_pool2d(x, 3, 1, 1))], 1)
 
 
 class GlyphInception(nn.Module):
@@ -67,7 +63,7 @@ class GlyphInception(nn.Module):
     Args:
         norm: makes the norm layer of a given number of channels.
         head: channels of the convolutions before the classifier.
-        head_layers: how many 1 x 1 convolutions follow the unpadded one.
+        head_layers: how many 1 x 1 convolutions follow the unpadded 2 x 2 one.
     """
 
     def __init__(self, classes: int, channels: int, norm: Norm, head: int, head_layers: int) -> None:
@@ -81,7 +77,7 @@ class GlyphInception(nn.Module):
         second = InceptionBlock(first.outputs, 32, 24, 48, 24, norm)
         self.blocks = nn.Sequential(first, nn.MaxPool2d(2, ceil_mode=True), second)
         self.head = nn.Sequential(
-            convolution(second.outputs, head, 3, norm, padded=False),
+            convolution(second.outputs, head, 2, norm, padded=False),
             *[convolution(head, head, 1, norm) for _ in range(head_layers)],
         )
         self.classifier = nn.Linear(head, classes)
