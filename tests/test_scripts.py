@@ -56,7 +56,7 @@ def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(script, train_
     code, out, err = script("scripts/export.py", str(folder), str(file))
     assert code == 0, err
     if ours:
-        plain = GlyphInception(40, 1, partial(nn.BatchNorm2d, eps=1e-3), head=256, head_layers=3)
+        plain = GlyphInception(40, 1, partial(nn.BatchNorm2d, eps=1e-3), head=256, head_kernel=2, head_layers=3)
         plain.load_state_dict(load_file(file))
     else:
         assert f"timm.create_model({network!r}, num_classes=40" in out

@@ -1,7 +1,7 @@
 """A small network in Inception's style for the embedded data set: a norm after every convolution.
 
 It concatenates parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, as in Inception-v3. Then follow a
-2 x 2 convolution, which leaves one position of an image of 16 pixels, and 1 x 1 convolutions. So the
+convolution that covers the positions that are left, 2 x 2 of an image of 16 pixels, and 1 x 1 convolutions. So the
 last norms see few values, of features that are specific to labels.
 """
 
@@ -63,10 +63,11 @@ class GlyphInception(nn.Module):
     Args:
         norm: makes the norm layer of a given number of channels.
         head: channels of the convolutions before the classifier.
-        head_layers: how many 1 x 1 convolutions follow the unpadded 2 x 2 one.
+        head_kernel: height and width of the first of them, which is not padded.
+        head_layers: how many 1 x 1 convolutions follow it.
     """
 
-    def __init__(self, classes: int, channels: int, norm: Norm, head: int, head_layers: int) -> None:
+    def __init__(self, classes: int, channels: int, norm: Norm, head: int, head_kernel: int, head_layers: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             convolution(channels, 16, 3, norm, stride=2),
@@ -77,7 +78,7 @@ class GlyphInception(nn.Module):
         second = InceptionBlock(first.outputs, 32, 24, 48, 24, norm)
         self.blocks = nn.Sequential(first, nn.MaxPool2d(2, ceil_mode=True), second)
         self.head = nn.Sequential(
-            convolution(second.outputs, head, 2, norm, padded=False),
+            convolution(second.outputs, head, head_kernel, norm, padded=False),
             *[convolution(head, head, 1, norm) for _ in range(head_layers)],
         )
         self.classifier = nn.Linear(head, classes)
