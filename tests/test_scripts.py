@@ -95,10 +95,10 @@ def test_contact_sheet(script, tmp_path):
     code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "sheet.png"), "--rows", "3", "--columns", "5")
     assert code == 0, err
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (5 * (60 + 4) + 4, 3 * (60 + 14 + 4) + 4)  # images of 60, captions of 14, gaps of 4
+        assert sheet.size == (5 * (48 + 4) + 4, 3 * (48 + 14 + 4) + 4)  # images of 48, captions of 14, gaps of 4
         assert len(sheet.getcolors()) > 50
-        below = np.asarray(sheet.crop((4, 64, sheet.width - 4, 78)))
-        assert all((below[:, i * 64 : i * 64 + 60] < 128).any() for i in range(5))  # a letter under every image
+        below = np.asarray(sheet.crop((4, 52, sheet.width - 4, 66)))
+        assert all((below[:, i * 52 : i * 52 + 48] < 128).any() for i in range(5))  # a letter under every image
     code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "one.png"), "scale=one_letter", "--rows", "1")
     assert code == 0, err
     code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "no.png"), "scale=imagenet", "data.root=/x")

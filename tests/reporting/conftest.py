@@ -14,7 +14,7 @@ def write_run(root, experiment, seed, curves, *, scale="glyphs", steps=3000, ste
     """curves: metric -> [(step, value), ...]"""
     folder = Path(root) / scale / experiment / f"seed{seed}"
     folder.mkdir(parents=True)
-    config = {"scale": scale, "experiment": experiment, "seed": seed, "steps": steps, "norm": {"alpha": 0.01}}
+    config = {"scale": scale, "experiment": experiment, "seed": seed, "steps": steps, "norm": {"alpha": 0.02}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     lines = [(s, m, v) for m, points in curves.items() for s, v in points]
     lines.sort(key=lambda line: line[0])

@@ -73,7 +73,7 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_keeps_its_last_checkpoint(train_command, small_disk):
     """The first checkpoint fits nine megabytes, the second does not."""
-    options = ["size.steps=6", "model.head=256", "model.head_layers=2", f"folder={small_disk}/run"]
+    options = ["size.steps=6", "model.head=336", "model.head_layers=2", f"folder={small_disk}/run"]
     done = train_command(*options, check=False)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
