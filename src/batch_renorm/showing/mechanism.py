@@ -75,7 +75,7 @@ def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
     counts = sorted(map(int, theory))
     outputs.plot(counts, [theory[str(k)] for k in counts], color=FAINT, lw=1.4, ls=(0, (4, 3)), zorder=2)
     outputs.set(xticks=counts, ylim=(0, None), xlabel="images k of the group that show the letter")
-    _legend(canvas, list(measured))
+    _legend(canvas, list(measured), group=round(counts[0] * (theory[str(counts[0])] ** 2 + 1)))
     return canvas
 
 
@@ -91,10 +91,11 @@ def _mean(found: list[Measured]) -> Measured:
     }
 
 
-def _legend(canvas: Any, names: list[str]) -> None:
+def _legend(canvas: Any, names: list[str], group: int) -> None:
     from matplotlib.lines import Line2D
 
-    for i, name in enumerate([*names, None]):
+    last = len(names) + len(names) % 2  # the formula is too long for half a row
+    for i, name in [*enumerate(names), (last, None)]:
         x, y = 0.075 + 0.505 * (i % 2), 0.135 - 0.05 * (i // 2)
         hue = look((name, VAL)).light if name else FAINT
         style: dict[str, Any] = {"color": hue, "lw": 3} if name else {"color": hue, "lw": 1.4, "ls": (0, (4, 3))}
@@ -102,6 +103,6 @@ def _legend(canvas: Any, names: list[str]) -> None:
         text = (
             EXPERIMENTS[name].title
             if name
-            else "formula: sqrt(m / k - 1), m = 16 images in a group".replace("-", MINUS)
+            else f"formula: sqrt(m / k - 1), m = {group} images in a group".replace("-", MINUS)
         )
         canvas.text(x + 0.04, y, text, va="center_baseline", fontsize=12)
