@@ -244,6 +244,7 @@ def places_of(monkeypatch, tmp_path, *arguments):
     import train
 
     places = []
+    monkeypatch.chdir(tmp_path)  # in the repository a finished run may be there, which is told and not trained
     monkeypatch.setattr("batch_renorm.running.run.train", lambda config: places.append(config["folder"]))
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"hydra.sweep.dir={tmp_path}"])
     sys.argv[1:] = cli.as_hydra_reads(sys.argv[1:])
