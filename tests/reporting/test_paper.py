@@ -34,6 +34,8 @@ def test_noniid_batchnorm_falls_late(published):
 def test_the_paper_agrees_with_its_own_claims(published):
     for claim in paper.CLAIMS:
         assert claim.agrees(published.difference(claim.left, claim.right)), claim.text
+        assert claim.agrees(published.final_difference(claim.left, claim.right)), claim.text
+    assert published.final_difference(paper.BASELINE, ("noniid_batchnorm", paper.VAL)) == pytest.approx(23, abs=0.2)
 
 
 def test_seven_experiments_nine_curves_all_with_a_number(published):

@@ -113,8 +113,12 @@ def test_the_script_measures_a_run_and_the_report_draws_it(train_command, run_sc
     train_command(
         "experiment=noniid_batchnorm", "data.labels=24", "data.val_images=10", folder=place.relative_to(tmp_path)
     )
-    code, out, err = run_script("scripts/mechanism.py", place, "--images=4")
+    none = tmp_path / "none"  # `runs/glyphs/*/seed0` includes the control whose layers read no group
+    train_command("experiment=noniid_groupnorm", "data.labels=24", "data.val_images=10", folder=none.name)
+    code, out, err = run_script("scripts/mechanism.py", none, place, "--images=4")
     assert code == 0, err
+    assert f"{none}: no layer reads the group" in out
+    assert not (none / "mechanism.csv").exists()
     with (place / "mechanism.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["at"] for row in rows] == ["label again", "neither", "other again", "1", "2", "3", "4"]

@@ -95,7 +95,8 @@ class Company:
 @dataclass(frozen=True)
 class ClaimResult:
     claim: Claim
-    published: float | None  # the difference of the printed numbers
+    published: float | None  # the difference of the printed numbers, which are best values
+    published_final: float | None  # of the ends of the paper's curves
     final: Sample | None  # left - right, by seed
     best: Sample | None
     verdict: str
@@ -204,7 +205,8 @@ def paired(runs: Sequence[RecordedRun], left: Series, right: Series, which: str)
 def check(claim: Claim, runs: Sequence[RecordedRun], published: Published) -> ClaimResult:
     final = paired(runs, claim.left, claim.right, "final")
     best = paired(runs, claim.left, claim.right, "best")
-    return ClaimResult(claim, published.difference(claim.left, claim.right), final, best, verdict(claim, final))
+    of_best, of_final = (d(claim.left, claim.right) for d in (published.difference, published.final_difference))
+    return ClaimResult(claim, of_best, of_final, final, best, verdict(claim, final))
 
 
 class Statement(Protocol):

@@ -218,8 +218,14 @@ class Published:
         return found
 
     def difference(self, left: Series, right: Series) -> float | None:
+        """left minus right of the printed numbers, which are best values."""
         a, b = self.number(left), self.number(right)
         return a.top1 - b.top1 if a and b else None
+
+    def final_difference(self, left: Series, right: Series) -> float | None:
+        """left minus right where the curves end: at 140,000 steps, in groups of 4 at 160,000."""
+        a, b = self.curves.get(left), self.curves.get(right)
+        return float(a[1][-1] - b[1][-1]) if a and b else None
 
 
 def paper_folder() -> Path:

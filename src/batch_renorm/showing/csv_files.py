@@ -60,11 +60,12 @@ def _claim_line(scale: str, r: ClaimResult) -> dict[str, object]:
         "relation": r.claim.relation,
         "right": "/".join(r.claim.right),
         "margin": r.claim.margin,
-        "published_difference": _number(r.published),
+        "published_difference": _number(r.published_final),
         "difference": _number(r.final.mean if r.final else None),
         "low95": _number(low),
         "high95": _number(high),
         "difference_of_best": _number(r.best.mean if r.best else None),
+        "published_difference_of_best": _number(r.published),
         "seeds": r.final.n if r.final else 0,
         "verdict": r.verdict,
     }

@@ -104,10 +104,11 @@ def _accuracies(console: Console, c: Comparison) -> None:
 
 
 def _verdicts(console: Console, c: Comparison) -> None:
-    table = _table("The paper's orderings (differences in points)", "claim", "paper", "ours (95% interval)", "verdict")
+    title = "The paper's orderings (differences of final accuracies, in points)"
+    table = _table(title, "claim", "paper", "ours (95% interval)", "verdict")
     for r in c.claims:
         verdict = f"[{VERDICTS[r.verdict]}]{r.verdict}[/]"
-        table.add_row(r.claim.text, points(r.published), difference(r.final), verdict)
+        table.add_row(r.claim.text, points(r.published_final), difference(r.final), verdict)
     console.print(table)
     table = _table("Smaller claims", "claim", "needed", "ours", "verdict")
     for result in c.checks:

@@ -350,8 +350,7 @@ function sort(head, body, i) {
 /** The verdict next to its claim, and what is needed for it last: on a phone the first columns are what is seen. */
 function arranged({ head, rows }) {
   if (head.at(-1) !== "verdict") return table(head, rows);
-  const order = head.map((_, i) => i), own = order.slice(2, -1).sort((a, b) => head[b].startsWith("ours") - head[a].startsWith("ours"));
-  const at = [0, head.length - 1, ...own, 1];
+  const at = [0, head.length - 1, ...[...head.keys()].slice(2, -1), 1];
   return table(at.map((i) => head[i]), rows.map((row) => at.map((i) => row[i])), { words: [1, at.length - 1] });
 }
 function tables() {
