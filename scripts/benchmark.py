@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--rounds", type=int, default=15)
         command.add_argument(
-            "--json", type=Path, metavar="FILE", help="default: results/benchmarks/<part>-<device>.json"
+            "--json", type=Path, metavar="FILE", help="default: results/benchmarks/<what>-<device>.json"
         )
         part.options(command)
     return main
@@ -42,7 +42,7 @@ def main() -> None:
     print(f"{about['device']}, {args.threads} threads, torch {torch.__version__}, load {about['load'][0]}")
     result = {"part": args.part, **about, **PARTS[args.part].run(args)}
     slug = re.sub(r"[^a-z0-9]+", "-", str(result.get("subject", about["device"])).lower()).strip("-")
-    file = args.json or ROOT / "results/benchmarks" / f"{args.part}-{slug}.json"
+    file = args.json or ROOT / "results/benchmarks" / f"{result['part']}-{slug}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\n{file}")

@@ -29,6 +29,7 @@ def assert_ratios(row, names):
 def test_norm(tmp_path, inference):
     names = ["whole batch", "groups of 16", "groups of 4", "plain autograd"]
     result, text = benchmark(tmp_path, "norm", "--rounds", "2", "--milliseconds", "0.1", "--widest", "5", *inference)
+    assert result["part"] == ("inference" if inference else "norm")  # names the default file
     assert [(row["dtype"], row["layout"]) for row in result["rows"]] == [
         ("float32", "contiguous"), ("float32", "channels_last"),
         ("bfloat16", "contiguous"), ("bfloat16", "channels_last"),
@@ -60,6 +61,7 @@ def test_step(tmp_path):
     assert all(1 < speed["median"] < 1e6 for speed in row["images_per_second"].values())
     assert all(50 < mib < 10_000 for mib in row["peak_mib"].values())
     assert "images/s" in text
+    assert result["part"] == "step-glyphs"
     assert list(row["milliseconds"]["whole batch"]) == [
         *("drawing", "forward", "backward", "update", "mu and sigma", "average")
     ]

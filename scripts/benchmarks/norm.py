@@ -81,7 +81,8 @@ def run(args: Namespace) -> dict:
                 )
             show(f"{dtype}, {layout}", part)
             rows += [{"dtype": dtype, "layout": layout, **row} for row in part]
-    return {"inference": args.inference, "copy_bytes_per_second": speed, "rows": rows}
+    kind = ("inference" if args.inference else "norm") + "-whole" * args.whole
+    return {"part": kind, "inference": args.inference, "copy_bytes_per_second": speed, "rows": rows}
 
 
 def bandwidth(args: Namespace) -> float:

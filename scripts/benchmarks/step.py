@@ -62,7 +62,8 @@ def run(args: Namespace) -> dict:
         for mode in args.modes:
             rows.append({"layout": layout, "mode": mode, **measured(args, layout, mode)})
             show(args, rows[-1])
-    return {"network": args.network, "batch": args.batch, "dtype": args.dtype, "rows": rows}
+    part = "step" if args.network == "inception_v3" else f"step-{args.network}"
+    return {"part": part, "network": args.network, "batch": args.batch, "dtype": args.dtype, "rows": rows}
 
 
 def measured(args: Namespace, layout: str, mode: str) -> dict:
