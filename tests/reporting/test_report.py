@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import batch_renorm.reporting.paper as paper
+from batch_renorm.showing.tables import in_short
 
 REPOSITORY = Path(paper.__file__).resolve().parents[3]
 ROOMS = ("batch_renorm.reporting", "batch_renorm.showing", "batch_renorm.records")
@@ -293,3 +294,17 @@ def test_reporting_knows_files_and_never_models():
                 assert name.split(".")[0] in light or node not in tree.body, f"{path.name} imports {name} at its top"
                 if name.startswith("batch_renorm"):
                     assert name.startswith(ROOMS), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ((), ""),
+        ((3,), "3"),
+        ((0, 1, 2), "0, 1, 2"),
+        (tuple(range(20)), "0 to 19"),
+        ((0, 1, 4, 5, 6, 7), "0, 1, 4 to 7"),
+    ],
+)
+def test_many_seeds_are_told_in_short(seeds, text):
+    assert in_short(seeds) == text

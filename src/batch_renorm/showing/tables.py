@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from batch_renorm.reporting.compare import CheckResult, Comparison, Row
@@ -64,8 +65,19 @@ def progress(run: RecordedRun) -> str:
     return f"{run.step / run.steps:.0%}" if run.steps else f"step {run.step}"
 
 
+def in_short(numbers: Sequence[int], between: str = ", ") -> str:
+    """Ascending numbers as text, more than three in a row by the first and the last: "0 to 19"."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return between.join(f"{run[0]} to {run[-1]}" if len(run) > 3 else between.join(map(str, run)) for run in found)
+
+
 def _seeds(row: Row) -> str:
-    parts = [", ".join(map(str, row.seeds))] if row.seeds else []
+    parts = [in_short(row.seeds)] if row.seeds else []
     parts += [f"{run.seed} ({run.state}, {progress(run)})" for run in row.unfinished]
     return "; ".join(parts) or NONE
 

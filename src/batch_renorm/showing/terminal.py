@@ -22,7 +22,7 @@ from batch_renorm.reporting.paper import (
 )
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.showing.looks import is_renorm
-from batch_renorm.showing.tables import NONE, accuracy, difference, final, measured, points, progress, steps
+from batch_renorm.showing.tables import NONE, accuracy, difference, final, in_short, measured, points, progress, steps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +85,7 @@ def _accuracies(console: Console, c: Comparison) -> None:
     table = _table(f"Top-1 in percent, scale {c.scale}; steps to {level}{of}", *heads, wrapped=())
     for row in c.rows:
         unfinished = [f"{run.seed}: {progress(run)}" for run in row.unfinished]
-        seeds = "\n".join([",".join(map(str, row.seeds))] * bool(row.seeds) + unfinished) or NONE
+        seeds = "\n".join([in_short(row.seeds, ",")] * bool(row.seeds) + unfinished) or NONE
         cells = [
             SHORT.get(row.series[1], row.label.replace(" on halves", ", halves")),
             seeds,
