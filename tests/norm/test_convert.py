@@ -9,6 +9,7 @@ import torch
 import torchvision
 from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.nn.utils import prune
 
 from batch_renorm.norm import (
     BatchRenorm1d,
@@ -157,13 +158,57 @@ def test_half_precision_and_double():
     assert to_batchnorm(BatchRenorm2d(3).double()).running_var.dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_folded_layer_of_half_precision_takes_its_inputs(dtype):
+    """Its averages are float32, and batchnorm on a CPU does not take those with parameters of half precision."""
+    layer, x = BatchRenorm2d(3).to(dtype).eval(), (torch.randn(4, 3, 5, 5) * 3 + 1).to(dtype)
+    folded = to_batchnorm(layer)
+    assert torch.equal(folded(x), layer(x))
+    assert folded(x).dtype == dtype
+    assert folded.half()(x.half()).dtype == torch.float16
+
+
+def test_batchnorm_without_a_bias_is_one_again():
+    stock = nn.Sequential(nn.BatchNorm2d(3, bias=False))
+    model = convert_batchnorm(copy.deepcopy(stock))
+    assert [name for name, _ in model.named_parameters()] == ["0.weight"]
+    folded = to_batchnorm(model)
+    assert folded.state_dict().keys() == stock.state_dict().keys()
+    stock.load_state_dict(folded.state_dict())
+    assert "bias" in to_batchnorm(BatchRenorm2d(3, center=False)).state_dict()  # the paper's switch: a beta of 0
+
+
+def test_a_gamma_that_is_computed_is_folded_as_it_is():
+    layer, x = BatchRenorm2d(6).eval(), torch.randn(4, 6, 5, 5)
+    torch.nn.init.uniform_(layer.weight)
+    prune.l1_unstructured(layer, "weight", 3)
+    assert torch.equal(to_batchnorm(layer)(x), layer(x))
+    prune.remove(layer, "weight")
+    gamma = layer.weight.detach()
+    del layer.weight
+    layer.weight = gamma
+    assert torch.equal(torch.fx.symbolic_trace(nn.Sequential(layer).eval())(x), layer(x))
+
+
+def test_a_lazy_batchnorm_that_has_seen_an_image():
+    model = nn.Sequential(nn.LazyBatchNorm2d())
+    model(torch.randn(4, 3, 5, 5) * 2 + 1)
+    x, stock = torch.randn(4, 3, 5, 5), copy.deepcopy(model).eval()
+    torch.testing.assert_close(convert_batchnorm(model).eval()(x), stock(x))
+
+
 class Odd(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x) + 1
 
 
 class Named(nn.BatchNorm2d):
-    pass
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-2)
+
+
+def pruned(norm):
+    prune.l1_unstructured(norm, "weight", 1)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +220,9 @@ class Named(nn.BatchNorm2d):
         (lambda n: Odd(3), {}, TypeError, "'1'.*Odd"),
         (lambda n: nn.BatchNorm2d(3, track_running_stats=False), {}, ValueError, "'1'.*running"),
         (lambda n: nn.LazyBatchNorm2d(), {}, ValueError, "'1'.*not initialised"),
+        (lambda n: n.running_var.fill_(1e-4), {"eps": 1e-2}, ValueError, "'1'.*eps=0.01.*would change"),
+        (lambda n: nn.BatchNorm2d(3, eps=0), {}, ValueError, "'1'.*eps must be positive"),
+        (pruned, {}, TypeError, "'1'.*weight.*pruned"),
     ],
 )
 def test_what_cannot_be_carried_over_is_named_and_nothing_changes(change, options, error, message):
@@ -191,4 +239,6 @@ def test_what_cannot_be_carried_over_is_named_and_nothing_changes(change, option
 def test_a_subclass_without_a_forward_of_its_own_is_plain():
     layer = convert_batchnorm(Named(3))
     assert type(layer) is BatchRenorm2d
-    assert type(to_batchnorm(layer)) is Named
+    folded = to_batchnorm(layer)
+    assert type(folded) is Named
+    assert (folded.eps, folded.num_features) == (1e-2, 3)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from norm_reference import algorithm1, as_input, as_matrix, printed_gradients, state
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from batch_renorm import convert_batchnorm
 from batch_renorm.norm import BatchRenorm2d, StepStatistics, functional
@@ -139,6 +140,18 @@ def test_under_torch_compile(relu):
     route = torch.compile(fused.compiled, backend="aot_eager", fullgraph=True)
     for a, b in zip(found(route, *arguments), found(fused.FusedBatchRenorm.apply, *arguments), strict=True):
         assert torch.equal(a, b)
+
+
+def test_kept_in_a_graph_they_refuse_to_run_again_in_backward(monkeypatch):
+    monkeypatch.setattr(functional, "TRITON_DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(functional, "TRITON_WHEN_COMPILED", True)
+    layer, (x, g, _) = BatchRenorm2d(5).to(DEVICE), case((4, 5, 3, 3))
+    run = torch.compile(lambda x: checkpoint(layer, x, use_reentrant=False), backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"activation checkpointing.*StepStatistics"):
+        run(x.requires_grad_()).backward(g)
+    StepStatistics(layer)
+    run(x).backward(g)
+    assert x.grad.isfinite().all()
 
 
 def test_a_gpu_s_layers_use_them_and_fuse_the_relu(monkeypatch):

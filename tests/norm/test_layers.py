@@ -4,11 +4,13 @@ import copy
 import io
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from norm_reference import algorithm1, as_matrix, state
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from batch_renorm.norm import (
@@ -333,6 +335,23 @@ def test_meta_device():
     layer.reset_parameters()
     assert layer(torch.randn(4, 3, 2, 2)).isfinite().all()
     assert layer.rmax == 3
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_tensors_without_values(group_size):
+    """Tools that count operations or memory train a model on the meta device or in FakeTensorMode."""
+    for mode, device in ((nullcontext(), "meta"), (FakeTensorMode(), "cpu")):
+        with mode:
+            layer = BatchRenorm2d(3, device=device, group_size=group_size)
+            x = torch.randn(4, 3, 2, 2, device=device, requires_grad=True)
+            layer(x).sum().backward()
+            assert x.grad.shape == x.shape
+            assert "BatchRenorm2d(3" in repr(layer)
+
+
+def test_the_argument_is_called_input_as_in_batchnorm():
+    x = torch.randn(4, 3, 2, 2)
+    assert torch.equal(BatchRenorm2d(3)(input=x), BatchRenorm2d(3)(x))
 
 
 def test_autocast():

@@ -124,13 +124,15 @@ def test_timm_freezes_it_and_says_what_thawing_does():
 
 
 def test_nothing_puts_batchnorm_in_its_place_without_a_word():
-    from timm.layers import convert_sync_batchnorm
+    from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 
     for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm):
         model = network()
         with pytest.raises(TypeError, match=r"BatchRenorm2d.*StepStatistics"):
             convert(model)
         assert isinstance(model[1], BatchRenorm2d)
+    with pytest.raises(TypeError, match=r"BatchRenorm2d.*group_size"):
+        convert_splitbn_model(model)
 
 
 @pytest.mark.parametrize("kind", ["sigma", "variance"])

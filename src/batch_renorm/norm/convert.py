@@ -4,6 +4,9 @@ Departure from ``SyncBatchNorm.convert_sync_batchnorm``: a subclass with its own
 norm-and-activation layers) or is an error. It is never replaced by a layer that does less.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,7 +29,8 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
         **options: for every layer, as in :class:`BatchRenorm2d`, for instance ``scale=False``, ``group_size=4``.
 
     Raises ValueError, with the layer's name, for a gamma not 1 with ``scale=False``, a beta not 0 with
-    ``center=False``, no running statistics, a lazy layer; TypeError for an unknown subclass of batchnorm.
+    ``center=False``, an eps above a channel's variance, no running statistics, a lazy layer; TypeError for an unknown
+    subclass of batchnorm, a pruned or parametrised one.
     """
     made = {
         module: _renorm(module, f"layer {name!r}" if name else "the model", options)
@@ -54,6 +58,8 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
         raise ValueError(f"{where} is not initialised yet: run the model once before converting")
     if plain is None or not (plain.forward is cls.forward or cls.__module__.startswith("timm.layers.")):
         raise TypeError(f"{where} is a {cls.__name__}, a batchnorm with a forward of its own: replace it by hand first")
+    if computed := [n for n in ("weight", "bias") if getattr(module, n) is not None and n not in module._parameters]:
+        raise TypeError(f"{where} computes its {computed[0]} (pruned or parametrised): make it a parameter again first")
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
         raise ValueError(f"{where} has no running statistics: it normalises with the batch in evaluation too")
@@ -62,19 +68,27 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
         if dropped and parameter is not None and not bool((parameter == value).all()):
             raise ValueError(f"{where}: {option}=False drops a {name} that is not {value}: set it to {value} first")
     dtype = torch.float64 if mean.dtype == torch.float64 else None
-    options = {"eps": module.eps, "affine": module.affine, "device": mean.device, "dtype": dtype, **options}
-    if plain.forward is cls.forward:
-        layer = PLAIN[plain](module.num_features, **options)
-        layer.folds_into = cls
-    else:
+    there = {"scale": module.weight is not None, "bias": module.bias is not None} if module.affine else {}
+    options = {"eps": module.eps, "affine": module.affine, "device": mean.device, "dtype": dtype, **there, **options}
+    make: Callable[..., BatchRenorm] = PLAIN[plain]
+    if plain.forward is not cls.forward:
         from batch_renorm.norm.timm_layers import BatchRenormAct2d  # here because not everybody has timm
 
-        layer = BatchRenormAct2d(module.num_features, source=module, **options)
+        make = partial(BatchRenormAct2d, source=module)
+    try:
+        layer = make(module.num_features, **options)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    layer.folds_into = cls
+    wider = layer.eps - module.eps
+    if bool((var < wider).any()):
+        raise ValueError(f"{where}: eps={layer.eps:g} is above the variance of a channel, whose output would change")
     for name in ("weight", "bias"):
         if getattr(layer, name) is not None and getattr(module, name) is not None:
             setattr(layer, name, getattr(module, name))
-    layer.mu = mean
-    layer.moving_averages()[1].copy_((var + (module.eps - layer.eps)).clamp_min(0))
+    own_mean, own_var = layer.moving_averages()
+    own_mean.copy_(mean)
+    own_var.copy_((var - wider).clamp_min(0))
     layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[arg-type]
     layer.track_running_stats = module.track_running_stats  # False if a tool has frozen it
     return layer.train(module.training)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow
+from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow, refuse_again
 
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()  # whose tensors go to the kernels of fused.py
 TRITON_WHEN_COMPILED = False  # whether torch.compile keeps these kernels instead of fusing the plain formula
 
 
-def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+def algorithm1(
+    x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, moves: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """The paper's Algorithm 1, line by line, for every group of examples: y with a gradient, muB and sigmaB without."""
     x_GMC = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
     values = [1, *range(3, x_GMC.dim())]  # the axes of the values of a channel
@@ -25,7 +27,7 @@ def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int) -
     centred = x_GMC - mu_b
     sigma_b = (eps + centred.square().mean(values, keepdim=True)).sqrt()
     mu, sigma, gamma, beta = (t if t is None else t.view(mu_b.shape[2:]) for t in (mu, sigma, gamma, beta))
-    r, d = _constants(mu_b.detach(), sigma_b.detach(), mu, sigma, rmax, dmax)
+    r, d = _constants(mu_b.detach(), sigma_b.detach(), mu, sigma, rmax, dmax, moves)
     xhat = centred / sigma_b * r + d
     y = xhat if gamma is None else gamma * xhat
     y = y if beta is None else y + beta
@@ -74,21 +76,25 @@ def batch_renorm(
     return y, mu_b.view(-1, x.shape[1]), sigma_b.view(-1, x.shape[1])
 
 
-def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, relu: bool):
-    """:func:`batch_renorm` of what is checked, the fastest way; the statistics of one group may have the shape (C)."""
+def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, relu: bool, moves: bool = False):
+    """:func:`batch_renorm` of what is checked, the fastest way; the statistics of one group may have the shape (C).
+
+    `moves`: mu and sigma move before backward, so that a compiled graph must not compute r and d again there.
+    """
     if not x.numel():
         y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
         return y, *2 * [mu.new_empty((0, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))]
     compiling = torch.compiler.is_compiling()
-    derived = not compiling and derivatives_follow()
+    derived = not compiling and (x.is_meta or derivatives_follow())  # some kernels do not know the meta device
     if x.device.type in TRITON_DEVICES and (TRITON_WHEN_COMPILED or not compiling) and not derived:
         from batch_renorm.norm import fused  # here because importing triton takes time
 
         if fused.takes(x):
-            kept = fused.compiled if compiling else fused.FusedBatchRenorm.apply
-            return kept(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
+            if compiling:
+                return fused.compiled(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu, moves)
+            return fused.FusedBatchRenorm.apply(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
     if compiling or derived:
-        y, mu_b, sigma_b = algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
+        y, mu_b, sigma_b = algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, moves)
     else:
         moments: list[Tensor] = []
         y = BatchRenormFunction.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
@@ -96,21 +102,24 @@ def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, re
     return F.relu(y, inplace=not derived) if relu else y, mu_b, sigma_b
 
 
-def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
+def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax, moves: bool) -> tuple[Tensor, Tensor]:
     if not torch.compiler.is_compiling():
         return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
     rmax, dmax = (t if isinstance(t, Tensor) else mu_b.new_full((), t) for t in (rmax, dmax))
-    return _opaque_correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
+    return _opaque_correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves)
 
 
 # The compiler would recompute plain r and d in backward, from the mu and sigma that the layer has moved since
-# (pytorch/pytorch#197039): wrong gradients. It does not recompute an operation that it does not know.
-_opaque_correction = torch.library.custom_op(
-    "batch_renorm::correction",
-    correction,
-    mutates_args=(),
-    schema="(Tensor mu_b, Tensor sigma_b, Tensor mu, Tensor sigma, Tensor rmax, Tensor dmax) -> (Tensor, Tensor)",
-)
+# (pytorch/pytorch#197039): wrong gradients. It does not recompute an operation that it does not know, unless
+# activation checkpointing asks for it.
+@torch.library.custom_op("batch_renorm::correction", mutates_args=())
+def _opaque_correction(
+    mu_b: Tensor, sigma_b: Tensor, mu: Tensor, sigma: Tensor, rmax: Tensor, dmax: Tensor, moves: bool
+) -> tuple[Tensor, Tensor]:
+    refuse_again(moves)
+    return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
+
+
 _opaque_correction.register_fake(lambda mu_b, sigma_b, *_: (torch.empty_like(mu_b), torch.empty_like(sigma_b)))
 
 

@@ -20,7 +20,7 @@ import triton
 from torch import Tensor
 
 from batch_renorm.norm import triton_kernels
-from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients
+from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients, refuse_again
 
 TILE = 4096  # elements that a program holds at once
 # Programs of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant, so that sums
@@ -188,13 +188,14 @@ def limit_tensor(limit: float | Tensor, x: Tensor) -> Tensor:
 @torch.library.custom_op("batch_renorm::forward", mutates_args=())
 def forward_op(
     x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None, beta: Tensor | None,
-    rmax: Tensor, dmax: Tensor, eps: float, groups: int, relu: bool,
+    rmax: Tensor, dmax: Tensor, eps: float, groups: int, relu: bool, moves: bool,
 ) -> list[Tensor]:  # fmt: skip
+    refuse_again(moves)
     return list(forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu))
 
 
 @forward_op.register_fake
-def _(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
+def _(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu, moves):
     small = per_group(x, groups)
     return [torch.empty_like(x), *small]
 
@@ -210,21 +211,21 @@ def _(g, x, found, relu):
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, *_, ctx.relu = inputs
+    x, *_, ctx.relu, _ = inputs
     ctx.save_for_backward(x, *output[1:])
 
 
 def _backward(ctx, grads):
     x, *found = ctx.saved_tensors
     gx, *rest = backward_op(grads[0], x, found, ctx.relu)
-    return gx, None, None, *_parameter_gradients(rest, ctx.needs_input_grad[3:5]), *(None,) * 5
+    return gx, None, None, *_parameter_gradients(rest, ctx.needs_input_grad[3:5]), *(None,) * 6
 
 
 forward_op.register_autograd(_backward, setup_context=_setup)
 
 
-def compiled(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
+def compiled(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu, moves=False):
     """The route for torch.compile that keeps these kernels; arguments and results as in the eager route."""
     rmax, dmax = (limit_tensor(t, x) for t in (rmax, dmax))
-    y, mu_b, sigma_b, *_ = forward_op(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
+    y, mu_b, sigma_b, *_ = forward_op(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu, moves)
     return y, mu_b.detach(), sigma_b.detach()

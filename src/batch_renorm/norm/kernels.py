@@ -208,6 +208,13 @@ def derivatives_follow(g: Tensor | None = None) -> bool:
     return again or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def refuse_again(moves: bool) -> None:
+    """RuntimeError if mu and sigma have moved since the first forward: inside backward, if they move before it."""
+    if moves and torch._C._current_graph_task_id() != -1:
+        text = "BatchRenorm ran again in backward (activation checkpointing), after mu and sigma had moved: "
+        raise RuntimeError(text + "defer their update with StepStatistics(model), or exclude the layer")
+
+
 def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
     """dL/dx, dL/d(gamma), dL/d(beta) in differentiable plain operations; r and d are constants."""
     groups = len(r) if r.dim() == 2 else 1

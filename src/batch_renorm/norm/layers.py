@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batch_renorm.norm.functional import check_input, check_options, transform
-from batch_renorm.norm.kernels import HALF, derivatives_follow, in_dtype
+from batch_renorm.norm.kernels import HALF, derivatives_follow, in_dtype, refuse_again
 
 
 def layers_of(model: nn.Module) -> dict[str, "BatchRenorm"]:
@@ -57,7 +57,7 @@ def warn_not_finite(layer: str, moments: Tensor) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-def _refuse_training(module: nn.Module, inputs: tuple) -> None:
+def _refuse_training(module: nn.Module, inputs: tuple[Tensor]) -> None:  # as TorchScript wants it
     if module.training:
         raise RuntimeError("this graph was traced in evaluation mode, as batchnorm: trace model.train() to train it")
 
@@ -94,6 +94,7 @@ class BatchRenorm(_BatchNorm):
             self.register_parameter("bias", None)
         self.group_size = group_size
         self.averages = averages
+        self.folds_without_bias = not bias
         self._keep_wide(*self.moving_averages())
         device = "cpu" if self.mu.is_meta else self.mu.device
         self.limits = torch.tensor([rmax, dmax], dtype=torch.float32, device=device)
@@ -127,6 +128,8 @@ class BatchRenorm(_BatchNorm):
         reader, name = sys._getframe(1).f_code.co_name, type(self).__name__
         if reader.startswith("convert_sync"):
             raise TypeError(f"{reader} would replace {name} by batchnorm: leave it off, and use StepStatistics(model)")
+        if reader.startswith("convert_splitbn"):
+            raise TypeError(f"{reader} would replace {name} by batchnorm: leave it off, and use group_size")
         if reader == "freeze_batch_norm_2d":
             if self.weight is None or self.bias is None:
                 raise TypeError(f"timm cannot freeze a {name} without gamma or beta: fold it with to_batchnorm(model)")
@@ -146,12 +149,26 @@ class BatchRenorm(_BatchNorm):
         return module
 
     def as_batchnorm(self, kind: type[nn.Module] | None = None) -> nn.Module:
-        """The batchnorm with the same outputs in evaluation; it shares the layer's tensors."""
+        """The batchnorm with the same outputs in evaluation; it shares the layer's tensors.
+
+        Those that are no parameters of the averages' dtype are copied: pruned ones, and those of half precision, which
+        a CPU's batchnorm does not take with averages in float32.
+        """
         mean, _ = self.moving_averages()
-        options = {"device": mean.device, "dtype": next(self.parameters(), mean).dtype}
-        make: Any = kind or self.folds_into
-        module = make(self.num_features, self.eps, self.momentum, self.__dict__["affine"], **options)
-        module._parameters.update({name: p for name, p in self._parameters.items() if p is not None})
+        stock: Any = kind or type(self).folds_into
+        options = {"affine": self.__dict__["affine"], "device": mean.device, "dtype": mean.dtype}
+        module = stock(self.num_features, eps=self.eps, momentum=self.momentum, **options)
+        if kind is None:
+            module.__class__ = self.folds_into  # a subclass, whose constructor may take other arguments
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name not in self._parameters or value.dtype != mean.dtype:
+                value = nn.Parameter(value.detach().to(mean.dtype, copy=True), value.requires_grad)
+            module._parameters[name] = value
+        if self.folds_without_bias:
+            module.register_parameter("bias", None)
         module._buffers.update(self._buffers)
         return module.train(self.training)
 
@@ -166,7 +183,8 @@ class BatchRenorm(_BatchNorm):
             if parameter is not None:
                 nn.init.constant_(parameter, value)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # the paper's name; the argument has that of nn.BatchNorm
         if isinstance(x, Proxy):  # torch.fx's tracer: one node of its graph, the layer or in evaluation its batchnorm
             place = x.tracer.path_of_module(self) + ("" if self.training else ".batchnorm")
             return x.tracer.create_proxy("call_module", place.strip("."), (x,), {})
@@ -196,20 +214,22 @@ class BatchRenorm(_BatchNorm):
 
     def _train(self, x: Tensor, relu: bool) -> Tensor:
         recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # inside backward
-        if recomputing and self.deferred is None and self.track_running_stats:
-            text = "BatchRenorm ran again in backward (activation checkpointing), after mu and sigma had moved: "
-            raise RuntimeError(text + "defer their update with StepStatistics(model), or exclude the layer")
+        moves = self.deferred is None and self.track_running_stats
+        if recomputing:
+            refuse_again(moves)
         mean, var = self.moving_averages()
         if mean.dtype in HALF:  # FSDP or another tool has changed the buffers
             self._keep_wide(mean, var)
             mean, var = self.moving_averages()
         groups = self._groups(x, self.group_size)
-        look = self.limits.device.type == "cpu" and not torch.compiler.is_compiling() and not derivatives_follow()
-        rmax, dmax = self.limits.tolist() if look else self.limits.unbind()  # floats are faster if nothing waits
+        look = x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling() and not derivatives_follow()
+        # Floats are faster if nothing waits. A replica of nn.DataParallel has the limits of another device.
+        rmax, dmax = self.limits.tolist() if look else self.limits.to(x.device).unbind()
         if self.momentum is None:
             rmax, dmax = 1.0, 0.0  # r and d from unfinished averages would distort the inputs of later layers
         sigma = (var + self.eps).sqrt_()
-        y, mu_b, sigma_b = transform(x, mean, sigma, self.weight, self.bias, rmax, dmax, self.eps, groups, relu)
+        parameters = self.weight, self.bias
+        y, mu_b, sigma_b = transform(x, mean, sigma, *parameters, rmax, dmax, self.eps, groups, relu, moves)
         if recomputing or not self.track_running_stats or not x.numel():
             return y
         if self.deferred is not None:
@@ -255,7 +275,9 @@ class BatchRenorm(_BatchNorm):
 
     def extra_repr(self) -> str:
         own = f"group_size={self.group_size}, scale={self.weight is not None}, center={self.bias is not None}"
-        return f"{super().extra_repr()}, {own}, rmax={self.rmax:g}, dmax={self.dmax:g}, averages={self.averages!r}"
+        if type(self.limits) is Tensor:  # not one of FakeTensorMode, which has no values
+            own += f", rmax={self.rmax:g}, dmax={self.dmax:g}"
+        return f"{super().extra_repr()}, {own}, averages={self.averages!r}"
 
     def _apply(self, fn, recurse=True):
         before = self.moving_averages()
