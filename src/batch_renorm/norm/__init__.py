@@ -7,15 +7,6 @@ from batch_renorm.norm.modes import Ramp, batch_statistics, set_limits, training
 from batch_renorm.norm.statistics import StepStatistics
 
 __all__ = [
-    "BatchRenorm1d",
-    "BatchRenorm2d",
-    "BatchRenorm3d",
-    "Ramp",
-    "StepStatistics",
-    "batch_renorm",
-    "batch_statistics",
-    "convert_batchnorm",
-    "set_limits",
-    "to_batchnorm",
-    "training_normalization",
-]
+    "BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "Ramp", "StepStatistics", "batch_renorm", "batch_statistics",
+    "convert_batchnorm", "set_limits", "to_batchnorm", "training_normalization",
+]  # fmt: skip

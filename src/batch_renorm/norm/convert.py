@@ -28,9 +28,8 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
         model: changed in place and returned, unless it is a batchnorm itself; then the new layer is returned.
         **options: for every layer, as in :class:`BatchRenorm2d`, for instance ``scale=False``, ``group_size=4``.
 
-    Raises ValueError, with the layer's name, for a gamma not 1 with ``scale=False``, a beta not 0 with
-    ``center=False``, an eps above a channel's variance, no running statistics, a lazy layer; TypeError for an unknown
-    subclass of batchnorm, a pruned or parametrised one.
+    Raises ValueError, naming the layer, for a gamma not 1 with ``scale=False``, a beta not 0 with ``center=False``,
+    an eps above a variance, no running statistics, a lazy layer; TypeError for an unknown subclass, a pruned layer.
     """
     made = {
         module: _renorm(module, f"layer {name!r}" if name else "the model", options)
@@ -41,10 +40,9 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
 
 
 def to_batchnorm(model: nn.Module) -> nn.Module:
-    """Folds every Batch Renormalization into the plain batchnorm with equal inference outputs.
+    """Folds every Batch Renormalization into the batchnorm with equal inference outputs; model is as above.
 
-    The weights then load into the stock model: a missing gamma or beta becomes 1 or 0, and a converted timm layer
-    becomes a timm layer again. The new layers share their tensors with the old. model is as above.
+    The weights then load into the stock model: a missing gamma or beta becomes 1 or 0. Old and new share tensors.
     """
     made = {module: module.as_batchnorm() for module in model.modules() if isinstance(module, BatchRenorm)}
     return _replaced(model, made)
@@ -75,10 +73,7 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
         from batch_renorm.norm.timm_layers import BatchRenormAct2d  # here because not everybody has timm
 
         make = partial(BatchRenormAct2d, source=module)
-    try:
-        layer = make(module.num_features, **options)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    layer = make(module.num_features, **options)
     layer.folds_into = cls
     wider = layer.eps - module.eps
     if bool((var < wider).any()):
@@ -86,9 +81,8 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
     for name in ("weight", "bias"):
         if getattr(layer, name) is not None and getattr(module, name) is not None:
             setattr(layer, name, getattr(module, name))
-    own_mean, own_var = layer.moving_averages()
-    own_mean.copy_(mean)
-    own_var.copy_((var - wider).clamp_min(0))
+    for own, its in zip(layer.moving_averages(), (mean, (var - wider).clamp_min(0)), strict=True):
+        own.copy_(its)
     layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[arg-type]
     layer.track_running_stats = module.track_running_stats  # False if a tool has frozen it
     return layer.train(module.training)

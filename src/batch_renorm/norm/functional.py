@@ -17,9 +17,7 @@ TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()  # whose t
 TRITON_WHEN_COMPILED = False  # whether torch.compile keeps these kernels instead of fusing the plain formula
 
 
-def algorithm1(
-    x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, moves: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups: int, moves=False) -> tuple[Tensor, Tensor, Tensor]:
     """The paper's Algorithm 1, line by line, for every group of examples: y with a gradient, muB and sigmaB without."""
     x_GMC = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
     values = [1, *range(3, x_GMC.dim())]  # the axes of the values of a channel
@@ -77,10 +75,7 @@ def batch_renorm(
 
 
 def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, relu: bool, moves: bool = False):
-    """:func:`batch_renorm` of what is checked, the fastest way; the statistics of one group may have the shape (C).
-
-    `moves`: mu and sigma move before backward, so that a compiled graph must not compute r and d again there.
-    """
+    """:func:`batch_renorm` of what is checked, the fastest way; the statistics of one group may have the shape (C)."""
     if not x.numel():
         y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
         return y, *2 * [mu.new_empty((0, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))]
@@ -106,21 +101,18 @@ def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax, moves: bool
     if not torch.compiler.is_compiling():
         return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
     rmax, dmax = (t if isinstance(t, Tensor) else mu_b.new_full((), t) for t in (rmax, dmax))
-    return _opaque_correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves)
+    return _opaque_correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves=moves)
 
 
 # The compiler would recompute plain r and d in backward, from the mu and sigma that the layer has moved since
-# (pytorch/pytorch#197039): wrong gradients. It does not recompute an operation that it does not know, unless
-# activation checkpointing asks for it.
-@torch.library.custom_op("batch_renorm::correction", mutates_args=())
-def _opaque_correction(
-    mu_b: Tensor, sigma_b: Tensor, mu: Tensor, sigma: Tensor, rmax: Tensor, dmax: Tensor, moves: bool
-) -> tuple[Tensor, Tensor]:
-    refuse_again(moves)
-    return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
-
-
-_opaque_correction.register_fake(lambda mu_b, sigma_b, *_: (torch.empty_like(mu_b), torch.empty_like(sigma_b)))
+# (pytorch/pytorch#197039): wrong gradients. It recomputes an operation that it does not know for checkpointing only.
+_opaque_correction = torch.library.custom_op(
+    "batch_renorm::correction",
+    lambda *tensors, moves: (refuse_again(moves), correction(*tensors))[1],  # type: ignore[func-returns-value]
+    mutates_args=(),
+    schema="(Tensor m, Tensor s, Tensor mu, Tensor sigma, Tensor rmax, Tensor dmax, *, bool moves) -> (Tensor, Tensor)",
+)
+_opaque_correction.register_fake(lambda mu_b, sigma_b, *_, moves: (torch.empty_like(mu_b), torch.empty_like(sigma_b)))
 
 
 def check_options(rmax: float | Tensor, dmax: float | Tensor, eps: float = 1.0, group_size: int | None = None) -> None:

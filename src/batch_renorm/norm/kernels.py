@@ -66,10 +66,7 @@ class Native:
 
 
 class Matrices:
-    """All groups of a tensor together, as a matrix each; methods as those of :class:`Native`.
-
-    A channels-last tensor has a column per channel, others have one per channel and position.
-    """
+    """All groups together, as a matrix each: a column per channel if channels-last, else per channel and position."""
 
     def __init__(self, x: Tensor, groups: int, positions: int) -> None:
         self.x, self.positions = x, positions
@@ -200,10 +197,7 @@ def correction(mu_b, sigma_b, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
 
 
 def derivatives_follow(g: Tensor | None = None) -> bool:
-    """Whether torch.func or forward mode is active, or a backward of g is differentiated or for many g at once.
-
-    The kernels have no rule for any of them.
-    """
+    """Whether torch.func, forward mode, a differentiated or a batched backward is active: the kernels know none."""
     again = g is not None and (torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g))
     return again or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 

@@ -38,10 +38,7 @@ def spread(sigma_b: Tensor, averages: str, eps: float) -> Tensor:
 
 
 def moved(mean, var, mu_b, target, alpha, eps, variance: bool | Tensor) -> tuple[Tensor, Tensor]:
-    """running_mean and running_var after a step of rate alpha towards muB and a :func:`spread`.
-
-    alpha, eps and variance are numbers, or tensors with an entry per channel. Channels that would not be finite stay.
-    """
+    """running_mean and running_var after a step of rate alpha. Channels that would not be finite stay."""
     new_mean, new_var = mean.lerp(mu_b, alpha), var.lerp(target, alpha)
     if variance is not True:
         of_sigma = (var + eps).sqrt_().lerp_(target, alpha).square_().sub_(eps).clamp_min_(0)
@@ -106,8 +103,7 @@ class BatchRenorm(_BatchNorm):
 
     @mu.setter
     def mu(self, value: Tensor) -> None:
-        with torch.no_grad():
-            self.mu.copy_(value)
+        self.mu.copy_(value.detach())
 
     @property
     def sigma(self) -> Tensor:
@@ -116,8 +112,7 @@ class BatchRenorm(_BatchNorm):
 
     @sigma.setter
     def sigma(self, value: Tensor) -> None:
-        with torch.no_grad():
-            self.moving_averages()[1].copy_((value.square() - self.eps).clamp_min(0))
+        self.moving_averages()[1].copy_((value.detach().square() - self.eps).clamp_min(0))
 
     rmax = property(lambda self: self.limits[0].item(), doc="The bound of r; reading it waits for an accelerator.")
     dmax = property(lambda self: self.limits[1].item(), doc="The bound of d; reading it waits for an accelerator.")
@@ -126,10 +121,9 @@ class BatchRenorm(_BatchNorm):
     def affine(self) -> bool:
         """As in nn.BatchNorm. Tools that replace the layer read it, and get an error or a warning."""
         reader, name = sys._getframe(1).f_code.co_name, type(self).__name__
-        if reader.startswith("convert_sync"):
-            raise TypeError(f"{reader} would replace {name} by batchnorm: leave it off, and use StepStatistics(model)")
-        if reader.startswith("convert_splitbn"):
-            raise TypeError(f"{reader} would replace {name} by batchnorm: leave it off, and use group_size")
+        for start, cure in (("convert_sync", "StepStatistics(model)"), ("convert_splitbn", "group_size")):
+            if reader.startswith(start):
+                raise TypeError(f"{reader} would replace {name} by batchnorm: leave it off, and use {cure}")
         if reader == "freeze_batch_norm_2d":
             if self.weight is None or self.bias is None:
                 raise TypeError(f"timm cannot freeze a {name} without gamma or beta: fold it with to_batchnorm(model)")
@@ -149,11 +143,7 @@ class BatchRenorm(_BatchNorm):
         return module
 
     def as_batchnorm(self, kind: type[nn.Module] | None = None) -> nn.Module:
-        """The batchnorm with the same outputs in evaluation; it shares the layer's tensors.
-
-        Those that are no parameters of the averages' dtype are copied: pruned ones, and those of half precision, which
-        a CPU's batchnorm does not take with averages in float32.
-        """
+        """The batchnorm with the same outputs in evaluation; it shares the layer's tensors."""
         mean, _ = self.moving_averages()
         stock: Any = kind or type(self).folds_into
         options = {"affine": self.__dict__["affine"], "device": mean.device, "dtype": mean.dtype}
@@ -161,12 +151,10 @@ class BatchRenorm(_BatchNorm):
         if kind is None:
             module.__class__ = self.folds_into  # a subclass, whose constructor may take other arguments
         for name in ("weight", "bias"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if name not in self._parameters or value.dtype != mean.dtype:
-                value = nn.Parameter(value.detach().to(mean.dtype, copy=True), value.requires_grad)
-            module._parameters[name] = value
+            if (value := getattr(self, name)) is not None:
+                if name not in self._parameters or value.dtype != mean.dtype:  # pruned, or half beside float32
+                    value = nn.Parameter(value.detach().to(mean.dtype, copy=True), value.requires_grad)
+                module._parameters[name] = value
         if self.folds_without_bias:
             module.register_parameter("bias", None)
         module._buffers.update(self._buffers)
@@ -184,19 +172,18 @@ class BatchRenorm(_BatchNorm):
                 nn.init.constant_(parameter, value)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input  # the paper's name; the argument has that of nn.BatchNorm
-        if isinstance(x, Proxy):  # torch.fx's tracer: one node of its graph, the layer or in evaluation its batchnorm
-            place = x.tracer.path_of_module(self) + ("" if self.training else ".batchnorm")
-            return x.tracer.create_proxy("call_module", place.strip("."), (x,), {})
+        if isinstance(input, Proxy):  # torch.fx's tracer: one node, the layer or in evaluation its batchnorm
+            place = input.tracer.path_of_module(self) + ("" if self.training else ".batchnorm")
+            return input.tracer.create_proxy("call_module", place.strip("."), (input,), {})
         if self.training:
-            return self._train(x, relu=False)
+            return self._train(input, relu=False)
         mean, var = self.moving_averages()
-        groups = self._groups(x, self.batch_statistics or None)
+        groups = self._groups(input, self.batch_statistics or None)
         if self.batch_statistics is not None:
-            return transform(x, mean, self.sigma, self.weight, self.bias, 1.0, 0.0, self.eps, groups, False)[0]
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            return transform(input, mean, self.sigma, self.weight, self.bias, 1.0, 0.0, self.eps, groups, False)[0]
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         mean, var, gamma, beta = in_dtype(dtype, mean, var, self.weight, self.bias)
-        return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, self.eps)
+        return F.batch_norm(input, mean, var, gamma, beta, False, 0.0, self.eps)
 
     def moving_averages(self) -> tuple[Tensor, Tensor]:
         """running_mean and running_var themselves."""
@@ -215,8 +202,7 @@ class BatchRenorm(_BatchNorm):
     def _train(self, x: Tensor, relu: bool) -> Tensor:
         recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # inside backward
         moves = self.deferred is None and self.track_running_stats
-        if recomputing:
-            refuse_again(moves)
+        refuse_again(moves and recomputing)
         mean, var = self.moving_averages()
         if mean.dtype in HALF:  # FSDP or another tool has changed the buffers
             self._keep_wide(mean, var)
@@ -228,8 +214,8 @@ class BatchRenorm(_BatchNorm):
         if self.momentum is None:
             rmax, dmax = 1.0, 0.0  # r and d from unfinished averages would distort the inputs of later layers
         sigma = (var + self.eps).sqrt_()
-        parameters = self.weight, self.bias
-        y, mu_b, sigma_b = transform(x, mean, sigma, *parameters, rmax, dmax, self.eps, groups, relu, moves)
+        state = mean, sigma, self.weight, self.bias
+        y, mu_b, sigma_b = transform(x, *state, rmax, dmax, self.eps, groups, relu, moves)
         if recomputing or not self.track_running_stats or not x.numel():
             return y
         if self.deferred is not None:
@@ -275,8 +261,7 @@ class BatchRenorm(_BatchNorm):
 
     def extra_repr(self) -> str:
         own = f"group_size={self.group_size}, scale={self.weight is not None}, center={self.bias is not None}"
-        if type(self.limits) is Tensor:  # not one of FakeTensorMode, which has no values
-            own += f", rmax={self.rmax:g}, dmax={self.dmax:g}"
+        own += f", rmax={self.rmax:g}, dmax={self.dmax:g}" if type(self.limits) is Tensor else ""  # no fake one
         return f"{super().extra_repr()}, {own}, averages={self.averages!r}"
 
     def _apply(self, fn, recurse=True):
@@ -291,8 +276,7 @@ class BatchRenorm(_BatchNorm):
         return self
 
     def __getstate__(self) -> dict:
-        # A copy is independent: the sums belong to the model that StepStatistics updates.
-        return {**self.__dict__, "deferred": None}
+        return {**self.__dict__, "deferred": None}  # a copy is independent: StepStatistics updates the original
 
 
 class BatchRenorm1d(BatchRenorm, nn.BatchNorm1d):

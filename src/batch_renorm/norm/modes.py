@@ -15,9 +15,7 @@ from batch_renorm.norm.layers import BatchRenorm, layers_of
 def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: float) -> int:
     """Sets the bounds of r and d in every BatchRenorm layer of a model, or in given layers; call it once a step.
 
-    The layers of a device share one small tensor, filled on the device without waiting. Later calls for the same layers
-    reuse it, so a CUDA graph that reads it stays valid. Finding the layers of a model takes longer than setting them.
-
+    The layers of a device share one small tensor, filled without waiting; a CUDA graph that reads it stays valid.
     Returns the number of layers. ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
     """
     check_options(rmax, dmax)
@@ -39,18 +37,15 @@ def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: floa
 
 
 def batch_statistics(model: nn.Module, group_size: int | None = None) -> AbstractContextManager[None]:
-    """Context in which layers in evaluation mode normalise with muB and sigmaB of the current examples, as in figure 3.
+    """Context in which layers in evaluation normalise with muB and sigmaB, as in figure 3; nothing is updated.
 
-    They are those of ``group_size`` consecutive examples, or of the whole batch. Nothing is updated.
+    They are those of ``group_size`` consecutive examples, or of the whole batch.
     """
     return _every_layer(model, batch_statistics=group_size or 0)
 
 
 def training_normalization(model: nn.Module) -> AbstractContextManager[None]:
-    """Context in which layers normalise as in training: in groups, with muB and sigmaB, and r and d within the limits.
-
-    Nothing is updated, and the rest of the model keeps its mode.
-    """
+    """Context in which layers normalise as in training, in groups, with r and d; nothing else of the model changes."""
     return _every_layer(model, training=True, track_running_stats=False)
 
 

@@ -14,8 +14,7 @@ UNSUMMED = 64  # forwards of a layer that are kept before they are summed: there
 class GroupSums:
     """One layer's sums over the groups of the step so far, on its device.
 
-    Eager forwards are kept, and :meth:`StepStatistics.update` sums those of all layers in a few operations: those
-    of a single layer would take longer to launch than to compute. A compiled forward adds to the sums in its graph.
+    Eager forwards are kept: ``update`` sums those of all layers in a few operations. A compiled one adds in its graph.
     """
 
     def __init__(self, layer: BatchRenorm) -> None:
@@ -138,10 +137,9 @@ class StepStatistics:
         torch._foreach_copy_(means + variances, new_mean.split(sizes) + new_var.split(sizes))
 
     def clipped_fractions(self) -> dict[str, tuple[float, float]]:
-        """The fractions of r and d that were clipped in the step of the last :meth:`update`.
+        """The fractions of r and d that were clipped in the last step, by layer name; over all layers under ``""``.
 
-        By layer name, and over all layers under ``""``. While rmax is 1 and dmax is 0, all are clipped. A layer
-        without a group has NaN. RuntimeError: ``measure_clipping`` was not set during the last :meth:`update`.
+        All are while rmax is 1 and dmax is 0; NaN without a group. RuntimeError if ``measure_clipping`` was not set.
         """
         if self._clipped is None:
             raise RuntimeError("nothing was counted: set measure_clipping = True before the step")

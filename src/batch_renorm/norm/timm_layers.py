@@ -20,8 +20,7 @@ class BatchRenormAct2d(BatchRenorm2d, BatchNormAct2d):
             module.drop, module.act = self.drop, self.act
         return module
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = input
+    def forward(self, x: Tensor) -> Tensor:  # timm's name
         if self.training and not isinstance(x, Tensor):
             return super().forward(x)  # torch.fx: the whole layer is one node
         if self.training and type(self.act) is nn.ReLU and type(self.drop) is nn.Identity:
