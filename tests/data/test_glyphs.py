@@ -109,7 +109,11 @@ def test_letters_are_stable_and_look_unlike():
 
 
 def test_hash_is_a_bijection_with_uniform_numbers():
-    assert len(mix(torch.arange(1 << 18)).unique()) == 1 << 18
+    assert len(mix(torch.arange(1 << 18, dtype=torch.int32)).unique()) == 1 << 18
+    for bits in (1, 77, 0x80000000, 0xDEADBEEF, 0xFFFFFFFF):  # in Python's integers, which do not wrap
+        wanted = (bits ^ bits >> 16) * 0x7FEB352D % (1 << 32)
+        wanted = (wanted ^ wanted >> 15) * 0x846CA68B % (1 << 32)
+        assert mix(torch.tensor([bits]).int()).item() % (1 << 32) == wanted ^ wanted >> 16
     numbers = uniform(torch.arange(1000), 1000)
     assert numbers.min() >= 0
     assert numbers.max() < 1

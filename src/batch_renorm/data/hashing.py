@@ -7,7 +7,15 @@ be drawn at once and is still a pure function of its indices.
 import torch
 from torch import Tensor
 
-MASK = 0xFFFFFFFF
+
+def signed(bits: int) -> int:
+    """The int32 with these 32 bits."""
+    return bits - (1 << 32) if bits >= 1 << 31 else bits
+
+
+def shifted(bits: Tensor, by: int) -> Tensor:
+    """Shifted to the right, with zeros from the left as for unsigned numbers."""
+    return (bits >> by).bitwise_and_((1 << 32 - by) - 1)
 
 
 def mix(bits: Tensor) -> Tensor:
@@ -16,11 +24,11 @@ def mix(bits: Tensor) -> Tensor:
     The two-round xor-shift-multiply finaliser with Chris Wellons' constants ("lowbias32").
 
     Args:
-        bits: int64 in 0 .. 2**32 - 1. Products may overflow 63 bits; the low 32 are still right.
+        bits: int32, whose products wrap. int64 with masks would take up to ten times as long on a CPU.
     """
-    bits = (bits ^ (bits >> 16)) * 0x7FEB352D & MASK
-    bits = (bits ^ (bits >> 15)) * 0x846CA68B & MASK
-    return bits ^ (bits >> 16)
+    bits = shifted(bits, 16).bitwise_xor_(bits).mul_(0x7FEB352D)
+    bits = shifted(bits, 15).bitwise_xor_(bits).mul_(signed(0x846CA68B))
+    return shifted(bits, 16).bitwise_xor_(bits)
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
@@ -32,5 +40,5 @@ def uniform(keys: Tensor, count: int) -> Tensor:
     Returns:
         (n, count) float32 multiples of 2**-24.
     """
-    places = torch.arange(count, device=keys.device) * 0x9E3779B9 & MASK
-    return (mix(mix(keys)[:, None] + places & MASK) >> 8).float() * 2.0**-24
+    places = torch.arange(count, dtype=torch.int32, device=keys.device) * signed(0x9E3779B9)
+    return shifted(mix(mix(keys.int())[:, None] + places), 8).float() * 2.0**-24

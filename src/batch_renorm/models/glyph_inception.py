@@ -44,17 +44,28 @@ def convolution(
 
 
 class InceptionBlock(nn.Module):
-    """Branches 1x1, 1x1 -> 3x3 and pool -> 1x1, concatenated over channels."""
+    """Branches 1x1, 1x1 -> 3x3 and pool -> 1x1, concatenated over channels.
+
+    The three 1x1 convolutions are one product, and their norms one norm, which takes a third of the calls and computes
+    the same: pooling is an average over positions and a 1x1 convolution one over channels, so their order is free.
+    """
 
     def __init__(self, inputs: int, single: int, reduced: int, wide: int, pooled: int, norm: Norm) -> None:
         super().__init__()
-        self.single = convolution(inputs, single, 1, norm)
-        self.wide = nn.Sequential(convolution(inputs, reduced, 1, norm), convolution(reduced, wide, 3, norm))
-        self.pooled = convolution(inputs, pooled, 1, norm)
+        parts = [convolution(inputs, single, 1, norm), convolution(inputs, reduced, 1, norm)]
+        self.wide = convolution(reduced, wide, 3, norm)
+        parts.append(convolution(inputs, pooled, 1, norm))
+        self.channels = [single, reduced, pooled]
         self.outputs = single + wide + pooled
+        self.product = nn.utils.skip_init(Product, inputs, sum(self.channels), 1, bias=False)
+        self.product.weight = nn.Parameter(torch.cat([next(part.parameters()).detach() for part in parts]))
+        self.norm, self.relu = norm(sum(self.channels)), nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.single(x), self.wide(x), self.pooled(F.avg_pool2d(x, 3, 1, 1))], 1)
+        single, reduced, pooled = self.product(x).split(self.channels, 1)
+        x = torch.cat([single, reduced, F.avg_pool2d(pooled, 3, 1, 1)], 1)
+        single, reduced, pooled = self.relu(self.norm(x)).split(self.channels, 1)
+        return torch.cat([single, self.wide(reduced), pooled], 1)
 
 
 class GlyphInception(nn.Module):
