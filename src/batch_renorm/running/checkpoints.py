@@ -51,11 +51,11 @@ def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
     return None, damaged
 
 
-def choose_checkpoint(folder: Folder, config: Config) -> tuple[Path | None, list[Path]]:
+def choose_checkpoint(folder: Folder, config: Config, training: LightningModule) -> tuple[Path | None, list[Path]]:
     """The checkpoint to continue from, and newer damaged ones, which are renamed to `.damaged`.
 
     Raises:
-        ValueError: the checkpoint belongs to another config; the message names the differences.
+        ValueError: the checkpoint belongs to another config or network; the message names the differences.
     """
     for rest in (folder.path / "checkpoints").glob("*.part"):  # left by a start that was killed while writing
         rest.unlink()
@@ -68,6 +68,11 @@ def choose_checkpoint(folder: Folder, config: Config) -> tuple[Path | None, list
             raise ValueError(
                 f"{path} is the checkpoint of another config; it differs in {', '.join(differing)}. Move it away, or "
                 "add fresh=true to move the whole run aside"
+            )
+        if unlike := how_it_differs(training, held):
+            raise ValueError(
+                f"{path} is not a checkpoint of this run's network: {unlike}. Continue with the commit that run.json "
+                "names, or add fresh=true to move the whole run aside"
             )
     for other in damaged:
         other.replace(other.with_suffix(".damaged"))
@@ -86,6 +91,19 @@ def readable(path: Path) -> bool:
         return False
 
 
+def how_it_differs(training: LightningModule, held: Any) -> str:
+    """How a checkpoint's weights differ from the network's, in a few words; nothing if they fit."""
+    state, own = held.get("state_dict") if isinstance(held, dict) else None, training.state_dict()
+    if not isinstance(state, dict):
+        return "it lacks 'state_dict'"
+    found = [f"it lacks {name}" for name in own if name not in state]
+    found += [f"it has {name}" for name in state if name not in own]
+    for name in own.keys() & state.keys():
+        theirs, ours = (tuple(getattr(t[name], "shape", ())) for t in (state, own))
+        found += [f"{name} has the shape {theirs} instead of {ours}"] if theirs != ours else []
+    return found[0] + f" (and {len(found) - 1} other differences)" * (len(found) > 1) if found else ""
+
+
 def load_weights(training: LightningModule, path: Path) -> None:
     """Load a checkpoint's weights and averages into its run.
 
@@ -97,12 +115,9 @@ def load_weights(training: LightningModule, path: Path) -> None:
     if not readable(path):
         raise ValueError(f"{path} is damaged, or no checkpoint of a run: name another one (--checkpoint FILE)")
     held = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        training.load_state_dict(held["state_dict"])
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        reason = lines[1] if len(lines) > 1 else f"it lacks {lines[0]}"
-        raise ValueError(f"{path} is not a checkpoint of this run: {reason}") from error
+    if unlike := how_it_differs(training, held):
+        raise ValueError(f"{path} is not a checkpoint of this run: {unlike}")
+    training.load_state_dict(held["state_dict"])
 
 
 def step_of(path: Path) -> int:

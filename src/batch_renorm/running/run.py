@@ -31,6 +31,7 @@ from batch_renorm.running.launch import (
 from batch_renorm.running.result import FINISHED, summary
 from batch_renorm.running.screen import say, tell_result
 from batch_renorm.running.signals import Stop
+from batch_renorm.training.module import Training
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,11 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     run = build(science, stop, device_of(world, machine.accelerator), earlier)
     Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
     with ExitStack() as claim:  # this process holds the folder until the run ends
-        start = choose_start(folder, science, settings["fresh"], claim) if world.rank == 0 else StartingPoint()
+        start = (
+            choose_start(folder, science, run.training, settings["fresh"], claim)
+            if world.rank == 0
+            else StartingPoint()
+        )
         if world.launcher == "python" and (start.refused or start.finished):
             return report_without_training(start, folder, world)
         with all_ranks(world, settings, uses_gpu(machine.accelerator)):
@@ -125,14 +130,14 @@ def large_enough(settings: Config, world: World) -> Iterator[None]:
         ) from error
 
 
-def choose_start(folder: Folder, config: Config, fresh: bool, claim: ExitStack) -> StartingPoint:
+def choose_start(folder: Folder, config: Config, training: Training, fresh: bool, claim: ExitStack) -> StartingPoint:
     """On rank 0: claim and prepare the folder, and choose the checkpoint for all ranks."""
     try:
         claim.enter_context(claimed(folder, fresh))
         found = prepare_folder(folder, config)
         if folder.record().get("state") == "finished":
             return StartingPoint(finished=True)
-        checkpoint, damaged = checkpoints.choose_checkpoint(folder, config)
+        checkpoint, damaged = checkpoints.choose_checkpoint(folder, config, training)
         curve_logger.rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
     except (ValueError, OSError, DiskFullError) as error:  # tell the other ranks, which would wait for ever
         return StartingPoint(refused=str(error))
