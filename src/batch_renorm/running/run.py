@@ -76,11 +76,7 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     run = build(science, stop, device_of(world, machine.accelerator), earlier)
     Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
     with ExitStack() as claim:  # this process holds the folder until the run ends
-        start = (
-            choose_start(folder, science, run.training, settings["fresh"], claim)
-            if world.rank == 0
-            else StartingPoint()
-        )
+        start = StartingPoint() if world.rank else choose_start(folder, science, run.training, settings["fresh"], claim)
         if world.launcher == "python" and (start.refused or start.finished):
             return report_without_training(start, folder, world)
         with all_ranks(world, settings, uses_gpu(machine.accelerator)):
