@@ -170,9 +170,7 @@ def test_a_folded_layer_of_half_precision_takes_its_inputs(dtype):
 
 def test_batchnorm_without_a_bias_is_one_again():
     stock = nn.Sequential(nn.BatchNorm2d(3))
-    stock[0].register_parameter(
-        "bias", None
-    )  # nn.BatchNorm2d(3, bias=False), which older versions of torch do not know
+    stock[0].register_parameter("bias", None)  # BatchNorm2d(3, bias=False), unknown to torch 2.11
     model = convert_batchnorm(copy.deepcopy(stock))
     assert [name for name, _ in model.named_parameters()] == ["0.weight"]
     folded = to_batchnorm(model)
