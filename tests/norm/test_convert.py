@@ -191,6 +191,11 @@ def test_a_gamma_that_is_computed_is_folded_as_it_is():
     assert torch.equal(torch.fx.symbolic_trace(nn.Sequential(layer).eval())(x), layer(x))
 
 
+def test_a_model_without_values_is_converted():
+    model = convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3, device="meta")), group_size=4)
+    assert to_batchnorm(model)[0].running_var.is_meta
+
+
 def test_a_lazy_batchnorm_that_has_seen_an_image():
     model = nn.Sequential(nn.LazyBatchNorm2d())
     model(torch.randn(4, 3, 5, 5) * 2 + 1)

@@ -52,6 +52,7 @@ class InceptionBlock(nn.Module):
 
     def __init__(self, inputs: int, single: int, reduced: int, wide: int, pooled: int, norm: Norm) -> None:
         super().__init__()
+        # Weights are drawn as for separate branches, so that a seed begins as in the recorded runs.
         parts = [convolution(inputs, single, 1, norm), convolution(inputs, reduced, 1, norm)]
         self.wide = convolution(reduced, wide, 3, norm)
         parts.append(convolution(inputs, pooled, 1, norm))

@@ -76,7 +76,7 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
     layer = make(module.num_features, **options)
     layer.folds_into = cls
     wider = layer.eps - module.eps
-    if bool((var < wider).any()):
+    if wider > 0 and bool((var < wider).any()):
         raise ValueError(f"{where}: eps={layer.eps:g} is above the variance of a channel, whose output would change")
     for name in ("weight", "bias"):
         if getattr(layer, name) is not None and getattr(module, name) is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow, refuse_again
+from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow
 
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()  # whose tensors go to the kernels of fused.py
 TRITON_WHEN_COMPILED = False  # whether torch.compile keeps these kernels instead of fusing the plain formula
@@ -101,18 +101,18 @@ def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax, moves: bool
     if not torch.compiler.is_compiling():
         return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
     rmax, dmax = (t if isinstance(t, Tensor) else mu_b.new_full((), t) for t in (rmax, dmax))
-    return _opaque_correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves=moves)
+    return _opaque_correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves)
 
 
 # The compiler would recompute plain r and d in backward, from the mu and sigma that the layer has moved since
-# (pytorch/pytorch#197039): wrong gradients. It recomputes an operation that it does not know for checkpointing only.
+# (pytorch/pytorch#197039): wrong gradients. What it does not know it recomputes only for checkpointing.
 _opaque_correction = torch.library.custom_op(
     "batch_renorm::correction",
-    lambda *tensors, moves: (refuse_again(moves), correction(*tensors))[1],  # type: ignore[func-returns-value]
+    correction,
     mutates_args=(),
-    schema="(Tensor m, Tensor s, Tensor mu, Tensor sigma, Tensor rmax, Tensor dmax, *, bool moves) -> (Tensor, Tensor)",
+    schema="(Tensor m, Tensor s, Tensor mu, Tensor sigma, Tensor rmax, Tensor dmax, bool moves) -> (Tensor, Tensor)",
 )
-_opaque_correction.register_fake(lambda mu_b, sigma_b, *_, moves: (torch.empty_like(mu_b), torch.empty_like(sigma_b)))
+_opaque_correction.register_fake(lambda mu_b, sigma_b, *_: (torch.empty_like(mu_b), torch.empty_like(sigma_b)))
 
 
 def check_options(rmax: float | Tensor, dmax: float | Tensor, eps: float = 1.0, group_size: int | None = None) -> None:

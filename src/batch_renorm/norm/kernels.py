@@ -186,8 +186,9 @@ class BatchRenormFunction(torch.autograd.Function):
         return gx.to(x.dtype), g_gamma, g_bias if needed[2] else None, *(None,) * 7
 
 
-def correction(mu_b, sigma_b, mu, sigma, rmax, dmax) -> tuple[Tensor, Tensor]:
-    """The paper's r and d, in the dtype of the batch statistics."""
+def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves: bool = False) -> tuple[Tensor, Tensor]:
+    """The paper's r and d, in the dtype of the batch statistics; moves as in :func:`refuse_again`."""
+    refuse_again(moves)
     tensor = isinstance(rmax, Tensor)  # whose value is not looked at, because that would wait for the device
     if not tensor and not isinstance(dmax, Tensor) and rmax == 1 and dmax == 0:
         return torch.ones_like(sigma_b), torch.zeros_like(mu_b)

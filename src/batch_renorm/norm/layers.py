@@ -261,7 +261,7 @@ class BatchRenorm(_BatchNorm):
 
     def extra_repr(self) -> str:
         own = f"group_size={self.group_size}, scale={self.weight is not None}, center={self.bias is not None}"
-        own += f", rmax={self.rmax:g}, dmax={self.dmax:g}" if type(self.limits) is Tensor else ""  # no fake one
+        own += f", rmax={self.rmax:g}, dmax={self.dmax:g}" if type(self.limits) is Tensor else ""  # fake: no value
         return f"{super().extra_repr()}, {own}, averages={self.averages!r}"
 
     def _apply(self, fn, recurse=True):

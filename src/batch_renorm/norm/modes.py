@@ -37,15 +37,15 @@ def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: floa
 
 
 def batch_statistics(model: nn.Module, group_size: int | None = None) -> AbstractContextManager[None]:
-    """Context in which layers in evaluation normalise with muB and sigmaB, as in figure 3; nothing is updated.
+    """Context in which layers in evaluation normalise with muB and sigmaB, as in figure 3.
 
-    They are those of ``group_size`` consecutive examples, or of the whole batch.
+    They are those of ``group_size`` consecutive examples, or of the whole batch. Nothing is updated.
     """
     return _every_layer(model, batch_statistics=group_size or 0)
 
 
 def training_normalization(model: nn.Module) -> AbstractContextManager[None]:
-    """Context in which layers normalise as in training, in groups, with r and d; nothing else of the model changes."""
+    """Context in which layers normalise as in training, in groups, with r and d; mu, sigma and other modules stay."""
     return _every_layer(model, training=True, track_running_stats=False)
 
 

@@ -11,7 +11,6 @@ class BatchRenormAct2d(BatchRenorm2d, BatchNormAct2d):
 
     def __init__(self, *args, source: nn.Module, **options) -> None:
         super().__init__(*args, **options)
-        self.folds_into = type(source)
         self.drop, self.act = (getattr(source, part, None) or nn.Identity() for part in ("drop", "act"))
 
     def as_batchnorm(self, kind: type[nn.Module] | None = None) -> nn.Module:

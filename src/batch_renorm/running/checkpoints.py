@@ -98,9 +98,9 @@ def how_it_differs(training: LightningModule, held: Any) -> str:
         return "it lacks 'state_dict'"
     found = [f"it lacks {name}" for name in own if name not in state]
     found += [f"it has {name}" for name in state if name not in own]
-    for name in own.keys() & state.keys():
-        theirs, ours = (tuple(getattr(t[name], "shape", ())) for t in (state, own))
-        found += [f"{name} has the shape {theirs} instead of {ours}"] if theirs != ours else []
+    for name, ours in own.items():
+        if name in state and state[name].shape != ours.shape:
+            found.append(f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(ours.shape)}")
     return found[0] + f" (and {len(found) - 1} other differences)" * (len(found) > 1) if found else ""
 
 
