@@ -24,6 +24,7 @@ from tqdm import tqdm
 from batch_renorm.data.images import Images
 from batch_renorm.data.kept import KeptImages
 from batch_renorm.data.loaders import in_batches
+from batch_renorm.errors import UserError
 from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import stock
 from batch_renorm.records.curve import read_rows
@@ -59,9 +60,9 @@ def main(arguments: list[str]) -> None:
     elif len(folders) == 1 and not given and not options.timm:
         metrics, logged = evaluate_run(Path(folders[0]).expanduser(), options)
     elif options.timm:
-        raise ValueError(f"--timm {options.timm} takes options of its model and data, got {folders[0]!r}")
+        raise UserError(f"--timm {options.timm} takes options of its model and data, got {folders[0]!r}")
     else:
-        raise ValueError("say which run: python scripts/evaluate.py runs/<scale>/<experiment>/seed<k>")
+        raise UserError("say which run: python scripts/evaluate.py runs/<scale>/<experiment>/seed<k>")
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(
@@ -78,7 +79,7 @@ def value_of(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"cannot read the value of {name}: {text!r}") from error
+        raise UserError(f"cannot read the value of {name}: {text!r}") from error
 
 
 def evaluate_run(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, str]]:
@@ -86,7 +87,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace) -> tuple[dict[str, f
     device, run = torch.device(options.device), load_run(folder)
     path = Path(options.checkpoint).expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
     if path is None:
-        raise ValueError(f"{folder} has no readable checkpoint")
+        raise UserError(f"{folder} has no readable checkpoint")
     checkpoints.load_weights(run.training, path)
     step = checkpoints.step_of(path)
     model = run.training.inference_model(step).to(device)
@@ -104,14 +105,14 @@ def evaluate_timm(options: argparse.Namespace, given: list[tuple[str, str, str]]
     """Accuracy of timm's own network on all validation images."""
     name, device = options.timm, torch.device(options.device)
     if not (options.pretrained or options.checkpoint):
-        raise ValueError("say which weights: --pretrained for timm's, or --checkpoint FILE")
+        raise UserError("say which weights: --pretrained for timm's, or --checkpoint FILE")
     data = {"size": 299, "root": "???"} | section(given, "data")
     pictures: Images = construct(Images, {"data": data}, "data")
     weights = {"checkpoint_path": options.checkpoint} if options.checkpoint else {"pretrained": True}
     model = stock(name, **(section(given, "model") | weights)).eval().to(device)
     classes = getattr(model, "num_classes", pictures.classes)
     if classes != pictures.classes:
-        raise ValueError(f"{name} knows {classes:,} classes, {data['root']} has {pictures.classes:,}")
+        raise UserError(f"{name} knows {classes:,} classes, {data['root']} has {pictures.classes:,}")
     source = PretrainedImages(pictures, model)
     batches = in_batches(np.arange(len(source.labels("val"))), options.batch_size)
     loaded = KeptImages(source, options.processes).visit([("val", indices) for indices in batches])

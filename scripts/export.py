@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from batch_renorm.errors import UserError
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import to_batchnorm
 from batch_renorm.norm.layers import has_layers
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     run = load_run(folder)
     path = options.checkpoint.expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
     if path is None:
-        raise ValueError(f"{folder} has no readable checkpoint")
+        raise UserError(f"{folder} has no readable checkpoint")
     checkpoints.load_weights(run.training, path)
     model = run.training.inference_model(checkpoints.step_of(path))
     if not has_layers(model):

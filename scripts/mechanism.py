@@ -11,6 +11,7 @@ import csv
 from pathlib import Path
 
 from batch_renorm.data.glyphs import Glyphs
+from batch_renorm.errors import UserError
 from batch_renorm.norm.layers import has_layers
 from batch_renorm.running import checkpoints
 from batch_renorm.running.build import load_run
@@ -26,13 +27,13 @@ def main() -> None:
     for folder in options.runs:
         run = load_run(folder)
         if not isinstance(run.source, Glyphs):
-            raise ValueError(f"{folder} has no images of letters: the mechanism is measured on the embedded data set")
+            raise UserError(f"{folder} has no images of letters: the mechanism is measured on the embedded data set")
         if not has_layers(run.training.model):
             print(f"{folder}: no layer reads the group, so there is nothing to measure")
             continue
         path, _ = checkpoints.newest_readable(folder)
         if path is None:
-            raise ValueError(f"{folder} has no readable checkpoint: train it first")
+            raise UserError(f"{folder} has no readable checkpoint: train it first")
         checkpoints.load_weights(run.training, path)
         model = run.training.inference_model(checkpoints.step_of(path))
         rows = measure(model, run.source, run.minibatch.group, images=options.images)

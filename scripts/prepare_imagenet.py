@@ -22,6 +22,7 @@ from tqdm import tqdm
 from batch_renorm.data.files import Found
 from batch_renorm.data.sources import find
 from batch_renorm.data.store import check, prepare
+from batch_renorm.errors import UserError
 from batch_renorm.running.cli import explained
 
 IMAGENET = {"classes": 1000, "train": 1_281_167, "val": 50_000}
@@ -51,19 +52,19 @@ def main() -> None:
 
 def work(options: argparse.Namespace) -> None:
     if options.processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+        raise UserError(f"--processes must be at least 1, got {options.processes}")
     if options.check:
         if options.dest is not None:
-            raise ValueError("--check takes the store alone: python scripts/prepare_imagenet.py --check STORE")
+            raise UserError("--check takes the store alone: python scripts/prepare_imagenet.py --check STORE")
         compare(counts := counts_of(find(options.source)), options)
         with tqdm(total=counts["train"] + counts["val"], unit="image", desc="checking", unit_scale=True) as bar:
             manifest = check(options.source, options.processes, bar.update)
         print(f"{options.source} is as it was written: {summary(manifest)}")
         return
     if options.dest is None:
-        raise ValueError("say where the store goes: python scripts/prepare_imagenet.py SOURCE DEST")
+        raise UserError("say where the store goes: python scripts/prepare_imagenet.py SOURCE DEST")
     if options.images_per_file < 1:
-        raise ValueError(f"--images-per-file must be at least 1, got {options.images_per_file}")
+        raise UserError(f"--images-per-file must be at least 1, got {options.images_per_file}")
     print(f"looking at {options.source}", flush=True)
     found = find(options.source)
     counts = counts_of(found)
@@ -79,7 +80,7 @@ def compare(counts: dict[str, int], options: argparse.Namespace) -> None:
     for name, have in counts.items():
         want = getattr(options, name)
         if want is not None and have != want and not options.any_counts:
-            raise ValueError(
+            raise UserError(
                 f"{options.source} has {written({name: have})}, ILSVRC-2012 has {want:,}: something is missing, or it "
                 f"is another data set; then say --any-counts, or --{name} {have}"
             )

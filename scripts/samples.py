@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from batch_renorm.data.loaders import Draw, Source
+from batch_renorm.errors import UserError
 from batch_renorm.running.build import construct, target
 from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
 
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="options of train.py")
     options = parser.parse_intermixed_args(arguments)
     if "=" in options.out.name:
-        raise ValueError("say where the page goes: python scripts/samples.py page.png scale=imagenet data.root=...")
+        raise UserError("say where the page goes: python scripts/samples.py page.png scale=imagenet data.root=...")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", as_hydra_reads(options.overrides)), resolve=True)
     assert isinstance(config, dict)

@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from batch_renorm.data.workers import balance, busy, workers_of_rank
+from batch_renorm.errors import UserError
 from batch_renorm.reporting import paper
 from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
 from batch_renorm.running.folder import differences, with_places
@@ -61,7 +62,7 @@ def plan(experiments: Sequence[str], seeds: Sequence[int], overrides: Sequence[s
     """The runs seed by seed, so that a first whole comparison is there early.
 
     Raises:
-        ValueError: an option is missing, or a run's folder holds one of another config, which must not pass for this.
+        UserError: an option is missing, or a run's folder holds one of another config, which must not pass for this.
     """
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for seed in seeds:
@@ -69,13 +70,13 @@ def plan(experiments: Sequence[str], seeds: Sequence[int], overrides: Sequence[s
                 arguments = [f"experiment={experiment}", f"seed={seed}", *overrides]
                 composed = compose("train", arguments)
                 if absent := OmegaConf.missing_keys(composed):
-                    raise ValueError(f"every run needs {', '.join(f'{name}=...' for name in sorted(absent))}")
+                    raise UserError(f"every run needs {', '.join(f'{name}=...' for name in sorted(absent))}")
                 config: Any = with_places(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
                 folder = Path(config["folder"]).absolute()  # reproduce.sh is in the repository
                 earlier = read(folder / "config.yaml")
                 differing = differences(yaml.safe_load(earlier), config) if earlier else []
                 if differing:
-                    raise ValueError(
+                    raise UserError(
                         f"{folder} holds a run of another config; it differs in {', '.join(differing)}. Move it "
                         "aside, or give these runs another place (folder=...)"
                     )
@@ -133,20 +134,20 @@ def main() -> None:
     experiments = options.experiments.split(",")
     unknown = sorted(set(experiments) - set(EXPERIMENTS))
     if unknown:
-        raise ValueError(f"no experiment {', '.join(unknown)} of the paper's; there are {', '.join(EXPERIMENTS)}")
+        raise UserError(f"no experiment {', '.join(unknown)} of the paper's; there are {', '.join(EXPERIMENTS)}")
     if options.images_per_second is not None and options.images_per_second <= 0:
-        raise ValueError(f"--images-per-second={options.images_per_second} must be above 0")
+        raise UserError(f"--images-per-second={options.images_per_second} must be above 0")
     try:
         seeds = sorted({int(seed) for seed in options.seeds.split(",")})
     except ValueError:
-        raise ValueError(f"--seeds={options.seeds}: give whole numbers, as in --seeds=0,1,2") from None
+        raise UserError(f"--seeds={options.seeds}: give whole numbers, as in --seeds=0,1,2") from None
     taken = [o for o in options.overrides if o.split("=")[0] in ("experiment", "seed", "fresh")]
     if taken:
-        raise ValueError(f"{taken[0]}: the plan chooses experiment and seed itself, and never repeats a finished run")
+        raise UserError(f"{taken[0]}: the plan chooses experiment and seed itself, and never repeats a finished run")
     options.overrides = as_hydra_reads(options.overrides)
     runs = list(plan(experiments, seeds, options.overrides))
     if len({run.folder for run in runs}) < len(runs):
-        raise ValueError("several runs have the same folder: write it with ${experiment} and ${seed}")
+        raise UserError("several runs have the same folder: write it with ${experiment} and ${seed}")
     if options.ranks is not None:
         for workers in sorted({run.workers for run in runs}):
             workers_of_rank(workers, 0, options.ranks)  # raises if there are too many ranks

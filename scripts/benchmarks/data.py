@@ -18,6 +18,7 @@ from batch_renorm.data.images import Crop, Images
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.sources import find, images_below
 from batch_renorm.data.store import prepare
+from batch_renorm.errors import UserError
 from benchmarks.measure import cell, interleaved, ratios, spread, table
 
 REFERENCE = "torchvision's recipe"
@@ -120,7 +121,7 @@ def write(pictures: Iterator[bytes], root: Path, count: int) -> dict:
         sizes.append(len(data))
         pixels.append(np.prod(Image.open(io.BytesIO(data)).size))
     if not sizes:
-        raise ValueError("no images to measure with")
+        raise UserError("no images to measure with")
     kilobytes, megapixels = float(np.mean(sizes)) / 1e3, float(np.mean(pixels)) / 1e6
     return {"images": len(sizes), "kilobytes": kilobytes, "megapixels": megapixels}
 

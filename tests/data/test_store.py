@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from batch_renorm.data import durable, shards, store
+from batch_renorm import durable
+from batch_renorm.data import shards, store
 from batch_renorm.data.sources import find
 from tests.data.imagenet_files import cut_in_half, write_folders
-from tests.data.test_durable import in_use_by_another
 from tests.data.test_sources import contents
+from tests.test_durable import in_use_by_another
 
 SCRIPT = "scripts/prepare_imagenet.py"
 

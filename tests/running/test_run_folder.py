@@ -14,14 +14,14 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from batch_renorm.data import durable
+from batch_renorm import durable
 from batch_renorm.records import curve
 from batch_renorm.running import cli, curve_logger
 from batch_renorm.running.checkpoints import choose_checkpoint, load_weights, newest_readable
 from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
 from tests.conftest import ROOT, TINY
-from tests.data.test_durable import in_use_by_another
 from tests.data.test_fuzz import HARMS, harmed
+from tests.test_durable import in_use_by_another
 
 CONFIG = {"seed": 0, "size": {"steps": 2}, "norm": {"eps": 1}, "minibatch": {"size": 8}, "folder": "x"}
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from batch_renorm.data.files import BadInputError, Found, is_image, looks_like, order, stem
+from batch_renorm.data.files import Found, is_image, looks_like, order, stem
 from batch_renorm.data.labels import flat_labels
+from batch_renorm.errors import UserError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
@@ -62,14 +63,14 @@ def find(root: Path) -> Found:
     """The official archives in a folder, also if repacked as folders of classes.
 
     Raises:
-        ValueError: an archive or the labels of validation images are missing, truncated or something else.
+        UserError: an archive or the labels of validation images are missing, truncated or something else.
     """
     if not (root / VAL).exists():
-        raise BadInputError(f"{root} has {TRAIN} but not {VAL}: download it from image-net.org, too")
+        raise UserError(f"{root} has {TRAIN} but not {VAL}: download it from image-net.org, too")
     classes, labels, members = train_members(root / TRAIN)
     val = sorted((member for member in files_in(root / VAL) if is_image(member[0])), key=lambda m: (stem(m[0]), m[0]))
     if not val:
-        raise BadInputError(f"{root / VAL} has no images: download it again")
+        raise UserError(f"{root / VAL} has no images: download it again")
     splits = {
         "train": TarFiles(root / TRAIN, labels, members),
         "val": TarFiles(root / VAL, val_labels([name for name, _, _ in val], classes, root), val),
@@ -84,23 +85,21 @@ def train_members(archive: Path) -> tuple[list[str], np.ndarray, list[Member]]:
     images = [member for member in every if is_image(member[0])]
     if bool(inner) == bool(images):
         what = "both archives of classes and images" if inner else "neither archives nor folders of classes"
-        raise BadInputError(
-            f"{archive} has {what}: it should be a tar of n01440764.tar and so on, as image-net.org has it"
-        )
+        raise UserError(f"{archive} has {what}: it should be a tar of n01440764.tar and so on, as image-net.org has it")
     by_class: dict[str, list[Member]] = {}
     with open(archive, "rb") as file:
         for name, start, size in inner:
             wnid = Path(name).stem
             if wnid in by_class:
-                raise BadInputError(f"{archive} has the class {wnid} twice: download it again")
+                raise UserError(f"{archive} has the class {wnid} twice: download it again")
             part = _members(_Part(file, start, size), f"{archive}:{name}")
             by_class[wnid] = [(inside, start + at, length) for inside, at, length in part if is_image(inside)]
             if not by_class[wnid]:
-                raise BadInputError(f"the class {wnid} has no images: {archive}:{name} is empty")
+                raise UserError(f"the class {wnid} has no images: {archive}:{name} is empty")
     for member in images:
         wnid = Path(member[0]).parent.name
         if not wnid:
-            raise BadInputError(f"{archive} has {member[0]} in no folder of a class: pack the folders of classes")
+            raise UserError(f"{archive} has {member[0]} in no folder of a class: pack the folders of classes")
         by_class.setdefault(wnid, []).append(member)
     classes = sorted(by_class)
     labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
@@ -113,7 +112,7 @@ def val_labels(names: list[str], classes: list[str], root: Path) -> np.ndarray:
     position = {name: label for label, name in enumerate(classes)}
     sorted_out = sum(folder in position for folder in folders)
     if 0 < sorted_out < len(names):
-        raise BadInputError(
+        raise UserError(
             f"{root / VAL} has {sorted_out:,} of {len(names):,} images in folders of classes: all must be, or none"
         )
     return np.array([position[f] for f in folders]) if sorted_out else flat_labels(names, classes, [root])
@@ -123,13 +122,13 @@ def files_in(archive: Path) -> Iterator[Member]:
     """The files of a tar file.
 
     Raises:
-        BadInputError: the file cannot be read, is not a tar file, or is truncated.
+        UserError: the file cannot be read, is not a tar file, or is truncated.
     """
     try:
         with open(archive, "rb") as file:
             yield from _members(file, str(archive))
     except OSError as error:
-        raise BadInputError(f"cannot read {archive}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {archive}: {error.strerror or error}") from error
 
 
 def _members(file: io.IOBase, name: str) -> Iterator[Member]:
@@ -137,28 +136,28 @@ def _members(file: io.IOBase, name: str) -> Iterator[Member]:
     begin = file.read(8)
     tool = next((tool for mark, tool in COMPRESSED.items() if begin.startswith(mark)), None)
     if tool is not None:
-        raise BadInputError(f"{name} is compressed: unpack it first ({tool}), images are read out of it at any place")
+        raise UserError(f"{name} is compressed: unpack it first ({tool}), images are read out of it at any place")
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - tarfile.BLOCKSIZE))
     if any(file.read(tarfile.BLOCKSIZE)):
-        raise BadInputError(f"{name} {looks_like(name) or 'is cut off, it has no end mark'}: {again}")
+        raise UserError(f"{name} {looks_like(name) or 'is cut off, it has no end mark'}: {again}")
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 if member.offset_data + member.size > end:
-                    raise BadInputError(f"{name} is cut off in {member.name}: {again}")
+                    raise UserError(f"{name} is cut off in {member.name}: {again}")
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
                     yield member.name, member.offset_data, member.size
                 archive.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
             file.seek(archive.offset)
             if any(file.read(tarfile.BLOCKSIZE)):  # tarfile treats a damaged header as the end
-                raise BadInputError(f"{name} is damaged at byte {archive.offset:,}: {again}")
-    except BadInputError:
+                raise UserError(f"{name} is damaged at byte {archive.offset:,}: {again}")
+    except UserError:
         raise
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         reason = looks_like(name) or f"is not a whole tar file ({error})"
-        raise BadInputError(f"{name} {reason}: {again}") from error
+        raise UserError(f"{name} {reason}: {again}") from error
 
 
 class _Part(io.RawIOBase):

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_renorm.data.files import BadInputError, Files, Found, order, reading
+from batch_renorm.data.files import Files, Found, order, reading
+from batch_renorm.errors import UserError
 
 STORE = "store.json"
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid")}
@@ -34,25 +35,23 @@ def find(root: Path) -> Found:
     """A store, or a folder that `DatasetDict.save_to_disk` wrote.
 
     Raises:
-        ValueError: not finished, damaged, or without images and labels.
+        UserError: not finished, damaged, or without images and labels.
     """
     manifest = read_json(root / STORE) if (root / STORE).exists() else None
     with reading(root / STORE, "the list of a store", COPY):
         if manifest is not None and not manifest["finished"]:
-            raise BadInputError(f"the store {root} is not finished: run scripts/prepare_imagenet.py again, it goes on")
+            raise UserError(f"the store {root} is not finished: run scripts/prepare_imagenet.py again, it goes on")
     splits: dict[str, Files] = {}
     info: dict[str, Any] = {}
     for split, names in SPLITS.items():
         folder = next((root / name for name in names if (root / name / "state.json").exists()), None)
         if folder is None:
-            raise BadInputError(
-                f"{root} has no {split} images: looked for {', '.join(f'{n}/state.json' for n in names)}"
-            )
+            raise UserError(f"{root} has no {split} images: looked for {', '.join(f'{n}/state.json' for n in names)}")
         state = read_json(folder / "state.json")
         with reading(folder / "state.json", "the list of a split's files", COPY):
             shards = [folder / entry["filename"] for entry in state["_data_files"]]
             if not shards:
-                raise ValueError("it names no files")
+                raise UserError("it names no files")
         files = ArrowFiles(shards, in_order=bool(manifest and manifest.get("in_order")))
         splits[split] = files
         if manifest is not None:
@@ -61,7 +60,7 @@ def find(root: Path) -> Found:
                 check_sizes(entry["shards"], folder)
                 checksum = zlib.crc32(files._labels_as_written.tobytes())
                 if checksum != entry.get("labels_crc32", checksum):
-                    raise BadInputError(f"the labels in {folder} are not those that were written: {COPY}")
+                    raise UserError(f"the labels in {folder} are not those that were written: {COPY}")
         info = info or read_json(folder / "dataset_info.json")
     names_of = (root / "train" / "dataset_info.json", info.get("features"))
     return Found("store" if manifest else "Arrow folder", class_names(*names_of, splits), splits)
@@ -72,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     with reading(path, "JSON", COPY):
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}")
+            raise UserError(f"it holds a {type(found).__name__}")
         return found
 
 
@@ -81,33 +80,33 @@ def check_sizes(shards: list[dict[str, Any]], folder: Path) -> None:
     for shard in shards:
         path = folder / shard["file"]
         if not path.exists():
-            raise BadInputError(f"the store lacks {path}: copy it again, or run scripts/prepare_imagenet.py again")
+            raise UserError(f"the store lacks {path}: copy it again, or run scripts/prepare_imagenet.py again")
         size = path.stat().st_size
         if size != shard["bytes"]:
-            raise BadInputError(f"{path} has {size:,} bytes, not {shard['bytes']:,}: copy it again")
+            raise UserError(f"{path} has {size:,} bytes, not {shard['bytes']:,}: copy it again")
 
 
 def class_names(path: Path, features: Any, splits: dict[str, Files]) -> list[str]:
     """The data set's names for its labels; numbers if it has none.
 
     Raises:
-        BadInputError: fewer names than labels, or something other than names; `path` is the file with the names.
+        UserError: fewer names than labels, or something other than names; `path` is the file with the names.
     """
     most = max(splits.values(), key=lambda files: int(files.labels.max()))
     count = int(most.labels.max()) + 1
     with reading(path, "a description of columns with names of classes", COPY):
         names = ((features or {}).get("label") or {}).get("names")
         if names is None and count > sum(len(files.labels) for files in splits.values()):
-            raise BadInputError(
+            raise UserError(
                 f"{most.name(int(most.labels.argmax()))} has the label {count - 1:,}, of fewer images: {COPY}"
             )
         if names is None:
             return [str(label) for label in range(count)]
         if not all(isinstance(name, str) for name in names):
-            raise ValueError("names of classes are no text")
+            raise UserError("names of classes are no text")
         if len(names) < count:
             where = most.name(int(most.labels.argmax()))
-            raise BadInputError(f"{path} names {len(names):,} classes, but {where} has the label {count - 1:,}: {COPY}")
+            raise UserError(f"{path} names {len(names):,} classes, but {where} has the label {count - 1:,}: {COPY}")
         return list(names)
 
 
@@ -115,18 +114,18 @@ def checked_labels(column: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray
     """A column of labels, (images,) int64.
 
     Raises:
-        BadInputError: the labels are not whole numbers from 0 on; the message names the file.
+        UserError: the labels are not whole numbers from 0 on; the message names the file.
     """
     wanted = "labels must be whole numbers from 0 on, one an image"
     if not pa.types.is_integer(column.type):
-        raise BadInputError(
+        raise UserError(
             f"{where} has labels of type {column.type}: {wanted} (datasets' class_encode_column makes them)"
         )
     if column.null_count:
-        raise BadInputError(f"{where} has {column.null_count:,} images without a label: {wanted}")
+        raise UserError(f"{where} has {column.null_count:,} images without a label: {wanted}")
     labels = column.to_numpy().astype(np.int64)
     if len(labels) and labels.min() < 0:
-        raise BadInputError(f"{where} has the label {labels.min()}, as images without one have: {wanted}")
+        raise UserError(f"{where} has the label {labels.min()}, as images without one have: {wanted}")
     return labels
 
 
@@ -134,15 +133,15 @@ def check_columns(schema: pa.Schema, where: str) -> None:
     """Check that a file has labels and the bytes of images.
 
     Raises:
-        BadInputError: it has not; the message names the file and its columns.
+        UserError: it has not; the message names the file and its columns.
     """
     names = schema.names
     if not {"image", "label"} <= set(names):
-        raise BadInputError(f"{where} has the columns {', '.join(names)}: image and label are needed")
+        raise UserError(f"{where} has the columns {', '.join(names)}: image and label are needed")
     image = schema.field("image").type
     data = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
     if not (pa.types.is_binary(data) or pa.types.is_large_binary(data)):
-        raise BadInputError(f"{where} has images as {image}: save it again with the images' bytes in it (embedded)")
+        raise UserError(f"{where} has images as {image}: save it again with the images' bytes in it (embedded)")
 
 
 class ArrowFiles:
@@ -181,7 +180,7 @@ class ArrowFiles:
     def _labels_as_written(self) -> np.ndarray:
         where = str(Path(self.shards[0]).parent)
         if not self._batches:
-            raise BadInputError(f"{where} has no images: {COPY}")
+            raise UserError(f"{where} has no images: {COPY}")
         return np.concatenate([checked_labels(batch.column("label"), where) for batch in self._batches])
 
     @cached_property
@@ -238,12 +237,12 @@ def _field(batch: pa.RecordBatch, name: str) -> pa.Array:
 def _places(batch: pa.RecordBatch, shards: list[str]) -> tuple[np.ndarray, memoryview]:
     column = _field(batch, "bytes")
     if column.null_count:
-        raise BadInputError(f"{Path(shards[0]).parent} has paths instead of images: save it again with embedded images")
+        raise UserError(f"{Path(shards[0]).parent} has paths instead of images: save it again with embedded images")
     width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
     _, places, data = column.buffers()
     offsets = np.frombuffer(places, width)[column.offset : column.offset + len(column) + 1]
     if (np.diff(offsets) < 0).any():
-        raise BadInputError(f"{Path(shards[0]).parent} is damaged, its images overlap: {COPY}")
+        raise UserError(f"{Path(shards[0]).parent} is damaged, its images overlap: {COPY}")
     return offsets, memoryview(data)
 
 
@@ -264,12 +263,12 @@ def check_series(shards: Sequence[Path]) -> None:
     """Check that all files of a series named ...-00003-of-00294... are there.
 
     Raises:
-        BadInputError: a file is missing, or there are several series.
+        UserError: a file is missing, or there are several series.
     """
     numbers = [match for shard in shards if (match := SERIES.search(shard.name))]
     totals = {int(match[2]) for match in numbers}
     if len(totals) > 1 or (numbers and len(numbers) != len(shards)):
-        raise BadInputError(f"{shards[0].parent} has files of several series, such as {shards[0].name} and "
+        raise UserError(f"{shards[0].parent} has files of several series, such as {shards[0].name} and "
                             f"{shards[-1].name}: keep one")  # fmt: skip
     for total in totals:
         missing = sorted(set(range(total)) - {int(match[1]) for match in numbers})
@@ -277,9 +276,9 @@ def check_series(shards: Sequence[Path]) -> None:
             known = numbers[0]
             number = f"-{missing[0]:0{len(known[1])}d}-of-{known[2]}"
             name = shards[0].name.replace(known[0], number)
-            raise BadInputError(f"{shards[0].parent} lacks {name} ({len(missing):,} of {total:,} files): download it")
+            raise UserError(f"{shards[0].parent} lacks {name} ({len(missing):,} of {total:,} files): download it")
         if len(numbers) > total:
-            raise BadInputError(
+            raise UserError(
                 f"{shards[0].parent} has more than {total:,} files of a series of so many: keep one of each"
             )
 
@@ -290,7 +289,7 @@ def find_parquet(root: Path) -> Found:
     for split, names in SPLITS.items():
         shards = parquet_shards(root, split)
         if not shards:
-            raise BadInputError(f"{root} has no {split} images: looked for {names[0]}-*.parquet, also in data/")
+            raise UserError(f"{root} has no {split} images: looked for {names[0]}-*.parquet, also in data/")
         check_series(shards)
         splits[split] = ParquetFiles(shards)
     first = parquet_shards(root, "train")[0]
@@ -316,11 +315,11 @@ class ParquetFiles:
                 rows += [file.metadata.row_group(group).num_rows for group in groups]
                 labels.append(checked_labels(file.read(["label"])["label"], shard))
                 if len(labels[-1]) != file.metadata.num_rows:
-                    raise ValueError(f"{len(labels[-1]):,} labels for {file.metadata.num_rows:,} rows")
+                    raise UserError(f"{len(labels[-1]):,} labels for {file.metadata.num_rows:,} rows")
         self.starts = np.cumsum([0, *rows])
         self.labels = np.concatenate(labels)
         if not len(self.labels):
-            raise BadInputError(f"{self.shards[0]} has no images: {COPY}")
+            raise UserError(f"{self.shards[0]} has no images: {COPY}")
         self._loaded: tuple[int, pa.Array | None] = (-1, None)
 
     @property

@@ -11,13 +11,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from batch_renorm.data.files import BadInputError
 from batch_renorm.data.scan import MOST_PIXELS
+from batch_renorm.errors import UserError
 
 CMYK = ("CMYK", "YCCK")
 
 
-class UnreadableImage(BadInputError):
+class UnreadableImage(UserError):
     """Bytes that are not an image, or only a part of one."""
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batch_renorm.errors import UserError
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 STEM = r"^.*/|(_n\d{8})?\.[^./]*$"
 """Parts of a name that are not its stem: folders, extension, and the class that Hugging Face's copy appends."""
@@ -64,17 +66,6 @@ class Found:
     random_access: bool = True
 
 
-class BadInputError(ValueError):
-    """A file or folder is not what it should be: one line with its name and what to do.
-
-    torch recreates a loader process's exception from its whole traceback; only the last line is the message.
-    """
-
-    def __init__(self, message: str) -> None:
-        last = message.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
-
-
 @contextmanager
 def reading(path: Path | str, what: str, cure: str) -> Iterator[None]:
     """Turn any error while reading a file into one line with the file's name.
@@ -84,17 +75,17 @@ def reading(path: Path | str, what: str, cure: str) -> Iterator[None]:
         cure: what the user can do if it is not.
 
     Raises:
-        BadInputError: the reader raised any exception.
+        UserError: the reader raised any exception.
     """
     try:
         yield
-    except BadInputError:
+    except UserError:
         raise
     except Exception as error:  # readers of binary formats may raise anything on damaged files
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
-            raise BadInputError(f"cannot read {path}: {error.strerror}; {cure}") from error
+            raise UserError(f"cannot read {path}: {error.strerror}; {cure}") from error
         reason = looks_like(path) or f"is not {what} ({' '.join(str(error).split())[:200] or type(error).__name__})"
-        raise BadInputError(f"{path} {reason}: {cure}") from error
+        raise UserError(f"{path} {reason}: {cure}") from error
 
 
 def looks_like(path: Path | str) -> str | None:

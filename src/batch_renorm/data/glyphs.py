@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batch_renorm.data.hashing import uniform
+from batch_renorm.errors import UserError
 
 TEMPLATE_SIZE = 32
 """Letters are rendered once, into squares of this many pixels."""
@@ -60,7 +61,7 @@ def letters(labels: int) -> tuple[str, Tensor]:
         The letters, and their templates: (labels, TEMPLATE_SIZE, TEMPLATE_SIZE) float32 in [0, 1].
 
     Raises:
-        ValueError: the fonts have fewer.
+        UserError: the fonts have fewer.
     """
     from PIL import ImageFont
     from PIL.features import check
@@ -83,7 +84,7 @@ def letters(labels: int) -> tuple[str, Tensor]:
             templates.append(pixels)
             if len(chosen) == labels:
                 return chosen, torch.from_numpy(np.stack(templates)).float() / 255
-    raise ValueError(f"the DejaVu fonts have {len(chosen)} letters that look unlike; {labels} labels were asked for")
+    raise UserError(f"the DejaVu fonts have {len(chosen)} letters that look unlike; {labels} labels were asked for")
 
 
 def _plain_letters(file: Path) -> list[str]:
@@ -130,7 +131,7 @@ class Glyphs:
         noise: float,
     ) -> None:
         if not 0 <= others < CORNERS:
-            raise ValueError(f"data.others must be 0 to {CORNERS - 1}, a letter a corner; got {others}")
+            raise UserError(f"data.others must be 0 to {CORNERS - 1}, a letter a corner; got {others}")
         self.classes, self.size, self.others = labels, size, others
         self.images_per_label = {"train": train_images, "val": val_images}
         self.contrast, self.other_contrast = tuple(contrast), tuple(other_contrast)

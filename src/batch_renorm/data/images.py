@@ -23,6 +23,7 @@ from batch_renorm.data.files import Files
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.minibatches import AUGMENTATION, generator
 from batch_renorm.data.sources import HOW_TO_GET, find
+from batch_renorm.errors import UserError
 
 COLOURS_AT_ONCE = 64
 """Images whose colours plain operations distort at once; each needs some 10 MB at 299 pixels, and more do not help."""
@@ -72,7 +73,7 @@ class Images:
         decode: where training images are decoded: in loader processes, or on the training device.
 
     Raises:
-        ValueError: there is no data set, or not the required one.
+        UserError: there is no data set, or not the required one.
     """
 
     channels = 3
@@ -93,18 +94,16 @@ class Images:
         decode: Literal["cpu", "device"] = "cpu",
     ) -> None:
         if size < 1:
-            raise ValueError(f"data.size must be at least 1 pixel, got {size}")
+            raise UserError(f"data.size must be at least 1 pixel, got {size}")
         if decode == "device" and on_error == "skip":
-            raise ValueError(
-                "data.on_error=skip needs data.decode=cpu: an image that does not decode ends the device's"
-            )
+            raise UserError("data.on_error=skip needs data.decode=cpu: an image that does not decode ends the device's")
         if decode == "device" and regions.codec() is None:
-            raise ValueError(f"data.decode=device needs nvImageCodec: {regions.INSTALL}, or say data.decode=cpu")
+            raise UserError(f"data.decode=device needs nvImageCodec: {regions.INSTALL}, or say data.decode=cpu")
         if root == "???":
-            raise ValueError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
+            raise UserError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
         found = find(root)
         if not found.random_access:
-            raise ValueError(
+            raise UserError(
                 f"data.root={root} has {found.kind}, which cannot be read in any order: make a store of them with "
                 f"python scripts/prepare_imagenet.py {root} STORE, then data.root=STORE"
             )
@@ -114,7 +113,7 @@ class Images:
             ("val_images", "validation images", val_images, len(found.splits["val"].labels)),
         ):
             if want is not None and have != want:
-                raise ValueError(
+                raise UserError(
                     f"data.root={root} has {have:,} {text}, not {want:,} (data.{name}): {HOW_TO_GET}; "
                     "for another data set say data=folder"
                 )

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from batch_renorm.data.files import BadInputError, reading, stem
+from batch_renorm.data.files import reading, stem
+from batch_renorm.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -40,13 +41,13 @@ def flat_labels(names: list[str], classes: list[str], folders: list[Path]) -> np
         folders: folders to search for lists of labels.
 
     Raises:
-        ValueError: no list, or a list that does not fit the images or classes.
+        UserError: no list, or a list that does not fit the images or classes.
     """
     found, chosen = _listed(names, folders)
     position = {name: label for label, name in enumerate(classes)}
     unknown = next((name for name in chosen if name not in position), None)
     if unknown is not None:
-        raise BadInputError(f"{found} names the class {unknown!r}, which the training images do not have")
+        raise UserError(f"{found} names the class {unknown!r}, which the training images do not have")
     return np.array([position[name] for name in chosen], dtype=np.int64)
 
 
@@ -59,7 +60,7 @@ def _listed(names: list[str], folders: list[Path]) -> tuple[Path, list[str]]:
         for devkit in (*(folder / f"{DEVKIT}{end}" for end in (".tar.gz", ".tgz", ".tar")), folder / DEVKIT, folder):
             if (parts := _devkit(devkit)) is not None:
                 return devkit, _from_devkit(devkit, *parts, names)
-    raise BadInputError(
+    raise UserError(
         f"{len(names):,} validation images are in no class folders and have no list of labels: looked for "
         f"{DEVKIT}.tar.gz, {DEVKIT}/, {', '.join(LISTS)} in {', '.join(str(f) for f in dict.fromkeys(folders))}"
     )
@@ -71,7 +72,7 @@ def text(data: bytes, path: Path) -> str:
     with reading(path, "text", "save it as UTF-8 text, or get it again"):
         result = data.decode(encoding)
         if "\0" in result:
-            raise ValueError("it has zero bytes")
+            raise UserError("it has zero bytes")
         return result
 
 
@@ -81,21 +82,21 @@ def _from_list(path: Path, names: list[str]) -> list[str]:
         lines = text(path.read_bytes(), path).replace('"', "").splitlines()
     rows = [(number, re.split(r"[,\s]+", line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise BadInputError(f"{path} is empty: {cure}")
+        raise UserError(f"{path} is empty: {cure}")
     if looks_like_html(lines):
-        raise BadInputError(f"{path} is an HTML page, as servers send in place of a file: {cure}")
+        raise UserError(f"{path} is an HTML page, as servers send in place of a file: {cure}")
     if all(len(row) == 1 for _, row in rows):
         _fits(path, len(rows), len(names))
         return [row[0] for _, row in rows]
     by_stem: dict[str, str] = {}
     for number, row in rows:
         if len(row) < 2 or not row[1]:
-            raise BadInputError(f"{path} has no class in line {number} ({row[0]}): {cure}")
+            raise UserError(f"{path} has no class in line {number} ({row[0]}): {cure}")
         if by_stem.setdefault(stem(row[0]), row[1]) != row[1]:
-            raise BadInputError(f"{path} has two classes for {row[0]}, the second in line {number}: {cure}")
+            raise UserError(f"{path} has two classes for {row[0]}, the second in line {number}: {cure}")
     missing = next((name for name in names if stem(name) not in by_stem), None)
     if missing is not None:
-        raise BadInputError(f"{path} has no line for {missing}: {cure}")
+        raise UserError(f"{path} has no line for {missing}: {cure}")
     return [by_stem[stem(name)] for name in names]
 
 
@@ -105,7 +106,7 @@ def looks_like_html(lines: list[str]) -> bool:
 
 def _fits(path: Path, labels: int, images: int) -> None:
     if labels != images:
-        raise BadInputError(
+        raise UserError(
             f"{path} has {labels:,} labels for {images:,} validation images: the list or some images are not whole"
         )
 
@@ -130,7 +131,7 @@ def _devkit(path: Path) -> tuple[bytes, bytes] | None:
         with reading(path, "the devkit", GET_AGAIN):
             contents = [place.read_bytes() for place in places if place.is_file()]
     if len(contents) < 2:
-        raise BadInputError(f"{path} lacks data/{TRUTH} or data/{META}: {GET_AGAIN}")
+        raise UserError(f"{path} lacks data/{TRUTH} or data/{META}: {GET_AGAIN}")
     return contents[0], contents[1]
 
 
@@ -142,7 +143,7 @@ def _from_devkit(path: Path, truth: bytes, meta: bytes, names: list[str]) -> lis
     _fits(path, len(numbers), len(names))
     unknown = next((number for number in numbers if number not in classes), None)
     if unknown is not None:
-        raise BadInputError(f"{path} gives an image the number {unknown}, and its meta.mat no class to it: {GET_AGAIN}")
+        raise UserError(f"{path} gives an image the number {unknown}, and its meta.mat no class to it: {GET_AGAIN}")
     return [classes[number] for number in numbers]
 
 
@@ -159,14 +160,14 @@ def synsets(meta: bytes) -> dict[int, str]:
     """The devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid).
 
     Raises:
-        ValueError: the file cannot be read, or numbers or synsets are missing or repeated.
+        UserError: the file cannot be read, or numbers or synsets are missing or repeated.
     """
     # A separate process reads it, because scipy may crash on a file with a wrong byte.
     read = subprocess.run([sys.executable, "-c", READ_META], input=meta, capture_output=True, check=False)
     if read.returncode:
-        raise ValueError("it is not a file of MATLAB with the table synsets")
+        raise UserError("it is not a file of MATLAB with the table synsets")
     rows = json.loads(read.stdout)
     result = dict(rows)
     if sorted(result) != list(range(1, len(rows) + 1)) or len(set(result.values())) != len(rows):
-        raise ValueError("its classes are not numbered from 1 on, each once")
+        raise UserError("its classes are not numbered from 1 on, each once")
     return result

@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from batch_renorm.errors import UserError
+
 Indices = np.ndarray
 """(size,) int64: positions of images in the training set."""
 
@@ -49,7 +51,7 @@ class Iid:
 
     def __post_init__(self) -> None:
         if self.size > self.images:
-            raise ValueError(f"a minibatch of {self.size} needs at least as many training images, got {self.images}")
+            raise UserError(f"a minibatch of {self.size} needs at least as many training images, got {self.images}")
 
     def __call__(self, seed: int, step: int, worker: int) -> Indices:
         first = (step * self.workers + worker) * self.size
@@ -69,14 +71,14 @@ class LabelsTimesImages:
 
     def __init__(self, labels: np.ndarray, size: int, images_per_label: int) -> None:
         if size % images_per_label:
-            raise ValueError(f"a minibatch of {size} does not divide into {images_per_label} images per label")
+            raise UserError(f"a minibatch of {size} does not divide into {images_per_label} images per label")
         self.size, self.images_per_label = size, images_per_label
         self.order = np.argsort(labels, kind="stable")
         self.counts = np.bincount(labels)
         self.starts = np.cumsum(self.counts) - self.counts
         if (self.counts < images_per_label).any():
             poorest = int(self.counts.argmin())
-            raise ValueError(
+            raise UserError(
                 f"label {poorest} has {self.counts[poorest]} training images, fewer than the "
                 f"{images_per_label} images per label that the regime draws"
             )
@@ -122,7 +124,7 @@ def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per
     pairs = draw.permutation(np.concatenate(sets))
     whole = len(pairs) // labels_per_minibatch
     if not whole:
-        raise ValueError(
+        raise UserError(
             f"{len(labels)} images give no minibatch of {labels_per_minibatch} labels x {images_per_label} images"
         )
     minibatches = pairs[: whole * labels_per_minibatch].reshape(whole, labels_per_minibatch, images_per_label)
@@ -139,12 +141,12 @@ def distinct_minibatches(labels: np.ndarray, size: int) -> np.ndarray:
         (minibatches, size) int64 positions in `labels`.
 
     Raises:
-        ValueError: fewer than `size` labels.
+        UserError: fewer than `size` labels.
     """
     draw = generator(0, EVALUATION, 2)
     images = _by_label(labels, draw)
     if len(images) < size:
-        raise ValueError(f"{len(images)} labels give no minibatch of {size} images with different labels")
+        raise UserError(f"{len(images)} labels give no minibatch of {size} images with different labels")
     minibatches = []
     for k in range(max(map(len, images))):
         kth = draw.permutation([own[k] for own in images if len(own) > k])

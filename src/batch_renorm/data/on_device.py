@@ -20,7 +20,7 @@ from torch import Tensor
 from batch_renorm.data import regions
 from batch_renorm.data.augmentation import Box
 from batch_renorm.data.decoding import CMYK, decode
-from batch_renorm.data.files import BadInputError
+from batch_renorm.errors import UserError
 
 THREADS = 4
 """Of a rank's decoder on the host: reasoned, not tuned, since loader processes have the other cores."""
@@ -60,7 +60,7 @@ class Encoded:
         """Decode, crop and resize on the device: (n, 3, size, size) uint8.
 
         Raises:
-            BadInputError: the device has no decoder, or an image cannot be read.
+            UserError: the device has no decoder, or an image cannot be read.
         """
         rows = self.table.tolist()
         parts = self.data.split([row[0] for row in rows])
@@ -82,7 +82,7 @@ def decode_jpegs(images: list[np.ndarray], device: torch.device) -> list[Tensor]
     Whole ones: nvImageCodec 0.9.0 does not decode parts right on GPUs (its issue 55).
 
     Raises:
-        BadInputError: the device has no decoder, or an image cannot be read.
+        UserError: the device has no decoder, or an image cannot be read.
     """
     if not images:
         return []
@@ -109,7 +109,7 @@ def decoder(device: torch.device) -> Any:
     """A device's decoder: of a GPU its JPEG engine or kernels, never the CPU's in their place.
 
     Raises:
-        BadInputError: it does not decode. nvJPEG, which does that on GPUs, is a package of its own.
+        UserError: it does not decode. nvJPEG, which does that on GPUs, is a package of its own.
     """
     library = regions.codec()
     if device.type == "cuda":
@@ -126,7 +126,7 @@ def decoder(device: torch.device) -> Any:
     sample = io.BytesIO()
     PIL.Image.new("RGB", (16, 16)).save(sample, "JPEG")
     if made.decode(library.CodeStream(sample.getvalue()), params=regions.as_rgb()) is None:
-        raise BadInputError(
+        raise UserError(
             f"data.decode=device: nvImageCodec decodes no JPEG on {device}: {regions.INSTALL}, or say data.decode=cpu"
         )
     return made

@@ -20,8 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from batch_renorm.data import decoding, durable, strips
+from batch_renorm import durable
+from batch_renorm.data import decoding, strips
 from batch_renorm.data.files import Files, Found
+from batch_renorm.errors import UserError
 
 FOLDERS = {"train": "train", "val": "validation"}
 BATCH = 256
@@ -64,7 +66,7 @@ def in_processes(
     The processes end when this one ends for any reason.
 
     Raises:
-        ValueError: a process was killed.
+        UserError: a process was killed.
     """
     context = multiprocessing.get_context()
     counter, stop = context.Value("q", 0), context.Value("b", 0)
@@ -81,7 +83,7 @@ def in_processes(
                 for future in finished:
                     yield future.result()
         except BrokenProcessPool as error:
-            raise ValueError(
+            raise UserError(
                 "a process that works on the images was killed, perhaps because memory ran out (then take fewer: "
                 "--processes); run the same command again, what is written stays"
             ) from error
@@ -129,7 +131,7 @@ def write(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
     """Write one file, under a temporary name until it is complete; no file if images are unreadable.
 
     Raises:
-        ValueError: the disk is full, or the file cannot be written.
+        UserError: the disk is full, or the file cannot be written.
     """
     path = target / FOLDERS[shard.split] / shard.file
     unreadable: list[str] = []
@@ -147,7 +149,7 @@ def write(target: Path, shard: Shard) -> tuple[Shard, list[str]]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full: make room" if full else f"{error.strerror or error}: mend that"
-        raise ValueError(f"cannot write {path}, {reason}, and the same command goes on from there") from error
+        raise UserError(f"cannot write {path}, {reason}, and the same command goes on from there") from error
 
 
 def _write_images(path: Path, shard: Shard, unreadable: list[str]) -> Counter[str]:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from batch_renorm.data import archives, arrow
-from batch_renorm.data.files import BadInputError, Files, Found, PlainFiles, is_image
+from batch_renorm.data.files import Files, Found, PlainFiles, is_image
 from batch_renorm.data.labels import flat_labels
+from batch_renorm.errors import UserError
 
 VAL_FOLDERS = ("val", "validation", "valid", "test")
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
@@ -31,16 +32,16 @@ def find(root: str | Path) -> Found:
     """The data set below `root`.
 
     Raises:
-        ValueError: no known data set, or an incomplete one; the message says what was looked for.
+        UserError: no known data set, or an incomplete one; the message says what was looked for.
     """
     root = Path(os.path.expanduser(root))
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise BadInputError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
+        raise UserError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
     try:
         return _find(root)
     except OSError as error:
-        raise BadInputError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
 
 
 def _find(root: Path) -> Found:
@@ -54,7 +55,7 @@ def _find(root: Path) -> Found:
     for base in (root, root / KAGGLE):
         if (base / "train").is_dir():
             return find_folders(base, root)
-    raise BadInputError(
+    raise UserError(
         f"no images in {root}: looked for train/<class>/*.JPEG, {archives.TRAIN}, Arrow folders "
         f"(train/state.json) and Parquet files (data/train-*.parquet); {HOW_TO_GET}"
     )
@@ -64,15 +65,15 @@ def find_folders(base: Path, root: Path) -> Found:
     """Folders of classes; `root` may have a list of labels if the validation images are in one folder."""
     val = next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
     if val is None:
-        raise BadInputError(f"{base} has training images but no validation images: looked for {base / 'val'}/<class>/*")
+        raise UserError(f"{base} has training images but no validation images: looked for {base / 'val'}/<class>/*")
     classes = subfolders(base / "train")
     if not classes:
-        raise BadInputError(f"{base / 'train'} has no folders: training images must be in train/<class>/*.JPEG")
+        raise UserError(f"{base / 'train'} has no folders: training images must be in train/<class>/*.JPEG")
     splits: dict[str, Files] = {"train": in_classes(base / "train", classes)}
     inside, loose = subfolders(val), images_in(val)
     filled = [name for name in inside if name in set(classes) and has_images(val / name)]
     if filled and loose:
-        raise BadInputError(
+        raise UserError(
             f"{val} has {len(loose):,} images beside {len(filled):,} folders of classes that have some: sorting "
             "them into folders was interrupted; finish that, or unpack the validation images again"
         )
@@ -80,15 +81,15 @@ def find_folders(base: Path, root: Path) -> Found:
     if loose or flat != val:
         names = sorted(images_in(flat))
         if not names:
-            raise BadInputError(f"{flat} has no images: looked for {flat}/*.JPEG")
+            raise UserError(f"{flat} has no images: looked for {flat}/*.JPEG")
         labels = flat_labels(names, classes, [root, base, val, val.parent])
         splits["val"] = PlainFiles(flat, labels, names)
     else:
         extra = set(inside) - set(classes)
         if extra:
-            raise BadInputError(f"{val} has the class {min(extra)}, which {base / 'train'} has not")
+            raise UserError(f"{val} has the class {min(extra)}, which {base / 'train'} has not")
         if not filled:
-            raise BadInputError(f"{val} has no images: looked for {val}/<class>/*.JPEG and {val}/*.JPEG")
+            raise UserError(f"{val} has no images: looked for {val}/<class>/*.JPEG and {val}/*.JPEG")
         splits["val"] = in_classes(val, filled, classes)
     return Found("folders of classes", classes, splits)
 
@@ -125,7 +126,7 @@ def in_classes(folder: Path, present: list[str], classes: list[str] | None = Non
     if classes is None:
         for name, listing in zip(present, listings, strict=True):
             if not listing:
-                raise BadInputError(f"the class {name} has no images: {folder / name} has no *.JPEG file")
+                raise UserError(f"the class {name} has no images: {folder / name} has no *.JPEG file")
     labels = np.repeat([position[name] for name in present], [len(listing) for listing in listings])
     names = [f"{name}/{image}" for name, listing in zip(present, listings, strict=True) for image in listing]
     return PlainFiles(folder, labels.astype(np.int64), names)

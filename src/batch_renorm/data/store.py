@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from batch_renorm.data import arrow, durable, strips
+from batch_renorm import durable
+from batch_renorm.data import arrow, strips
 from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.files import Found, reading, stems
 from batch_renorm.data.shards import (
@@ -35,6 +36,7 @@ from batch_renorm.data.shards import (
     write,
 )
 from batch_renorm.data.sources import find
+from batch_renorm.errors import UserError
 
 
 def prepare(
@@ -43,7 +45,7 @@ def prepare(
     """Write or finish the store of a data set; return its manifest.
 
     Raises:
-        ValueError: the folder is in use or holds another data set's store; the disk lacks space; or images are
+        UserError: the folder is in use or holds another data set's store; the disk lacks space; or images are
             unreadable: the message names them, and everything else is written.
     """
     plan = shards_of(found, images_per_shard)
@@ -67,7 +69,7 @@ def prepare(
             for rest in _leftovers(target, plan):
                 rest.unlink()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot write {target}: {error.strerror or error}; mend that, or choose another folder"
         ) from error
     return manifest
@@ -98,7 +100,7 @@ def _finish(
         if not bad:
             done.append(written)
     if unreadable:
-        raise ValueError(_complaint(unreadable, "get them again, and run the same command to write what is missing"))
+        raise UserError(_complaint(unreadable, "get them again, and run the same command to write what is missing"))
     for split, folder in FOLDERS.items():
         parts = sorted((s for s in done if s.split == split), key=lambda s: s.number)
         _describe(target / folder, folder, found, parts, manifest["source"]["labels"])
@@ -113,10 +115,10 @@ def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
     """Read a whole store again, verify its files and decode every image; return its manifest.
 
     Raises:
-        ValueError: something differs from what was written; the message lists it.
+        UserError: something differs from what was written; the message lists it.
     """
     if not (target / arrow.STORE).exists():
-        raise ValueError(f"{target} is no store: it has no {arrow.STORE}")
+        raise UserError(f"{target} is no store: it has no {arrow.STORE}")
     found = find(target)
     manifest = arrow.read_json(target / arrow.STORE)
     tasks = []
@@ -124,11 +126,11 @@ def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
         entry = manifest["splits"][folder]
         labels = found.splits[split].labels
         if len(labels) != entry["images"] or len(np.unique(labels)) > len(found.classes):
-            raise ValueError(f"{target / folder} has {len(labels):,} images where {entry['images']:,} were written")
+            raise UserError(f"{target / folder} has {len(labels):,} images where {entry['images']:,} were written")
         tasks += [(target, Shard(split, i, **shard)) for i, shard in enumerate(entry["shards"])]
     bad = [line for _, lines in in_processes(read_again, tasks, found, processes, progress) for line in lines]
     if bad:
-        raise ValueError(_complaint(bad, "prepare the store again from its source"))
+        raise UserError(_complaint(bad, "prepare the store again from its source"))
     return manifest
 
 
@@ -150,7 +152,7 @@ def _manifest(target: Path) -> dict[str, Any] | None:
     """The contents of store.json; None if there is no store yet.
 
     Raises:
-        ValueError: store.json is damaged, or the folder is something else.
+        UserError: store.json is damaged, or the folder is something else.
     """
     path = target / arrow.STORE
     if path.exists():
@@ -163,9 +165,9 @@ def _manifest(target: Path) -> dict[str, Any] | None:
     try:
         others = sorted(target.iterdir()) if target.exists() else []
     except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror}; choose another folder") from error
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another folder") from error
     if any(not (other.name == durable.LOCK or other.suffix == ".part") for other in others):
-        raise ValueError(f"{target} is not empty and not a store: choose another folder")
+        raise UserError(f"{target} is not empty and not a store: choose another folder")
     return None
 
 
@@ -182,21 +184,21 @@ def _same(manifest: dict[str, Any], source: dict[str, Any], found: Found, target
     """Check that the store, finished or not, is made of the same images, in any kind of storage.
 
     Raises:
-        ValueError: it is not; the message says what differs.
+        UserError: it is not; the message says what differs.
     """
     begun, other = manifest["source"], "choose another folder"
     made_of = f"it is made of {manifest.get('made_of', 'other files')}, these are {found.kind}"
     if begun["labels"] != source["labels"]:
-        raise ValueError(f"{target} is the store of other images, or in another order ({made_of}): {other}")
+        raise UserError(f"{target} is the store of other images, or in another order ({made_of}): {other}")
     if begun["classes"] != source["classes"]:
-        raise ValueError(f"{target} is a store whose classes have other names ({made_of}): {other}")
+        raise UserError(f"{target} is a store whose classes have other names ({made_of}): {other}")
     if begun["images"] != source["images"]:
-        raise ValueError(f"{target} is the store of images with other names ({made_of}): {other}")
+        raise UserError(f"{target} is the store of images with other names ({made_of}): {other}")
     if begun["images_per_file"] != source["images_per_file"]:
-        raise ValueError(f"{target} has {begun['images_per_file']:,} images a file: say --images-per-file "
+        raise UserError(f"{target} has {begun['images_per_file']:,} images a file: say --images-per-file "
                          f"{begun['images_per_file']}, or {other}")  # fmt: skip
     if begun["in_strips"] != source["in_strips"]:
-        raise ValueError(f"{target} is a store {'in' if begun['in_strips'] else 'without'} strips: "
+        raise UserError(f"{target} is a store {'in' if begun['in_strips'] else 'without'} strips: "
                          f"{'say' if begun['in_strips'] else 'leave out'} --strips, or {other}")  # fmt: skip
     if not found.random_access:
         return
@@ -210,7 +212,7 @@ def _same(manifest: dict[str, Any], source: dict[str, Any], found: Found, target
             except (OSError, UnreadableImage):  # an unreadable image of the source is reported when it is needed
                 continue
             if differs:
-                raise ValueError(f"{target} has another image than {files.name(shard.start)} under its name: {other}")
+                raise UserError(f"{target} has another image than {files.name(shard.start)} under its name: {other}")
 
 
 def _differs(kept: bytes, given: bytes, in_strips: bool) -> bool:
@@ -239,7 +241,7 @@ def _room(found: Found, shards: list[Shard], target: Path) -> None:
         needed += float(np.mean(sizes or [0])) * (shard.stop - shard.start)
     free = shutil.disk_usage(target).free
     if needed > free:
-        raise ValueError(f"{target} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
+        raise UserError(f"{target} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
 
 
 def _describe(folder: Path, name: str, found: Found, shards: list[Shard], fingerprint: str) -> None:

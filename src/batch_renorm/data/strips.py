@@ -18,6 +18,7 @@ import simplejpeg
 from batch_renorm.data.augmentation import Box
 from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.scan import END, RESTARTS, START, header_of, restarts_of
+from batch_renorm.errors import UserError
 
 MARGIN = 2
 """Pixels around a part that are decoded with it: where the colours have half of the pixels, they are interpolated."""
@@ -146,4 +147,4 @@ def _described(data: bytes, length: int, across: int) -> bytes | None:
 def check_program() -> None:
     """ValueError if the program that writes strips is not installed."""
     if shutil.which(PROGRAM) is None:
-        raise ValueError(f"strips need the program {PROGRAM}: {INSTALL}")
+        raise UserError(f"strips need the program {PROGRAM}: {INSTALL}")

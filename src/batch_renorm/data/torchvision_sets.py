@@ -16,6 +16,7 @@ from torch import Tensor
 
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.minibatches import AUGMENTATION, generator
+from batch_renorm.errors import UserError
 
 IN_ARRAYS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 DRAWERS = 15
@@ -36,14 +37,14 @@ class TorchvisionSet:
         mirrored: whether half of the training images are mirrored.
 
     Raises:
-        ValueError: an unknown name, or a download that fails.
+        UserError: an unknown name, or a download that fails.
     """
 
     def __init__(self, name: str, root: str, size: int, shift: int, mirrored: bool) -> None:
         if name not in (*IN_ARRAYS, "Omniglot"):
-            raise ValueError(f"data.name={name} is none of {', '.join(IN_ARRAYS)}, Omniglot")
+            raise UserError(f"data.name={name} is none of {', '.join(IN_ARRAYS)}, Omniglot")
         if size < 1 or shift < 0:
-            raise ValueError(f"data.size must be at least 1 and data.shift at least 0, got {size} and {shift}")
+            raise UserError(f"data.size must be at least 1 and data.shift at least 0, got {size} and {shift}")
         self.size, self.shift, self.mirrored = size, shift, mirrored
         splits = omniglot(root) if name == "Omniglot" else in_arrays(name, root)
         self.pictures = {split: resized(images, size) for split, (images, _) in splits.items()}
@@ -122,7 +123,7 @@ def obtained(make: Callable[..., Any], name: str, root: str, **options: Any) -> 
     """The data set, downloaded if necessary; only one of several processes downloads it.
 
     Raises:
-        ValueError: the download fails.
+        UserError: the download fails.
     """
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ def obtained(make: Callable[..., Any], name: str, root: str, **options: Any) -> 
             return make(root, download=True, **options)
     except Exception as error:  # from the network, or from readers of truncated files
         reason = " ".join(str(getattr(error, "reason", "") or error).split())[:200] or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f'cannot get {name} into data.root={root}: {reason}; on a machine with a network say python -c "import '
             f"torchvision; torchvision.datasets.{name}('{root}', download=True)\" and copy the "
             "folder, or delete it and begin again"

@@ -7,6 +7,8 @@ calls match; the sizes of ranges and passes differ by at most one worker.
 
 import itertools
 
+from batch_renorm.errors import UserError
+
 
 def split_evenly(items: range, parts: int) -> list[range]:
     """Cut a range into `parts` contiguous ranges whose lengths differ by at most one, longest first.
@@ -15,7 +17,7 @@ def split_evenly(items: range, parts: int) -> list[range]:
     [7, 7, 6, 6, 6, 6, 6, 6]
     """
     if parts < 1:
-        raise ValueError(f"cannot cut {len(items)} items into {parts} parts")
+        raise UserError(f"cannot cut {len(items)} items into {parts} parts")
     short, longer = divmod(len(items), parts)
     ends = [part * short + min(part, longer) for part in range(parts + 1)]
     return [items[start:end] for start, end in itertools.pairwise(ends)]
@@ -25,10 +27,10 @@ def workers_of_rank(workers: int, rank: int, ranks: int) -> range:
     """The contiguous range of the step's workers that `rank` owns.
 
     Raises:
-        ValueError: more ranks than workers, so that a rank would have nothing to do.
+        UserError: more ranks than workers, so that a rank would have nothing to do.
     """
     if ranks > workers:
-        raise ValueError(
+        raise UserError(
             f"{ranks} ranks but only {workers} workers a step: a rank would have no minibatch; "
             f"use at most {workers} devices or raise workers"
         )
@@ -67,7 +69,7 @@ def passes_per_step(workers: int, ranks: int, workers_per_pass: int | None) -> i
     if workers_per_pass is None:
         return 1
     if workers_per_pass < 1:
-        raise ValueError(f"workers_per_pass must be at least 1, got {workers_per_pass}")
+        raise UserError(f"workers_per_pass must be at least 1, got {workers_per_pass}")
     return -(-largest_share // workers_per_pass)
 
 

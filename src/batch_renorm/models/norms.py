@@ -5,6 +5,8 @@ Your own norm is such a function too: configs/norm names it by `_target_`, see d
 
 from torch import nn
 
+from batch_renorm.errors import UserError
+
 
 def group_norm(channels: int, channels_per_group: int, eps: float, scale: bool = False) -> nn.GroupNorm:
     """torch's GroupNorm (Wu and He, 2018) over the channels of each image alone: (n, channels, ...) to the same.
@@ -18,10 +20,10 @@ def group_norm(channels: int, channels_per_group: int, eps: float, scale: bool =
         scale: learn gamma; the paper's networks have gamma = 1 throughout. beta is always learned.
 
     Raises:
-        ValueError: channels_per_group below 1.
+        UserError: channels_per_group below 1.
     """
     if channels_per_group < 1:
-        raise ValueError(f"norm.channels_per_group must be at least 1, got {channels_per_group}")
+        raise UserError(f"norm.channels_per_group must be at least 1, got {channels_per_group}")
     size = next((size for size in range(channels_per_group, channels) if channels % size == 0), channels)
     layer = nn.GroupNorm(channels // size, channels, eps)
     if not scale:

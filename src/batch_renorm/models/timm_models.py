@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from batch_renorm.errors import UserError
 from batch_renorm.norm import BatchRenorm2d, convert_batchnorm, to_batchnorm
 
 
@@ -23,14 +24,14 @@ def create(
         options: passed to `timm.create_model` (aux_logits=True for Inception-v3's auxiliary head).
 
     Raises:
-        ValueError: no such model or option, or a model without batchnorm.
+        UserError: no such model or option, or a model without batchnorm.
     """
     model = stock(name, num_classes=classes, in_chans=channels, **options)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
-        raise ValueError(f"model.name={name} has no batchnorm that Batch Renorm could take the place of")
+        raise UserError(f"model.name={name} has no batchnorm that Batch Renorm could take the place of")
     if not learned_gamma and any(module.weight is not None and bool((module.weight != 1).any()) for module in norms):
-        raise ValueError(f"{name} starts some gammas at other values than 1: say model.learned_gamma=true")
+        raise UserError(f"{name} starts some gammas at other values than 1: say model.learned_gamma=true")
     if norm.func is BatchRenorm2d:
         return convert_batchnorm(model, **(norm.keywords | {"scale": learned_gamma}))
     return replace_batchnorm(model, partial(norm, scale=True) if learned_gamma else norm)
@@ -62,26 +63,26 @@ def stock(name: str, **options: Any) -> nn.Module:
     """timm's own model.
 
     Raises:
-        ValueError: timm has no such model or option, or cannot load the weights.
+        UserError: timm has no such model or option, or cannot load the weights.
     """
     import timm
 
     if not timm.is_model(name):
         known = timm.list_models() + timm.list_pretrained()
         close = get_close_matches(name, known, n=3, cutoff=0.6)
-        raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+        raise UserError(f"timm has no model {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
     try:
         return timm.create_model(name, **options)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise ValueError(f"timm's {name} has no option {str(error).rpartition('argument ')[2]} (model)") from error
+        raise UserError(f"timm's {name} has no option {str(error).rpartition('argument ')[2]} (model)") from error
     except Exception as error:  # the download or a file of weights may raise anything
         if not (options.get("pretrained") or options.get("checkpoint_path")):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         what = options.get("checkpoint_path") or "timm's weights, which are downloaded once"
-        raise ValueError(f"cannot load {name} from {what}: {reason}") from error
+        raise UserError(f"cannot load {name} from {what}: {reason}") from error
 
 
 def stock_weights(model: nn.Module, name: str, classes: int, channels: int = 3) -> dict[str, Tensor]:

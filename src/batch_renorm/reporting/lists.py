@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from batch_renorm.errors import UserError
 from batch_renorm.reporting.paper import EXPERIMENTS, FIGURES, OWN_SERIES, SERIES, VAL, Figure, Series
 from batch_renorm.reporting.recorded import RecordedRun
 
@@ -58,7 +59,7 @@ def asked_for(lists: Sequence[Sequence[str]], files: Sequence[Path], runs: Seque
     """The figures of the command line, `own1`, `own2`, ..., and of YAML files: name -> {title: ..., lines: [...]}.
 
     Raises:
-        ValueError: a line names no existing experiment, or a file does not describe figures; in one line.
+        UserError: a line names no existing experiment, or a file does not describe figures; in one line.
     """
     found = []
     for i, names in enumerate(lists, 1):
@@ -68,7 +69,7 @@ def asked_for(lists: Sequence[Sequence[str]], files: Sequence[Path], runs: Seque
     for file in files:
         for name, figure in _read(file).items():
             if not isinstance(figure, dict) or not isinstance(figure.get("lines"), list) or not figure["lines"]:
-                raise ValueError(f"{file}: {name} needs `lines: [experiment, ...]`")
+                raise UserError(f"{file}: {name} needs `lines: [experiment, ...]`")
             names = [str(line) for line in figure["lines"]]
             lines = {_series(line, runs): _label(line, runs) for line in names}
             slug = re.sub(r"\W+", "-", str(name))
@@ -80,11 +81,11 @@ def _read(file: Path) -> dict[Any, Any]:
     try:
         figures = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise ValueError(f"cannot read {file}: {error.strerror}") from error
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is no YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} is no YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(figures, dict):
-        raise ValueError(f"{file}: figures are written as `name: {{title: ..., lines: [experiment, ...]}}`")
+        raise UserError(f"{file}: figures are written as `name: {{title: ..., lines: [experiment, ...]}}`")
     return figures
 
 
@@ -95,15 +96,13 @@ def _series(line: str, runs: Sequence[RecordedRun]) -> Series:
     series = (row, metric) if slash and row in rows else (line, VAL)
     if series[0] not in rows:
         close = get_close_matches(series[0], rows, n=3)
-        raise ValueError(
+        raise UserError(
             f"no runs of {line!r}; "
             + (f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(sorted(rows))}")
         )
     if series[1] not in metrics:
         close = get_close_matches(series[1], metrics, n=3)
-        raise ValueError(
-            f"no metric {series[1]!r} in any run; " + (f"did you mean {' or '.join(close)}?" * bool(close))
-        )
+        raise UserError(f"no metric {series[1]!r} in any run; " + (f"did you mean {' or '.join(close)}?" * bool(close)))
     return series
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from batch_renorm.errors import UserError
+
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 Series = tuple[str, str]  # experiment, metric
 
@@ -130,7 +132,7 @@ class Claim:
             return -self.margin, float("inf")
         if self.relation == "=":
             return -self.margin, self.margin
-        raise ValueError(f"no relation {self.relation!r}: use '>', '>=' or '='")
+        raise UserError(f"no relation {self.relation!r}: use '>', '>=' or '='")
 
     def agrees(self, difference: float) -> bool:
         low, high = self.range()

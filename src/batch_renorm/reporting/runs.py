@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, lines_of, parsed
 from batch_renorm.reporting.differences import Expected, apart
 from batch_renorm.reporting.paper import Curve
@@ -60,12 +61,12 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
 
 
 def read_run(folder: Path) -> RecordedRun:
-    """Read one run folder. Raises ValueError, in one line, if there is nothing to show."""
+    """Read one run folder. Raises UserError, in one line, if there is nothing to show."""
     if not (folder / "curve.csv").is_file():
-        raise ValueError(f"{folder}: no curve.csv, nothing to show yet")
+        raise UserError(f"{folder}: no curve.csv, nothing to show yet")
     curve, notes = read_curve(folder / "curve.csv")
     if not curve:
-        raise ValueError(f"{folder}: curve.csv has no complete line yet")
+        raise UserError(f"{folder}: curve.csv has no complete line yet")
     config = _mapping(folder / "config.yaml", notes)
     info = _mapping(folder / "run.json", notes)
 
@@ -75,7 +76,7 @@ def read_run(folder: Path) -> RecordedRun:
     place |= {"seed": int(name.removeprefix("seed"))} if re.fullmatch(SEED, name) else {}
     said = {k: v for k, v in config.items() if k in (*place, "seed") and type(v) is (int if k == "seed" else str)}
     if "seed" not in said | place:
-        raise ValueError(f"{folder}: neither its name (seed<k>) nor a config.yaml says which seed this is, left out")
+        raise UserError(f"{folder}: neither its name (seed<k>) nor a config.yaml says which seed this is, left out")
     what = place | said
     if "seed" in place and what != place and experiment == place["experiment"] and not _own_place(folder, config):
         notes.append(f"{folder}: read as {what['scale']}/{what['experiment']}/seed{what['seed']}, "

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from batch_renorm.errors import UserError
+
 if TYPE_CHECKING:
     from batch_renorm.running.build import Machine
 
@@ -40,7 +42,7 @@ def choose_arithmetic(machine: "Machine", device: torch.device, began_with: dict
     if not has_bf16(device):
         name = torch.cuda.get_device_name(device)
         if machine.precision == "bf16":
-            raise ValueError(f"trainer.precision=bf16, but {name} has no bfloat16: say 32, or auto")
+            raise UserError(f"trainer.precision=bf16, but {name} has no bfloat16: say 32, or auto")
         began_with.pop("precision", None)
     automatic = {
         "precision": "bf16" if device.type == "cuda" and has_bf16(device) else 32,
@@ -64,7 +66,7 @@ def check_passes(arithmetic: Arithmetic, passes: int) -> None:
     The next recorded pass overwrites the memory of the gradients (pytorch/pytorch#169545).
     """
     if arithmetic.compile in ("reduce-overhead", "max-autotune") and passes > 1:
-        raise ValueError(
+        raise UserError(
             f"trainer.compile={arithmetic.compile} records CUDA graphs, which take one pass a step, and this run makes "
             f"{passes}: more ranks, trainer.workers_per_pass=null, or trainer.compile=true"
         )
@@ -81,7 +83,7 @@ def check_ranks(choices: Sequence[Arithmetic], rank: int = 0) -> None:
             raise SystemExit(2)
         if different:
             name = different[0]
-            raise ValueError(
+            raise UserError(
                 f"rank 0 computes with trainer.{name}={getattr(choices[0], name)}, rank {other} with "
                 f"{getattr(choice, name)}: say trainer.{name}=... for all ranks"
             )

@@ -16,6 +16,7 @@ from hydra.utils import get_method
 from batch_renorm.data.loaders import Division, Source, TrainingPasses
 from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.data.staging import on_this_node
+from batch_renorm.errors import UserError
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.norm.layers import has_layers
 from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
@@ -77,9 +78,7 @@ class Minibatch:
 
     def __post_init__(self) -> None:
         if self.size % self.group:
-            raise ValueError(
-                f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)"
-            )
+            raise UserError(f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)")
 
     @property
     def composition(self) -> Composition:
@@ -181,17 +180,17 @@ def build(
         device, began_with: what the arithmetic is chosen for, see `choose_arithmetic`.
 
     Raises:
-        ValueError: an unknown option, or an impossible value; the message names the option.
+        UserError: an unknown option, or an impossible value; the message names the option.
     """
     for name in config:
         if name not in SECTIONS:
-            raise ValueError(f"nothing reads the option {name!r}{near(name, SECTIONS)}")
+            raise UserError(f"nothing reads the option {name!r}{near(name, SECTIONS)}")
     stop = stop or Stop()
     seed = config["seed"]
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed}")
+        raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed}")
     if config.get("debug", False) not in (True, False):
-        raise ValueError(f"debug is true or false, got {config['debug']!r}")
+        raise UserError(f"debug is true or false, got {config['debug']!r}")
     size: Size = construct(Size, config, "size")
     machine: Machine = construct(Machine, config, "trainer")
     arithmetic = choose_arithmetic(machine, device, began_with)
@@ -256,7 +255,7 @@ def load_run(folder: Path) -> Run:
     """Make the run that a run folder's config.yaml describes."""
     path = folder / "config.yaml"
     if not path.exists():
-        raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml")
     return build(read_config(path))
 
 
@@ -273,13 +272,13 @@ def construct(make: Callable[..., Any], config: Config, name: str, **given: Any)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in section.items():
         if key not in parameters and not open_ended:
-            raise ValueError(f"nothing reads the option {name}.{key}{near(key, parameters)}")
+            raise UserError(f"nothing reads the option {name}.{key}{near(key, parameters)}")
         if not is_of_type(value, hints.get(key, Any)):
-            raise ValueError(f"{name}.{key} must be {spelled(hints[key])}, got {value!r}")
+            raise UserError(f"{name}.{key} must be {spelled(hints[key])}, got {value!r}")
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
         if needed and key not in section and key not in given:
-            raise ValueError(f"the config has no {name}.{key}")
+            raise UserError(f"the config has no {name}.{key}")
     return make(**section, **given)
 
 

@@ -12,7 +12,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from batch_renorm.data import durable
+from batch_renorm import durable
+from batch_renorm.errors import UserError
 from batch_renorm.running.build import Config
 from batch_renorm.running.folder import Folder, differences, room_for
 
@@ -55,7 +56,7 @@ def choose_checkpoint(folder: Folder, config: Config, training: LightningModule)
     """The checkpoint to continue from, and newer damaged ones, which are renamed to `.damaged`.
 
     Raises:
-        ValueError: the checkpoint belongs to another config or network; the message names the differences.
+        UserError: the checkpoint belongs to another config or network; the message names the differences.
     """
     for rest in (folder.path / "checkpoints").glob("*.part"):  # left by a start that was killed while writing
         rest.unlink()
@@ -65,12 +66,12 @@ def choose_checkpoint(folder: Folder, config: Config, training: LightningModule)
         known = held.get("config") if isinstance(held, dict) else None
         differing = differences(known, config) if isinstance(known, dict) else []
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{path} is the checkpoint of another config; it differs in {', '.join(differing)}. Move it away, or "
                 "add fresh=true to move the whole run aside"
             )
         if unlike := how_it_differs(training, held):
-            raise ValueError(
+            raise UserError(
                 f"{path} is not a checkpoint of this run's network: {unlike}. Continue with the commit that run.json "
                 "names, or add fresh=true to move the whole run aside"
             )
@@ -108,15 +109,15 @@ def load_weights(training: LightningModule, path: Path) -> None:
     """Load a checkpoint's weights and averages into its run.
 
     Raises:
-        ValueError: the file cannot be read, or belongs to another run; the message says why.
+        UserError: the file cannot be read, or belongs to another run; the message says why.
     """
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}")
+        raise UserError(f"there is no checkpoint {path}")
     if not readable(path):
-        raise ValueError(f"{path} is damaged, or no checkpoint of a run: name another one (--checkpoint FILE)")
+        raise UserError(f"{path} is damaged, or no checkpoint of a run: name another one (--checkpoint FILE)")
     held = torch.load(path, map_location="cpu", weights_only=True)
     if unlike := how_it_differs(training, held):
-        raise ValueError(f"{path} is not a checkpoint of this run: {unlike}")
+        raise UserError(f"{path} is not a checkpoint of this run: {unlike}")
     training.load_state_dict(held["state_dict"])
 
 
@@ -124,11 +125,11 @@ def step_of(path: Path) -> int:
     """The number of updates before a checkpoint, from its name; best.ckpt is a link to a file with such a name.
 
     Raises:
-        ValueError: the file has another name.
+        UserError: the file has another name.
     """
     number = path.resolve().stem.removeprefix("step")
     if not number.isdecimal():
-        raise ValueError(f"{path} does not say its step: a run's checkpoints are named step00000300.ckpt")
+        raise UserError(f"{path} does not say its step: a run's checkpoints are named step00000300.ckpt")
     return int(number)
 
 

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from batch_renorm.errors import UserError
 from batch_renorm.records import naming
 from batch_renorm.running.errors import DiskFullError, Stopped
 from batch_renorm.training.errors import NotFiniteError
@@ -34,14 +35,14 @@ def knee(numerator: int, denominator: int, *, _root_: OmegaConf) -> int:
     """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
     steps = _root_.size.steps  # type: ignore[attr-defined]
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"size.steps must be a whole number of at least 1, got {steps}")
+        raise UserError(f"size.steps must be a whole number of at least 1, got {steps}")
     return round(steps * numerator / denominator)
 
 
 def half(size: int) -> int:
     """The config's ${half:n}: n / 2 for an even n."""
     if size % 2:
-        raise ValueError(f"a minibatch of {size} has no halves: size.minibatch must be even")
+        raise UserError(f"a minibatch of {size} has no halves: size.minibatch must be even")
     return size // 2
 
 
@@ -184,7 +185,7 @@ def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
     """The command line's arguments for Hydra: paths quoted, and for a sweep the options that name its jobs' folders.
 
     Raises:
-        ValueError: several jobs of the sweep would share the given folder.
+        UserError: several jobs of the sweep would share the given folder.
     """
     sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
     result = [as_path(argument, sweep) for argument in arguments]
@@ -225,7 +226,7 @@ def placed(arguments: list[str]) -> list[str]:
         if shared:
             hint = "".join(f"${{{name}}}" for name in shared if name in IN_EVERY_PLACE)
             hint += "${swept:}" * any(name not in IN_EVERY_PLACE for name in shared)
-            raise ValueError(
+            raise UserError(
                 f"folder={text} is one place for all jobs that differ in {', '.join(shared)}: write {hint} in it"
             )
     same = [override.key_or_group for override in overrides if override.key_or_group not in varied]

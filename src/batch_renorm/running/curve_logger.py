@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, lines_of, parsed
 from batch_renorm.running.folder import room_for, write_atomically
 
@@ -18,7 +19,7 @@ def rewind(path: Path, step: int) -> None:
     A run that resumes from a checkpoint repeats the steps after it, so that no row is lost or doubled.
 
     Raises:
-        ValueError: a row up to `step`, which the run would not repeat, is damaged.
+        UserError: a row up to `step`, which the run would not repeat, is damaged.
     """
     if not path.exists():
         return
@@ -28,7 +29,7 @@ def rewind(path: Path, step: int) -> None:
             bad = bad or number
         elif row[0] <= step:
             if bad is not None:
-                raise ValueError(f"{path} is damaged in line {bad}: take that line out, or begin again with fresh=true")
+                raise UserError(f"{path} is damaged in line {bad}: take that line out, or begin again with fresh=true")
             kept.append(line)
     write_atomically(path, ",".join(HEADER) + "\n" + "".join(kept))
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from batch_renorm.data import durable
+from batch_renorm import durable
+from batch_renorm.errors import UserError
 from batch_renorm.records.config import flat_options
 from batch_renorm.running.errors import DiskFullError
 
@@ -56,7 +57,7 @@ class Folder:
         """The contents of run.json; empty before the first start.
 
         Raises:
-            ValueError: the file is damaged.
+            UserError: the file is damaged.
         """
         if not self.record_file.exists():
             return {}
@@ -65,7 +66,7 @@ class Folder:
         except ValueError:  # not JSON, or not even text
             found = None
         if not isinstance(found, dict):
-            raise ValueError(f"{self.record_file} is damaged: run the same train.py command, which makes it again")
+            raise UserError(f"{self.record_file} is damaged: run the same train.py command, which makes it again")
         return found
 
     def write_record(self, **entries: Any) -> None:
@@ -77,12 +78,12 @@ def with_places(settings: dict[str, Any]) -> dict[str, Any]:
     """The config with ~ in its paths expanded.
 
     Raises:
-        ValueError: a path is empty, for instance because of an unset shell variable.
+        UserError: a path is empty, for instance because of an unset shell variable.
     """
     data = settings["data"]
     for name, path in (("folder", settings["folder"]), ("data.root", data.get("root", "none"))):
         if not str(path or "").strip():
-            raise ValueError(f"{name}= is empty: say {name}=PATH (is a variable of the shell not set?)")
+            raise UserError(f"{name}= is empty: say {name}=PATH (is a variable of the shell not set?)")
     if "root" in data:
         data = data | {"root": os.path.expanduser(str(data["root"]))}
     return settings | {"folder": os.path.expanduser(str(settings["folder"])), "data": data}
@@ -92,14 +93,14 @@ def read_config(path: Path) -> dict[str, Any]:
     """A run's config.yaml.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     try:
         found = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError):  # not YAML, or not even text
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: run the same train.py command, which makes it again")
+        raise UserError(f"{path} is damaged: run the same train.py command, which makes it again")
     return found
 
 
@@ -128,19 +129,19 @@ def claimed(folder: Folder, fresh: bool) -> Iterator[None]:
     """Make the folder and be its only writer; `fresh` first moves an earlier run aside.
 
     Raises:
-        ValueError: another process trains there, the folder cannot be written, or `fresh` finds something else there.
+        UserError: another process trains there, the folder cannot be written, or `fresh` finds something else there.
     """
     path, cure = folder.path, "wait until it ends, or give this run its own place (folder=...)"
     with ExitStack() as stack:
         try:
             if path.exists() and not path.is_dir():
-                raise ValueError(f"folder={path} is a file: choose another place for the run (folder=...)")
+                raise UserError(f"folder={path} is a file: choose another place for the run (folder=...)")
             if fresh and path.is_dir() and any(path.iterdir()):
                 set_aside(path)
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(durable.only_writer(path, "the run folder", cure))
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"cannot write the run folder {path}: {error.strerror}; choose another (folder=...)"
             ) from error
         yield
@@ -150,15 +151,15 @@ def set_aside(path: Path) -> None:
     """Move an earlier run aside.
 
     Raises:
-        ValueError: the folder is in use, or is not a run folder.
+        UserError: the folder is in use, or is not a run folder.
     """
     if not is_run(path):
-        raise ValueError(
+        raise UserError(
             f"fresh=true moves an earlier run aside, and {path} is none: choose another folder (folder=...)"
         )
     with durable.only_writer(path, "the run folder", "fresh=true moves only what is not in use"):
         if (other := durable.in_use_below(path)) is not None:
-            raise ValueError(f"fresh=true moves only what is not in use, and {other}")
+            raise UserError(f"fresh=true moves only what is not in use, and {other}")
         (move_aside(path) / durable.LOCK).unlink(missing_ok=True)
 
 
@@ -179,7 +180,7 @@ def prepare_folder(folder: Folder, config: dict[str, Any]) -> list[str]:
     Files damaged by a power cut are moved aside: checkpoints also hold the config, and a new record begins.
 
     Raises:
-        ValueError: the folder holds a run of another config, or cannot be written.
+        UserError: the folder holds a run of another config, or cannot be written.
     """
     remarks = []
     for path, read in ((folder.config, lambda: read_config(folder.config)), (folder.record_file, folder.record)):
@@ -193,7 +194,7 @@ def prepare_folder(folder: Folder, config: dict[str, Any]) -> list[str]:
     if folder.config.exists():
         differing = differences(read_config(folder.config), config)
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{folder.path} holds a run of another config; it differs in {', '.join(differing)}. Give this "
                 "run its own place (folder=...), or add fresh=true to move the old one aside"
             )
@@ -205,7 +206,7 @@ def prepare_folder(folder: Folder, config: dict[str, Any]) -> list[str]:
         if not folder.record():
             folder.write_record(id=uuid.uuid4().hex[:12], started=time.strftime("%Y-%m-%d %H:%M:%S"), wall_seconds=0)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot write the run folder {folder.path}: {error.strerror}; choose another (folder=...)"
         ) from error
     return remarks

@@ -26,6 +26,7 @@ from lightning_fabric.utilities import rank_zero as fabric_rank_zero
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero
 
+from batch_renorm.errors import UserError
 from batch_renorm.running.rank import rank_main
 from batch_renorm.running.signals import HEARD, hear_while_waiting
 
@@ -57,23 +58,23 @@ def find_world(accelerator: str, devices: int | str, nodes: int | str, env: Mapp
     """Find this process's place in the run; `devices` and `nodes` come from configs/trainer.
 
     Raises:
-        ValueError: the launcher and the config disagree; the message names both.
+        UserError: the launcher and the config disagree; the message names both.
     """
     result = started(env) or World(0, 0, wanted_devices(accelerator, devices), as_number(nodes), 0, "python")
     if result.launcher == "python" and result.nodes > 1:
-        raise ValueError(
+        raise UserError(
             f"trainer.num_nodes={nodes} needs a launcher that starts the other machines: srun or torchrun "
             "(it then counts the nodes itself)"
         )
     for name, wanted, got in (("devices", devices, result.devices), ("num_nodes", nodes, result.nodes)):
         if isinstance(wanted, int) and wanted != got:
             what = "processes a node" if name == "devices" else "nodes"
-            raise ValueError(
+            raise UserError(
                 f"{result.launcher} started {got} {what}, but trainer.{name}={wanted}: leave trainer.{name}=auto"
             )
     visible = torch.cuda.device_count()
     if uses_gpu(accelerator) and visible < result.devices:
-        raise ValueError(
+        raise UserError(
             f"{result.devices} rank{'s' * (result.devices > 1)} on this machine, but each sees {visible} "
             f"GPU{'s' * (visible != 1)}: start fewer, use trainer=cpu, or let every task see all of them "
             "(SLURM: --gpus-per-node, not --gpus-per-task)"
@@ -98,10 +99,10 @@ def started(env: Mapping[str, str]) -> World | None:
     if ranks == 1:
         return None
     if ranks % nodes:
-        raise ValueError(f"srun started {ranks} tasks on {nodes} nodes: every node needs as many (--ntasks-per-node)")
+        raise UserError(f"srun started {ranks} tasks on {nodes} nodes: every node needs as many (--ntasks-per-node)")
     rank, local, node = (int(env[f"SLURM_{name}"]) for name in ("PROCID", "LOCALID", "NODEID"))
     if rank != node * (ranks // nodes) + local:
-        raise ValueError("srun dealt the tasks out to the nodes in turn: use --distribution=block")
+        raise UserError("srun dealt the tasks out to the nodes in turn: use --distribution=block")
     return World(rank, local, ranks // nodes, nodes, node, "srun")
 
 
@@ -118,7 +119,7 @@ def wanted_devices(accelerator: str, devices: int | str) -> int:
     """The number of devices for plain python: `all` means every GPU of this machine, `auto` means one."""
     if isinstance(devices, int):
         if devices < 1:
-            raise ValueError(f"trainer.devices must be at least 1, 'auto' or 'all', got {devices}")
+            raise UserError(f"trainer.devices must be at least 1, 'auto' or 'all', got {devices}")
         return devices
     return max(1, torch.cuda.device_count()) if devices == "all" and uses_gpu(accelerator) else 1
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from batch_renorm.data.workers import split_evenly
+from batch_renorm.errors import UserError
 from batch_renorm.norm import training_normalization
 from batch_renorm.norm.layers import has_layers
 from batch_renorm.running.build import Run
@@ -30,7 +31,7 @@ def workers_per_pass(run: Run, world: World, device: torch.device, record: dict[
     """The entry for run.json: how many workers a pass holds and why, the same on every rank.
 
     Raises:
-        ValueError: not even one worker's minibatch fits.
+        UserError: not even one worker's minibatch fits.
     """
     share = len(split_evenly(range(run.size.workers), world.ranks)[0])
     asked = run.machine.workers_per_pass
@@ -46,7 +47,7 @@ def workers_per_pass(run: Run, world: World, device: torch.device, record: dict[
         found = on_cuda(run, device, share) if device.type == "cuda" else on_cpu(run, world, share)
     found = min(gather(found, world))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"one worker's minibatch ({run.minibatch.size} images) does not fit the memory of {name}: "
             "use a device with more"
         )
@@ -108,7 +109,7 @@ def evaluation_batch(run: Run, world: World, device: torch.device) -> int:
     It changes no metric: images are normalised separately, or in minibatches that are never cut.
 
     Raises:
-        ValueError: not even a 64th of the configured number fits.
+        UserError: not even a 64th of the configured number fits.
     """
     size = run.evaluation.batch_size
     if device.type != "cuda":
@@ -118,7 +119,7 @@ def evaluation_batch(run: Run, world: World, device: torch.device) -> int:
         found = next((images for images in sizes if fits(partial(a_batch, run, images), device)), 0)
     found = min(gather(found, world))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"evaluation.batch_size={size} does not fit the device's memory, nor does {sizes[-1]}: lower it"
         )
     return found

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from batch_renorm.errors import UserError
 from batch_renorm.records import curve
 from batch_renorm.running.folder import Folder, differences, read_config, with_places
 
@@ -41,13 +42,13 @@ def summary(folder: Folder) -> str:
     """Final and best accuracy of a finished run, the place of its files, and the command that draws them.
 
     Raises:
-        ValueError: the curve is missing or has no accuracy.
+        UserError: the curve is missing or has no accuracy.
     """
     rows = curve.read_rows(folder.curve)
     final = {metric: value for _, metric, value in rows}
     points = [(step, value) for step, metric, value in rows if metric == "val_top1"]
     if not points:
-        raise ValueError(f"{folder.path} is a finished run, but {folder.curve} has no val_top1; fresh=true repeats it")
+        raise UserError(f"{folder.path} is a finished run, but {folder.curve} has no val_top1; fresh=true repeats it")
     step, best = max(points, key=lambda point: point[1])
     record = folder.record()
     others = ", ".join(

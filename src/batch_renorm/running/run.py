@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from batch_renorm.data.loaders import Division
+from batch_renorm.errors import UserError
 from batch_renorm.running import checkpoints, curve_logger
 from batch_renorm.running.allocator import keep_freed_memory
 from batch_renorm.running.build import Config, Machine, build, construct
@@ -48,7 +49,7 @@ def train(config: DictConfig | Config) -> dict[str, Any]:
     """Start, resume or report the run of a config; return its record (run.json).
 
     Raises:
-        ValueError: a bad option, an unwritable folder, a folder with another run; one clear line.
+        UserError: a bad option, an unwritable folder, a folder with another run; one clear line.
         NotFiniteError: the loss or gradient is not finite; the last checkpoint is kept.
         DiskFullError: a file of the run cannot be written; the last checkpoint is kept.
         Stopped: a signal stopped the run; the last checkpoint is from the last step.
@@ -110,7 +111,7 @@ def large_enough(settings: Config, world: World) -> Iterator[None]:
     """Explain the error of the first step if the images are too small for a convolution or pooling.
 
     Raises:
-        ValueError: the images are too small.
+        UserError: the images are too small.
     """
     try:
         yield
@@ -120,7 +121,7 @@ def large_enough(settings: Config, world: World) -> Iterator[None]:
         if world.rank:
             raise SystemExit(2) from error  # rank 0 says why
         network = settings["model"].get("name") or settings["model"]["_target_"].rpartition(".")[2]
-        raise ValueError(
+        raise UserError(
             f"data.size={settings['data']['size']} is too small for {network} to train: its feature maps become "
             "smaller than a kernel; take larger images"
         ) from error
@@ -146,7 +147,7 @@ def report_without_training(start: StartingPoint, folder: Folder, world: World) 
     if start.refused:
         if world.rank:
             raise SystemExit(2)  # rank 0 says why
-        raise ValueError(start.refused)
+        raise UserError(start.refused)
     if world.rank == 0:
         tell_result(f"{FINISHED}\n{summary(folder)}")
     return folder.record()

@@ -3,6 +3,8 @@
 import os
 import shutil
 
+from batch_renorm.errors import UserError
+
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2
 """Passes that a loader process prepares in advance; torch's default."""
@@ -26,14 +28,14 @@ def check_shared_memory(image_bytes: int, images: int, processes: int, ranks: in
         ranks: ranks on this machine.
 
     Raises:
-        ValueError: too little memory; otherwise a loader process would die in the middle of a run.
+        UserError: too little memory; otherwise a loader process would die in the middle of a run.
     """
     needed = image_bytes * images * PREFETCHED * processes * ranks
     if not needed or not os.path.isdir(SHARED_MEMORY):
         return
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"{processes} loader processes of {ranks} ranks need {needed / 1e9:.1f} GB of {SHARED_MEMORY}, "
             f"{free / 1e9:.1f} GB are free: give it more (docker run --shm-size={needed // 10**9 + 1}g), or lower "
             "trainer.loader_processes or trainer.workers_per_pass"

@@ -22,6 +22,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from batch_renorm.data.loaders import Draw
+from batch_renorm.errors import UserError
 from batch_renorm.records.curve import read_rows
 from batch_renorm.records.naming import model_of, place_of
 from batch_renorm.running.build import Run, Wandb
@@ -119,7 +120,7 @@ class WandbLogger(Logger):
         if offline:
             put_aside(self.folder / "wandb")
         elif not wandb.login(prompt=False):
-            raise ValueError("no API key (wandb login, or WANDB_API_KEY)")
+            raise UserError("no API key (wandb login, or WANDB_API_KEY)")
         live = wandb.init(
             project=self.wandb.project, entity=self.wandb.entity, mode=self.mode, dir=self.folder,
             id=self.id, resume=None if offline else "allow", config=config | {"machine": self.facts},

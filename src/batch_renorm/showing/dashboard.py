@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from batch_renorm.errors import UserError
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.paper import (
     AS_TRAINED,
@@ -189,7 +190,7 @@ def specification(entity: str, project: str, scale: str, published: Published) -
     """The JSON values that would be published, checked by reading them back with the library that made them.
 
     Raises:
-        ValueError: the library cannot read its own specification (for instance of another version).
+        UserError: the library cannot read its own specification (for instance of another version).
     """
     from wandb_workspaces.reports.v2 import Report
     from wandb_workspaces.reports.v2.internal import ReportViewspec
@@ -200,7 +201,7 @@ def specification(entity: str, project: str, scale: str, published: Published) -
     spec = made.spec.model_dump(**dump)
     again = Report._from_model(ReportViewspec.model_validate({**made.model_dump(**dump), "spec": spec}))
     if [type(b) for b in again._to_model().spec.blocks] != [type(b) for b in made.spec.blocks]:
-        raise ValueError("wandb-workspaces reads the report that it wrote differently; is its version the pinned one?")
+        raise UserError("wandb-workspaces reads the report that it wrote differently; is its version the pinned one?")
     WorkspaceViewspec.model_validate(view.spec.model_dump(**dump))
     return {
         "report": {"entity": entity, "project": project, "title": made.display_name, "spec": spec},

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from batch_renorm.data.kept import KeptImages
 from batch_renorm.data.loaders import Source, in_batches, rank_share
 from batch_renorm.data.minibatches import EVALUATION, distinct_minibatches, generator, paired_minibatches
+from batch_renorm.errors import UserError
 from batch_renorm.norm import batch_statistics, training_normalization
 
 ON_MINIBATCHES = {"pairs": "batch_statistics", "no_counterpart": "no_counterpart", "as_trained": "as_trained"}
@@ -73,7 +74,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("every", "minibatches_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to evaluate the model after `step` updates: every `every` steps, and at the end."""
@@ -87,7 +88,7 @@ class Evaluation:
         """The measurements by name.
 
         Raises:
-            ValueError: too few labels, or too few images for one minibatch of some composition.
+            UserError: too few labels, or too few images for one minibatch of some composition.
         """
         val, train = source.labels("val"), source.labels("train")
         sample = generator(0, EVALUATION, 1).permutation(len(train))[: self.train_images]
@@ -99,7 +100,7 @@ class Evaluation:
             return measurements
         size, present = self.labels_per_minibatch * self.images_per_label, len(np.unique(val))
         if size > present:
-            raise ValueError(
+            raise UserError(
                 f"evaluation with batch statistics needs minibatches of {size} images with different labels, and the "
                 f"validation images have {present} labels: choose evaluation.labels_per_minibatch="
                 f"{max(1, present // self.images_per_label)} or fewer"

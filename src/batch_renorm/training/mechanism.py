@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.data.minibatches import EVALUATION, generator
+from batch_renorm.errors import UserError
 from batch_renorm.norm import training_normalization
 from batch_renorm.norm.layers import has_layers
 from batch_renorm.training.distance import norm_outputs
@@ -56,16 +57,16 @@ def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images:
         images: number of validation images.
 
     Raises:
-        ValueError: images of one letter, or a network whose norms see no group.
+        UserError: images of one letter, or a network whose norms see no group.
     """
     if source.others != 1:
-        raise ValueError(f"the mechanism is measured on images of two letters; these have {1 + source.others}")
+        raise UserError(f"the mechanism is measured on images of two letters; these have {1 + source.others}")
     if not has_layers(model):
-        raise ValueError("the network's norms see no group: there is no mechanism to measure")
+        raise UserError("the network's norms see no group: there is no mechanism to measure")
     val = Shown(source)
     fewest = min(map(len, val.showing))
     if fewest < max(most, 3):
-        raise ValueError(f"a letter is shown by {fewest} validation images, too few to measure: raise data.val_images")
+        raise UserError(f"a letter is shown by {fewest} validation images, too few to measure: raise data.val_images")
     draw = generator(0, EVALUATION, 3)
     chosen = draw.permutation(np.flatnonzero(val.letters[:, 0] != val.letters[:, 1]))[:images]
     return [*company(model, val, chosen, group, draw), *outputs(model, val, group, most, draw)]

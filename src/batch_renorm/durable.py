@@ -17,6 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from batch_renorm.errors import UserError
+
 LOCK = ".lock"
 GRACE = 2.0  # seconds to wait for a killed writer to disappear
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -62,7 +64,7 @@ def only_writer(folder: Path, what: str, cure: str) -> Iterator[None]:
         cure: what the user can do while another process holds the folder.
 
     Raises:
-        ValueError: another process holds the folder; the message names it.
+        UserError: another process holds the folder; the message names it.
     """
     path, own = folder / LOCK, (0, 0)
 
@@ -79,7 +81,7 @@ def only_writer(folder: Path, what: str, cure: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(f"{what} {folder} is in use {holder(path)}; {cure}") from None
+        raise UserError(f"{what} {folder} is in use {holder(path)}; {cure}") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from batch_renorm.data import durable
+from batch_renorm import durable
 
 
 def hold(folder, ready):
