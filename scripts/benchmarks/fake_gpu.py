@@ -191,7 +191,6 @@ class Event:
 @contextmanager
 def fake_cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> Iterator[None]:
     """Context with fake tensors on "cuda", even without a GPU; torch.cuda reports one GPU."""
-    from batch_renorm.data import colour_kernels
     from batch_renorm.norm import functional, triton_kernels
 
     properties = SimpleNamespace(
@@ -207,10 +206,9 @@ def fake_cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> I
     with ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-        for module in (triton_kernels, colour_kernels):
-            for name, kernel in list(vars(module).items()):
-                if type(kernel).__module__.startswith("triton.") and not name.startswith("_"):
-                    stack.enter_context(mock.patch.object(module, name, Kernel(name)))
+        for name, kernel in list(vars(triton_kernels).items()):
+            if type(kernel).__module__.startswith("triton.") and not name.startswith("_"):
+                stack.enter_context(mock.patch.object(triton_kernels, name, Kernel(name)))
         stack.enter_context(mock.patch.object(functional, "TRITON_DEVICES", ("cuda",)))
         stack.enter_context(mock.patch.object(Tensor, "record_stream", return_value=None))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", pinned))

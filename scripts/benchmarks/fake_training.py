@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batch_renorm.data.images import Fetched, Images
-from batch_renorm.data.loaders import Pass, SentAhead
+from batch_renorm.data.images import Images
+from batch_renorm.data.loaders import Fetched, Pass, SentAhead
 from batch_renorm.models.timm_models import create
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.training.module import Training
@@ -29,7 +29,7 @@ class NoImages(Images):
     """Fake images of the right shapes."""
 
     def __init__(self, size: int, classes: int, images: int) -> None:
-        self.size, self.classes, self.on_error = size, classes, "fail"
+        self.size, self.classes = size, classes
         self.every_label = np.arange(images) % classes
 
     def labels(self, split: str) -> np.ndarray:

@@ -42,12 +42,9 @@ def test_a_step_of_inception_waits_for_nothing_and_moves_what_it_must(benchmarks
         assert count.waits == []
         for kernel in ("statistics", "settle", "apply", "backward_sums", "backward_settle", "backward_apply"):
             assert len([call for call in count.calls if call.name == f"triton {kernel}"]) == passes * NORMS
-        assert len(count.of("triton add_up").calls) == len(count.of("triton finish").calls) == passes
-    assert len(first.calls) < 1600
-    assert first.bytes < 96e9
-    colours = first.of("triton add_up").bytes + first.of("triton finish").bytes
-    assert colours < 0.4e9
-    norms = first.of("triton").bytes - colours
+    assert len(first.calls) < 2000
+    assert first.bytes < 112e9  # 15 of them for the colours
+    norms = first.of("triton").bytes
     assert norms == pytest.approx(8 * 224 * 8.97e6 * 2, rel=0.02)  # 8 passes over bfloat16, and little else
     assert len(first.at("batch_renorm/norm/statistics.py").calls) < 40  # of all 96 layers together
     assert {"loss", "gradient_norm", "r_clipped", "seconds_step", "images_per_second"} <= set(fake.rows[-1])
@@ -89,14 +86,15 @@ def test_an_evaluation_waits_for_its_result_alone(benchmarks, capsys):
         fake.source.every_label = fake.source.every_label[:100] % 50
         counting = fake_gpu.Counting()
         with counting as count:
-            kept = KeptImages(fake.source, pinned=True)
+            kept, fetch, prepared = KeptImages(fake.source, pinned=True), fake.source.fetch, []
+            fake.source.fetch = lambda split, indices, draw: (prepared.extend(indices), fetch(split, indices, draw))[1]
             model = fake.module.inference_model(7000)
             evaluate(model, fake.source, evaluation.measurements(fake.source), fake_gpu.CUDA, kept=kept)
     places = {wait.partition(" at ")[2].partition(":")[0] for wait in count.waits}
     assert places == {"batch_renorm/training/evaluation.py"}
     assert all("a value is asked for" in wait for wait in count.waits)
     assert all("tolist" in wait for wait in count.waits)
-    assert kept.prepared <= 200  # each image once, whatever the measurements
+    assert len(prepared) <= 200  # each image once, whatever the measurements
     say(capsys, "an evaluation of 500 images", count)
 
 
