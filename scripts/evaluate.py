@@ -115,7 +115,7 @@ def evaluate_timm(options: argparse.Namespace, given: list[tuple[str, str, str]]
         raise UserError(f"{name} knows {classes:,} classes, {data['root']} has {pictures.classes:,}")
     source = PretrainedImages(pictures, model)
     batches = in_batches(np.arange(len(source.labels("val"))), options.batch_size)
-    loaded = KeptImages(source, options.processes).visit([("val", indices) for indices in batches])
+    loaded = KeptImages(source, options.processes, room=0).visit([("val", indices) for indices in batches])
     images, top1, top5 = count_correct(model, source, watched(loaded, len(batches)), device).tolist()
     print(f"{name}, {images:,} images")
     return {"val_top1": 100 * top1 / images, "val_top5": 100 * top5 / images}

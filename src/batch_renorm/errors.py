@@ -11,3 +11,14 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         last = message.strip().splitlines()[-1]
         super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
+
+
+class TransientReadError(OSError):
+    """A file could not be read, and not when tried again: an error of the disk or the network, not the user's.
+
+    The same command may succeed later. As with UserError, only the last line of a loader process's traceback is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        last = message.strip().splitlines()[-1]
+        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))

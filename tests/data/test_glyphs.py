@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from batch_renorm.data.glyphs import ALIKE, Glyphs, letters
-from batch_renorm.data.hashing import mix, uniform
+from batch_renorm.data.glyphs import ALIKE, Glyphs, letters, mix, uniform
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 """Data sets in the formats that they come in, and what is said about wrong ones."""
 
+import gzip
 import io
-import json
 import pickle
 import shutil
 import tarfile
@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batch_renorm.data.images import Images
 from batch_renorm.data.sources import find
+from batch_renorm.errors import UserError
 from tests.data.imagenet_files import (
     NAMES,
     VAL_LABELS,
@@ -184,8 +186,8 @@ def test_lists_of_labels_may_have_a_byte_order_mark_and_quotes(archives, folders
     [
         ("synset_labels.txt", b"", "is empty: get the list again"),
         ("synset_labels.txt", b"\n \n", "is empty: get the list again"),
-        ("synset_labels.txt", b"n01440764\xff\xfe\n" * 8, "is not text"),
-        ("synset_labels.txt", b"\x00n" * 20, "is not text"),
+        ("synset_labels.txt", b"n01440764\xff\xfe\n" * 8, "is not a list of labels, in UTF-8"),
+        ("synset_labels.txt", b"\x00n" * 20, "is not a list of labels, in UTF-8"),
         (
             "val_annotations.txt",
             b"ILSVRC2012_val_00000001.JPEG\tn01440764\nILSVRC2012_val_00000002.JPEG\n",
@@ -232,11 +234,11 @@ def test_archives_of_another_kind_are_named_with_the_right_cure(archives):
     train = archives / "ILSVRC2012_img_train.tar"
     whole = train.read_bytes()
     for data, answer in (
-        (b"\x1f\x8b" + whole, "is compressed: unpack it first (gunzip)"),
+        (gzip.compress(whole), "is compressed: unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS"),
         (b"<!DOCTYPE html>", "is an HTML page"),
-        (tar({"README.txt": b"x"}), "has neither archives nor folders of classes"),
-        (tar({"n1.tar": tar({"a.JPEG": b"x"}), "n2/a.JPEG": b"x"}), "has both archives of classes and images"),
+        (tar({"README.txt": b"x"}), "has no images: it should be a tar of"),
+        (tar({"n1.tar": tar({"a.JPEG": b"x"}), "n2/a.JPEG": b"x"}), "has archives of classes and images in folders"),
         (tar({"a.JPEG": b"x"}), "has a.JPEG in no folder of a class"),
     ):
         train.write_bytes(data)
@@ -250,7 +252,7 @@ def test_archives_of_another_kind_are_named_with_the_right_cure(archives):
     place = whole.find(f"{WNIDS[1]}.tar".encode()) if second < 0 else second + 512
     damaged[place + 3] ^= 1
     train.write_bytes(damaged)
-    assert "is damaged at byte" in complaint(archives)
+    assert "is cut off or damaged at byte" in complaint(archives)
 
 
 def test_validation_images_half_in_folders_are_not_half_a_data_set(written, tmp_path):
@@ -261,11 +263,16 @@ def test_validation_images_half_in_folders_are_not_half_a_data_set(written, tmp_
     assert f"{root / 'val'} has 5 images beside 1 folders of classes that have some" in complaint(root)
 
 
-def test_a_class_without_validation_images_is_none_of_the_others_business(folders, tmp_path):
+def test_classes_that_val_lacks_are_refused_unless_they_are_meant(folders, tmp_path):
     root = shutil.copytree(folders, tmp_path / "set")
     shutil.rmtree(root / "val" / WNIDS[0])
     (root / "val" / WNIDS[0]).mkdir()
-    assert [label for label, _ in contents(find(root), "val")] == sorted(label for label in VAL_LABELS if label)
+    with pytest.raises(
+        UserError, match=r"has no validation images of 1 of its 4 classes \(n01440764\): .*missing_val=allow"
+    ):
+        Images(str(root), 8)
+    allowed = Images(str(root), 8, missing_val="allow")
+    assert allowed.labels("val").tolist() == sorted(label for label in VAL_LABELS if label)
     for wnid in WNIDS:
         shutil.rmtree(root / "val" / wnid, ignore_errors=True)
         (root / "val" / wnid).mkdir()
@@ -287,7 +294,7 @@ def tables(root, change):
         (lambda t: t.set_column(1, "label", pa.array([None] * len(t), pa.int64())), "images without a label"),
         (lambda t: t.set_column(1, "label", pa.array([-1] * len(t))), "has the label -1"),
         (lambda t: t.set_column(0, "image", pa.array(["a.JPEG"] * len(t))), "has images as string: save it again"),
-        (lambda t: t.set_column(1, "label", pa.array([9] * len(t))), "names 4 classes, but"),
+        (lambda t: t.set_column(1, "label", pa.array([9] * len(t))), "has the label 9, but its table names 4 classes"),
     ],
 )
 def test_parquet_files_of_other_columns_are_named(written, tmp_path, change, answer):
@@ -321,13 +328,7 @@ def test_a_missing_or_unreal_parquet_file_is_named(written, tmp_path):
 
 
 def test_lists_of_a_store_that_are_damaged_are_named(written, tmp_path):
-    for name in ("train/state.json", "train/dataset_info.json"):
-        root = shutil.copytree(written["arrow"], tmp_path / name.replace("/", "_"))
-        for data in (b"", b"[]", b"{", b"\xff\xfe"):
-            (root / name).write_bytes(data)
-            assert complaint(root).startswith(str(root / name))
-    root = shutil.copytree(written["arrow"], tmp_path / "names")
-    info = json.loads((root / "train/dataset_info.json").read_text())
-    info["features"]["label"]["names"] = ["one"]
-    (root / "train/dataset_info.json").write_text(json.dumps(info))
-    assert "names 1 classes, but" in complaint(root)
+    root = shutil.copytree(written["arrow"], tmp_path / "set")
+    for data in (b"", b"[]", b"{", b"\xff\xfe"):
+        (root / "train/state.json").write_bytes(data)
+        assert complaint(root).startswith(str(root / "train/state.json"))

@@ -4,7 +4,7 @@ ImageNet's photographs likewise show several things. The label's letter is usual
 not, and then the image alone does not determine its label: no network can get all images right.
 
 An image is a pure function of (split, index). Every random number in it is a hash of these two, computed with integer
-tensor operations. So whole minibatches are drawn at once, on any device, and no image is stored.
+tensor operations. So whole minibatches are drawn at once, the same on any device, and no image is stored.
 """
 
 import unicodedata
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batch_renorm.data.hashing import uniform
+from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.errors import UserError
 
 TEMPLATE_SIZE = 32
@@ -95,7 +95,7 @@ def _plain_letters(file: Path) -> list[str]:
     return [c for c in characters if unicodedata.category(c) in ("Lu", "Ll", "Lo") and not unicodedata.decomposition(c)]
 
 
-class Glyphs:
+class Glyphs(Source):
     """Generated images, `labels` x `train_images` for training and `labels` x `val_images` for validation.
 
     Args:
@@ -114,6 +114,8 @@ class Glyphs:
     """
 
     channels = 1
+    needs_loader_processes = False  # a key takes no time
+    image_bytes = 8
 
     def __init__(
         self,
@@ -143,7 +145,7 @@ class Glyphs:
         """The label of every image of a split, (images,) int64: all of the first label, then the second."""
         return np.repeat(np.arange(self.classes), self.images_per_label[split])
 
-    def fetch(self, split: str, indices: np.ndarray, draw: object = None) -> Tensor:
+    def fetch(self, split: str, indices: np.ndarray, draw: Draw | None = None) -> Tensor:
         """The key of each image, (n,) int64; a loader process prepares nothing else."""
         return torch.from_numpy(indices * len(SPLITS) + SPLITS[split])
 
@@ -201,3 +203,39 @@ class Glyphs:
         ranges = draws.new_tensor([self.contrast, *[self.other_contrast] * self.others])
         low, high = ranges.unbind(1)
         return (low + (high - low) * draws)[..., None]
+
+
+def signed(bits: int) -> int:
+    """The int32 with these 32 bits."""
+    return bits - (1 << 32) if bits >= 1 << 31 else bits
+
+
+def shifted(bits: Tensor, by: int) -> Tensor:
+    """Shifted to the right, with zeros from the left as for unsigned numbers."""
+    return (bits >> by).bitwise_and_((1 << 32 - by) - 1)
+
+
+def mix(bits: Tensor) -> Tensor:
+    """A bijection on 32-bit integers in which every input bit affects every output bit.
+
+    The two-round xor-shift-multiply finaliser with Chris Wellons' constants ("lowbias32").
+
+    Args:
+        bits: int32, whose products wrap. int64 with masks would take up to ten times as long on a CPU.
+    """
+    bits = shifted(bits, 16).bitwise_xor_(bits).mul_(0x7FEB352D)
+    bits = shifted(bits, 15).bitwise_xor_(bits).mul_(signed(0x846CA68B))
+    return shifted(bits, 16).bitwise_xor_(bits)
+
+
+def uniform(keys: Tensor, count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each key; a smaller count gives the first of them.
+
+    Args:
+        keys: (n,) int64, not negative, below 2**32.
+
+    Returns:
+        (n, count) float32 multiples of 2**-24.
+    """
+    places = torch.arange(count, dtype=torch.int32, device=keys.device) * signed(0x9E3779B9)
+    return shifted(mix(mix(keys.int())[:, None] + places), 8).float() * 2.0**-24

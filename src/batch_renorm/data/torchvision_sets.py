@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
-from batch_renorm.data.loaders import Draw
+from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
 from batch_renorm.errors import UserError
 
@@ -26,7 +26,7 @@ Split = tuple[Tensor, np.ndarray]
 """Images (n, channels, height, width) uint8, and their labels (n,) int64."""
 
 
-class TorchvisionSet:
+class TorchvisionSet(Source):
     """A torchvision data set, in memory.
 
     Args:
@@ -39,6 +39,9 @@ class TorchvisionSet:
     Raises:
         UserError: an unknown name, or a download that fails.
     """
+
+    needs_loader_processes = False  # the images are in memory
+    image_bytes = 40  # of a row of `fetch`
 
     def __init__(self, name: str, root: str, size: int, shift: int, mirrored: bool) -> None:
         if name not in (*IN_ARRAYS, "Omniglot"):

@@ -13,9 +13,9 @@ import pytorch_lightning
 import torch
 from hydra.utils import get_method
 
-from batch_renorm.data.loaders import Division, Source, TrainingPasses
+from batch_renorm.data.loaders import Division, Source, TrainingPasses, check_source
 from batch_renorm.data.minibatches import Regime, regime
-from batch_renorm.data.staging import on_this_node
+from batch_renorm.data.sources import on_this_node
 from batch_renorm.errors import UserError
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.norm.layers import has_layers
@@ -200,6 +200,7 @@ def build(
     pytorch_lightning.seed_everything(seed, verbose=False)
     data = {"data": on_this_node(config["data"])}
     source: Source = construct(target(config["data"]), data, "data")
+    check_source(source, config["data"]["_target_"])
     network = {"classes": source.classes, "channels": source.channels, "norm": norm}
     training = Training(
         construct(target(config["model"]), config, "model", **network),

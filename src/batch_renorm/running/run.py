@@ -84,7 +84,7 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
             start = from_rank_0(start, world)
             if start.refused or start.finished:
                 return report_without_training(start, folder, world)
-            for remark in start.remarks:
+            for remark in (*run.source.remarks, *start.remarks):
                 if world.rank == 0:
                     say(remark)
             with large_enough(settings, world):

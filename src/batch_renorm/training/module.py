@@ -205,7 +205,7 @@ class Training(LightningModule):
         row |= {"rmax": rmax, "dmax": dmax} if self.statistics.layers else {}
         row |= {"images_per_second": steps * self.examples / wall} | self.stages.take(wall, steps)
         self.restart_clock(step)
-        if getattr(self.source, "on_error", "fail") == "skip":
+        if self.source.skips_unreadable:
             row["images_replaced"] = float(self._replaced)
             self._replaced = 0.0
         if self.ramp is not None:
