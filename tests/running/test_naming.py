@@ -31,6 +31,13 @@ def test_a_folder_is_named_by_its_last_part():
     assert dataset_of({"_target_": "batch_renorm.data.images.Images", "root": "~/cars"}) == "cars"
 
 
+@pytest.mark.parametrize(
+    ("labels", "dataset"), [(50, "cars-50"), ("lists/fast ones.txt", "cars-fast_ones"), (None, "cars")]
+)
+def test_a_part_of_the_labels_is_another_data_set(labels, dataset):
+    assert dataset_of({"_target_": "batch_renorm.data.images.Images", "root": "~/cars", "labels": labels}) == dataset
+
+
 def test_tags_are_once_each_and_the_users_are_among_them(compose):
     config = compose("model=timm", "model.name=resnet18", "norm=batchnorm")
     tags = tags_of(config, ["mine", "resnet18", "x" * 99])

@@ -149,3 +149,29 @@ class PlainFiles:
     def read(self, index: int) -> bytes:
         with open(self.name(index), "rb") as file:
             return file.read()
+
+
+class PartOfLabels:
+    """The images of some labels of another split, with these labels numbered from 0 on.
+
+    Args:
+        files: all images of the split.
+        labels: the chosen labels, ascending.
+    """
+
+    def __init__(self, files: Files, labels: np.ndarray) -> None:
+        self.files, self.rows = files, np.flatnonzero(np.isin(files.labels, labels))
+        self.labels = np.searchsorted(labels, files.labels[self.rows])
+
+    @property
+    def names(self) -> pa.Array | pa.ChunkedArray:
+        return self.files.names.take(pa.array(self.rows))
+
+    def path(self, index: int) -> str | None:
+        return self.files.path(int(self.rows[index]))
+
+    def name(self, index: int) -> str:
+        return self.files.name(int(self.rows[index]))
+
+    def read(self, index: int) -> bytes:
+        return self.files.read(int(self.rows[index]))

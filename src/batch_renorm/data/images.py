@@ -19,7 +19,8 @@ from torch import Tensor
 from batch_renorm.data import on_device, regions
 from batch_renorm.data.augmentation import Box, distort, random_box, resized, resized_centre
 from batch_renorm.data.decoding import UnreadableImage, decode
-from batch_renorm.data.files import Files
+from batch_renorm.data.files import Files, PartOfLabels
+from batch_renorm.data.labels import chosen_labels
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.minibatches import AUGMENTATION, generator
 from batch_renorm.data.sources import HOW_TO_GET, find
@@ -67,7 +68,9 @@ class Images:
     Args:
         root: the data set's folder.
         size: height and width that images are resized to, pixels.
-        classes, train_images, val_images: required numbers; None accepts any number.
+        classes, train_images, val_images: required numbers of the whole data set; None accepts any number.
+        labels: the part of its labels that is used: the first so many, or those of a file that names a class on each
+            line. They are numbered from 0 on, in the data set's order. None takes all.
         on_error: for an unreadable image, "fail" ends the run, and "skip" takes the next readable image
             of its label. The replacement depends on the data set alone.
         decode: where training images are decoded: in loader processes, or on the training device.
@@ -90,6 +93,7 @@ class Images:
         classes: int | None = None,
         train_images: int | None = None,
         val_images: int | None = None,
+        labels: int | str | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         decode: Literal["cpu", "device"] = "cpu",
     ) -> None:
@@ -118,8 +122,12 @@ class Images:
                     "for another data set say data=folder"
                 )
         self.root, self.size, self.on_error, self.decode = root, size, on_error, decode
-        self.kind, self.names, self.files = found.kind, found.classes, found.splits
+        self.files: dict[str, Files] = found.splits
         self.classes = len(found.classes)
+        if labels is not None:
+            chosen = chosen_labels(labels, found.classes)
+            self.classes = len(chosen)
+            self.files = {split: PartOfLabels(files, chosen) for split, files in found.splits.items()}
         self._warned: set[str] = set()
 
     def labels(self, split: str) -> np.ndarray:

@@ -66,6 +66,34 @@ def _listed(names: list[str], folders: list[Path]) -> tuple[Path, list[str]]:
     )
 
 
+def chosen_labels(chosen: int | str, classes: list[str]) -> np.ndarray:
+    """The labels that data.labels takes, ascending: the first so many, or those whose classes a file names.
+
+    Args:
+        chosen: a number, or the path of a file with the name of a class on each line; words behind it do not count.
+        classes: names in the order of labels.
+
+    Raises:
+        UserError: no such labels.
+    """
+    if isinstance(chosen, int):
+        if not 1 <= chosen <= len(classes):
+            raise UserError(
+                f"data.labels={chosen} must be at least 1 and at most {len(classes):,}, the classes there are"
+            )
+        return np.arange(chosen)
+    path = Path(os.path.expanduser(chosen))
+    with reading(path, "a list of classes", "data.labels is a number, or a file with the name of a class on each line"):
+        lines = [line.strip() for line in text(path.read_bytes(), path).splitlines() if line.strip()]
+    position = {name: label for label, name in enumerate(classes)}
+    named = [line if line in position else line.split()[0] for line in lines]
+    unknown = next((name for name in named if name not in position), None)
+    if unknown is not None or not named:
+        what = "names no class" if unknown is None else f"names the class {unknown!r}, which the data set does not have"
+        raise UserError(f"data.labels={chosen} {what}")
+    return np.unique([position[name] for name in named])
+
+
 def text(data: bytes, path: Path) -> str:
     """A text file's content, in UTF-8 or the encoding of its byte order mark."""
     encoding = next((encoding for mark, encoding in MARKS if data.startswith(mark)), "utf-8")
