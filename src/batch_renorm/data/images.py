@@ -6,7 +6,7 @@ Every random number is a function of (seed, step, worker, slot). Values are scal
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from batch_renorm.data import on_device, regions
-from batch_renorm.data.augmentation import Box, distort, random_box, resized, resized_centre
+from batch_renorm.data.augmentation import AREAS, Box, distort, random_box, resized, resized_centre
 from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.files import Files, PartOfLabels
 from batch_renorm.data.labels import chosen_labels
@@ -38,7 +38,7 @@ class Fetched:
 
     Args:
         pixels: (n, 3, size, size) uint8, channels innermost, or encoded images that the device decodes.
-        colours: (n, 5) float32: order, brightness, saturation, hue, contrast; None for evaluation.
+        colours: (n, 5) float32: order, brightness, saturation, hue, contrast; None leaves them as they are.
         seconds: time spent on the images: read, decode, augment.
         replaced: number of unreadable images that were replaced.
     """
@@ -74,6 +74,8 @@ class Images:
         on_error: for an unreadable image, "fail" ends the run, and "skip" takes the next readable image
             of its label. The replacement depends on the data set alone.
         decode: where training images are decoded: in loader processes, or on the training device.
+        area: smallest and largest part of a training image that a crop takes.
+        colours: whether the colours of training images are distorted.
 
     Raises:
         UserError: there is no data set, or not the required one.
@@ -96,9 +98,13 @@ class Images:
         labels: int | str | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         decode: Literal["cpu", "device"] = "cpu",
+        area: Sequence[float] = AREAS,
+        colours: bool = True,
     ) -> None:
         if size < 1:
             raise UserError(f"data.size must be at least 1 pixel, got {size}")
+        if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+            raise UserError(f"data.area is the smallest and the largest part of an image, 0 to 1, got {list(area)}")
         if decode == "device" and on_error == "skip":
             raise UserError("data.on_error=skip needs data.decode=cpu: an image that does not decode ends the device's")
         if decode == "device" and regions.codec() is None:
@@ -122,6 +128,7 @@ class Images:
                     "for another data set say data=folder"
                 )
         self.root, self.size, self.on_error, self.decode = root, size, on_error, decode
+        self.area, self.colours = (area[0], area[1]), colours
         self.files: dict[str, Files] = found.splits
         self.classes = len(found.classes)
         if labels is not None:
@@ -140,21 +147,22 @@ class Images:
             return self._fetch_encoded(split, indices, draw)
         shape = len(indices), 3, self.size, self.size
         pixels = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        colours = torch.empty(len(indices), 5) if draw is not None else None
+        colours = torch.empty(len(indices), 5) if draw is not None and self.colours else None
         seconds, replaced = {"read": 0.0, "decode": 0.0, "augment": 0.0}, 0
         for position, index in enumerate(map(int, indices)):
-            if draw is None or colours is None:
+            if draw is None:
                 image, skipped = self._image(split, index, seconds, decode)
                 start = time.perf_counter()
                 pixels[position] = resized_centre(image, self.size)
             else:
-                crop = Crop(draw, position)
+                crop = Crop(draw, position, self.area)
                 part = partial(regions.decode_part, choose=crop)
                 image, skipped = self._image(split, index, seconds, part)
                 start = time.perf_counter()
                 small = resized(image, self.size)
                 pixels[position] = small.flip(2) if crop.mirrored else small
-                colours.numpy()[position] = crop.colours
+                if colours is not None:
+                    colours.numpy()[position] = crop.colours
             replaced += skipped
             seconds["augment"] += time.perf_counter() - start
         return Fetched(pixels, colours, seconds, replaced)
@@ -206,12 +214,12 @@ class Images:
             except (OSError, UnreadableImage) as error:
                 self._complain(files, index, error)
                 raise
-            crop = Crop(draw, position)
+            crop = Crop(draw, position, self.area)
             images.append(image)
             boxes.append(crop(image.width, image.height))
             mirrored.append(crop.mirrored)
             colours.numpy()[position] = crop.colours
-        return Fetched(on_device.join(images, boxes, mirrored, self.size), colours, seconds)
+        return Fetched(on_device.join(images, boxes, mirrored, self.size), colours if self.colours else None, seconds)
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
         """Distort the colours of training images, then scale all images to [-1, 1]."""
@@ -248,13 +256,13 @@ class Crop:
         colours: (5,) the numbers of its colours.
     """
 
-    def __init__(self, draw: Draw, position: int) -> None:
-        self.draw, self.position = draw, position
+    def __init__(self, draw: Draw, position: int, area: tuple[float, float] = AREAS) -> None:
+        self.draw, self.position, self.area = draw, position, area
 
     def __call__(self, width: int, height: int) -> Box:
         worker, slot = self.draw.place(self.position)
         numbers = generator(self.draw.seed, AUGMENTATION, slot, worker, self.draw.step)
-        box = random_box(numbers, width, height)
+        box = random_box(numbers, width, height, self.area)
         self.mirrored = bool(numbers.random() < 0.5)
         self.colours = numbers.random(5)
         return box
