@@ -26,7 +26,13 @@ PAPER = {  # facts of sections 4.1 to 4.3: norm, images per label, group
 }
 
 
-OURS = {"iid_groupnorm": "iid", "micro4_groupnorm": "micro4", "noniid_groupnorm": "pairs"}  # and their minibatches
+OURS = {  # norm and minibatch
+    "iid_groupnorm": ("groupnorm", "iid"),
+    "micro4_groupnorm": ("groupnorm", "micro4"),
+    "noniid_groupnorm": ("groupnorm", "pairs"),
+    "micro4_frozen": ("frozen", "micro4"),
+    "noniid_frozen": ("frozen", "pairs"),
+}
 
 
 def test_the_papers_seven_experiments_and_ours():
@@ -39,14 +45,15 @@ def test_the_papers_seven_experiments_and_ours():
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_differ_in_norm_and_regime_alone(compose, experiment, scale):
-    options = [f"scale={scale}", *(["data.root=/data"] if scale == "imagenet" else [])]
+    root = "/data" if scale == "imagenet" else "/data/tiny-imagenet-200"
+    options = [f"scale={scale}", *([f"data.root={root}"] if "imagenet" in scale else [])]
     config, base = compose(f"experiment={experiment}", *options), compose("experiment=iid_batchnorm", *options)
     norm, minibatch = config["norm"], config["minibatch"]
     if scale == "imagenet":
         if experiment in PAPER:
             assert (norm["name"], minibatch["images_per_label"], minibatch["group"]) == PAPER[experiment]
         else:
-            assert (norm["name"], minibatch["name"]) == ("groupnorm", OURS[experiment])
+            assert (norm["name"], minibatch["name"]) == OURS[experiment]
     assert config["folder"] == f"runs/{scale}/{experiment}/seed0"
     for section in config.keys() - {"norm", "minibatch", "experiment", "folder"}:
         assert config[section] == base[section], section

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 CUDA = torch.device("cuda", 0)
 PINNED: set[int] = set()
 """Page-locked storages."""
-WITH_KERNELS = ["batch_renorm.norm.triton_kernels", "batch_renorm.data.colour_kernels"]
+WITH_KERNELS = ["batch_renorm.norm.triton_kernels"]
 
 
 class Waits(TorchDispatchMode):

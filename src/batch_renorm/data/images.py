@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batch_renorm.data.augmentation import distort, random_box, resized, resized_centre
+from batch_renorm.data.augmentation import AREAS, distort, random_box, resized, resized_centre
 from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.files import Files, PartOfLabels, patiently, printable
 from batch_renorm.data.labels import chosen_labels
@@ -39,6 +39,8 @@ class Images(Source):
         missing_val: whether classes without validation images are refused or allowed.
         on_error: for an unreadable image, "fail" ends the run, and "skip" takes the next readable image
             of its label. The replacement depends on the data set alone.
+        area: smallest and largest part of a training image that a crop takes.
+        colours: whether the colours of training images are distorted.
         splits: ["val"] for validation images alone.
         class_list: a file that names the class of each label, see `sources.find`.
 
@@ -62,11 +64,15 @@ class Images(Source):
         labels: int | str | None = None,
         missing_val: Literal["refuse", "allow"] = "refuse",
         on_error: Literal["fail", "skip"] = "fail",
+        area: Sequence[float] = AREAS,
+        colours: bool = True,
         splits: Sequence[str] = BOTH,
         class_list: str | None = None,
     ) -> None:
         if size < 1:
             raise UserError(f"data.size must be at least 1 pixel, got {size}")
+        if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+            raise UserError(f"data.area is the smallest and the largest part of an image, 0 to 1, got {list(area)}")
         if root == "???":
             raise UserError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
         found = find(root, splits, class_list)
@@ -85,6 +91,7 @@ class Images(Source):
                     f"{HOW_TO_GET}; for another data set say data=folder"
                 )
         self.size, self.skips_unreadable, self.remarks = size, on_error == "skip", found.remarks
+        self.area, self.colours = (area[0], area[1]), colours
         self.files, names = found.splits, found.classes
         if labels is not None:
             chosen = chosen_labels(labels, names)
@@ -109,15 +116,17 @@ class Images(Source):
         """Decode, crop and resize; `draw` determines random crops, None means the centre."""
         shape = len(indices), 3, self.size, self.size
         pixels = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        colours = torch.empty(len(indices), 5) if draw is not None else None
+        colours = torch.empty(len(indices), 5) if draw is not None and self.colours else None
         seconds, replaced = {"read": 0.0, "decode": 0.0, "augment": 0.0}, 0
         for position, index in enumerate(map(int, indices)):
             image, skipped = self._image(split, index, seconds)
             start = time.perf_counter()
-            if draw is None or colours is None:
+            if draw is None:
                 pixels[position] = resized_centre(image, self.size)
             else:
-                pixels[position], colours.numpy()[position] = augmented(image, self.size, draw, position)
+                pixels[position], numbers = augmented(image, self.size, draw, position, self.area)
+                if colours is not None:
+                    colours.numpy()[position] = numbers
             replaced += skipped
             seconds["augment"] += time.perf_counter() - start
         return Fetched(pixels, colours, seconds, replaced)
@@ -180,11 +189,13 @@ def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
     return result
 
 
-def augmented(image: np.ndarray, size: int, draw: Draw, position: int) -> tuple[Tensor, np.ndarray]:
+def augmented(
+    image: np.ndarray, size: int, draw: Draw, position: int, area: tuple[float, float] = AREAS
+) -> tuple[Tensor, np.ndarray]:
     """A random crop of an image, perhaps mirrored, (3, size, size) uint8, and the (5,) numbers of its colours."""
     worker, slot = draw.place(position)
     numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
-    left, top, right, bottom = random_box(numbers, image.shape[1], image.shape[0])
+    left, top, right, bottom = random_box(numbers, image.shape[1], image.shape[0], area)
     mirrored = numbers.random() < 0.5
     crop = resized(image[top:bottom, left:right], size)
     return crop.flip(2) if mirrored else crop, numbers.random(5)
