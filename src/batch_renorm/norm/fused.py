@@ -20,7 +20,7 @@ import triton
 from torch import Tensor
 
 from batch_renorm.norm import triton_kernels
-from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients, refuse_again
+from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients, forbid_recompute
 
 TILE = 4096  # elements that a program holds at once
 # Programs of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant, so that sums
@@ -190,7 +190,7 @@ def forward_op(
     x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None, beta: Tensor | None,
     rmax: Tensor, dmax: Tensor, eps: float, groups: int, relu: bool, moves: bool,
 ) -> list[Tensor]:  # fmt: skip
-    refuse_again(moves)
+    forbid_recompute(moves)
     return list(forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu))
 
 

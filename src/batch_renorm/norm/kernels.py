@@ -18,6 +18,10 @@ NATIVE_FROM = 50_000
 # Most values of a channel in one float32 accumulator of the native kernel for channels-last tensors on a CPU. With
 # 700,000 values in one accumulator the variance has a relative error of 3e-4; with merged chunks of this size, 4e-6.
 CHUNK = 1 << 12
+# From this number of values in a plane on, native sums of half precision are faster than sums of a float32 copy.
+PLANE_FROM = 256
+# Most values of a plane of half precision in one accumulator, which has eight lanes: an error of 2e-6.
+PLANE = 1 << 16
 
 
 def in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list:
@@ -43,26 +47,79 @@ def stacked(groups: list) -> list[Tensor]:
     return list(groups[0] if len(groups) == 1 else map(torch.stack, zip(*groups, strict=True)))
 
 
-class Native:
-    """The native kernels, for a tensor that is one group. Statistics are (C), those of several groups (G, C)."""
+def native_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel, at least float32."""
+    # Without running statistics in float32 the kernel would return half precision.
+    mean, var = x.new_zeros((2, x.shape[1]), dtype=torch.float32) if x.dtype in HALF else (None, None)
+    return torch.batch_norm_update_stats(x, mean, var, 0.0)
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
+
+def statistics_of_rows(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, (G, C) or (C), of a tensor in rows: chunk by chunk, then merged."""
+    C = x.shape[1]
+    M = x.numel() // (groups * C)
+    chunks = -(-M // CHUNK)
+    sizes = [(M + i) // chunks for i in range(chunks)]
+    parts = x.as_strided((groups * M, C), (C, 1)).split(sizes * groups)
+    means, variances = stacked([native_statistics(part) for part in parts])
+    if chunks == 1:
+        return means, variances
+    means, variances = (t.view(groups, chunks, C).squeeze(0) for t in (means, variances))
+    share = means.new_tensor(sizes).div_(M).unsqueeze(1)
+    mean = (share * means).sum(-2, keepdim=True)  # merged by the method of Chan, Golub and LeVeque
+    return mean.squeeze(-2), (share * (variances + (means - mean).square())).sum(-2)
+
+
+def statistics_of_planes(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The same of a contiguous tensor: one native call takes the planes of all examples as channels."""
+    planes = len(x) * x.shape[1]
+    lines = x.shape[2] if x.dim() > 3 and x.numel() > planes * PLANE else 1  # of a large plane, each by itself
+    means, variances = native_statistics(x.view(1, planes * lines, -1))
+    means, variances = (t.view(groups, -1, x.shape[1], lines) for t in (means, variances))
+    mean = means.mean((1, 3), keepdim=True)
+    var = (variances + (means - mean).square()).mean((1, 3))
+    return mean.view(groups, -1).squeeze(0), var.squeeze(0)
+
+
+class Native:
+    """The native kernels, for one group, or in half precision on a CPU for several, one after the other.
+
+    Statistics are (C), those of several groups (G, C).
+    """
+
+    def __init__(self, x: Tensor, groups: int) -> None:
+        self.x, self.groups = x, groups
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of every channel."""
-        # Without running statistics in float32 the kernel would return half precision.
-        wide = self.x.dtype in HALF
-        mean, var = self.x.new_zeros((2, self.x.shape[1]), dtype=torch.float32) if wide else (None, None)
-        return torch.batch_norm_update_stats(self.x, mean, var, 0.0)
+        x, groups = self.x, self.groups
+        if not (x.is_cpu and x.dtype in HALF):
+            return native_statistics(x)
+        if is_in_rows(x):
+            return statistics_of_rows(x, groups)
+        plane = x.numel() // (len(x) * x.shape[1])
+        if plane >= PLANE_FROM:
+            return statistics_of_planes(x, groups)
+        return tuple(t.squeeze(0) for t in Matrices(x.float(), groups, plane).statistics())
 
     def affine(self, mean, var, inv, weight, bias, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias, where inv is 1 / sqrt(var + eps)."""
-        return torch.native_batch_norm(self.x, weight, bias, mean, var, False, 0.0, eps)[0]
+        if self.groups == 1:
+            return torch.native_batch_norm(self.x, weight, bias, mean, var, False, 0.0, eps)[0]
+        y = torch.empty_like(self.x)
+        unused = [mean.new_empty(0), mean.new_empty(0)]
+        parts = zip(self.x.chunk(self.groups), weight, bias, mean, var, y.chunk(self.groups), strict=True)
+        for *inputs, out in parts:
+            torch.native_batch_norm(*inputs, False, 0.0, eps, out=(out, *unused))
+        return y
 
     def gradients(self, g: Tensor, mean, inv, weight, eps: float):
         """dL/dx, dL/d(weight) and dL/d(bias) of :meth:`affine`, where mean and var are those of x."""
-        return native_backward(g, self.x, weight, None, None, mean, inv, True, eps, ALL)
+        if self.groups == 1:
+            return native_backward(g, self.x, weight, None, None, mean, inv, True, eps, ALL)
+        parts = zip(g.chunk(self.groups), self.x.chunk(self.groups), weight, mean, inv, strict=True)
+        gx, *sums = zip(*[native_backward(gk, xk, w, None, None, m, i, True, eps, ALL) for gk, xk, w, m, i in parts])
+        return torch.cat(gx), *map(torch.stack, sums)
 
 
 class Matrices:
@@ -123,17 +180,7 @@ class Rows(Matrices):
     """Large groups of a channels-last tensor on a CPU, or a single one: the native kernels compute the sums."""
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        G, M, C = self.GMK
-        chunks = -(-M // CHUNK)
-        sizes = [(M + i) // chunks for i in range(chunks)]
-        parts = self.x.as_strided((G * M, C), (C, 1)).split(sizes * G)
-        means, variances = stacked([torch.batch_norm_update_stats(part, None, None, 0.0) for part in parts])
-        if chunks == 1:
-            return means, variances
-        means, variances = (t.view(G, chunks, C).squeeze(0) for t in (means, variances))
-        share = means.new_tensor(sizes).div_(M).unsqueeze(1)
-        mean = (share * means).sum(-2, keepdim=True)  # merged by the method of Chan, Golub and LeVeque
-        return mean.squeeze(-2), (share * (variances + (means - mean).square())).sum(-2)
+        return statistics_of_rows(self.x, self.GMK[0])
 
     def gradient_sums(self, g: Tensor, mean, inv, eps: float) -> list[Tensor]:
         parts = zip(self.matrix(g), self.matrix(self.x), mean, inv, strict=True)
@@ -141,13 +188,13 @@ class Rows(Matrices):
 
 
 def arranged(x: Tensor, groups: int, backward: bool = False) -> Native | Matrices:
-    """x, if necessary converted to a dtype and a memory order that the kernels know, with the faster kernels for it."""
+    """x, if necessary converted to a memory order that the kernels know, with the faster kernels for it."""
     rows = is_in_rows(x)
     x = x if rows else x.contiguous()
-    if x.dtype in HALF and (groups > 1 or x.is_cpu):
-        x = x.float()  # only a GPU's kernels take half precision with float32 statistics
-    if groups == 1 and (backward or not rows or not x.is_cpu):
-        return Native(x)
+    if x.dtype in HALF and groups > 1 and not x.is_cpu:
+        x = x.float()
+    if x.dtype in HALF or (groups == 1 and (backward or not rows or not x.is_cpu)):
+        return Native(x, groups)
     kernels = Rows if groups == 1 or (rows and x.is_cpu and x.numel() >= groups * NATIVE_FROM) else Matrices
     return kernels(x, groups, 1 if rows else x.numel() // (x.shape[0] * x.shape[1]))
 
@@ -187,8 +234,8 @@ class BatchRenormFunction(torch.autograd.Function):
 
 
 def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves: bool = False) -> tuple[Tensor, Tensor]:
-    """The paper's r and d, in the dtype of the batch statistics; moves as in :func:`refuse_again`."""
-    refuse_again(moves)
+    """The paper's r and d, in the dtype of the batch statistics; see :func:`forbid_recompute`."""
+    forbid_recompute(moves)
     tensor = isinstance(rmax, Tensor)  # whose value is not looked at, because that would wait for the device
     if not tensor and not isinstance(dmax, Tensor) and rmax == 1 and dmax == 0:
         return torch.ones_like(sigma_b), torch.zeros_like(mu_b)
@@ -198,13 +245,13 @@ def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves: bool = False) -> tup
 
 
 def derivatives_follow(g: Tensor | None = None) -> bool:
-    """Whether torch.func, forward mode, a differentiated or a batched backward is active: the kernels know none."""
+    """Whether torch.func, forward mode, a differentiated or a batched backward is active: the kernels support none of these."""
     again = g is not None and (torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g))
     return again or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def refuse_again(moves: bool) -> None:
-    """RuntimeError if mu and sigma have moved since the first forward: inside backward, if they move before it."""
+def forbid_recompute(moves: bool) -> None:
+    """Raise if checkpointing repeats a forward that has already moved mu and sigma."""
     if moves and torch._C._current_graph_task_id() != -1:
         text = "BatchRenorm ran again in backward (activation checkpointing), after mu and sigma had moved: "
         raise RuntimeError(text + "defer their update with StepStatistics(model), or exclude the layer")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batch_renorm.norm.functional import check_input, check_options, transform
-from batch_renorm.norm.kernels import HALF, derivatives_follow, in_dtype, refuse_again
+from batch_renorm.norm.kernels import HALF, derivatives_follow, in_dtype, forbid_recompute
 
 
 def layers_of(model: nn.Module) -> dict[str, "BatchRenorm"]:
@@ -202,7 +202,7 @@ class BatchRenorm(_BatchNorm):
     def _train(self, x: Tensor, relu: bool) -> Tensor:
         recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # inside backward
         moves = self.deferred is None and self.track_running_stats
-        refuse_again(moves and recomputing)
+        forbid_recompute(moves and recomputing)
         mean, var = self.moving_averages()
         if mean.dtype in HALF:  # FSDP or another tool has changed the buffers
             self._keep_wide(mean, var)
