@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from batch_renorm.data.images import Fetched
-from batch_renorm.data.loaders import Source, outlive_signals
+from batch_renorm.data.loaders import Source, end_with_this_process, outlive_signals
 
 Visit = tuple[str, np.ndarray]
 """A split, and the indices of some of its images."""
@@ -47,7 +47,7 @@ class KeptImages:
         self._loader: DataLoader[Any] | None = None
 
     def close(self) -> None:
-        """End the loader processes. They ignore SIGTERM, so the program would otherwise wait for them at its end."""
+        """End the loader processes."""
         self._loader = None
 
     def visit(self, visits: Sequence[Visit]) -> Iterator[tuple[Any, Tensor]]:
@@ -132,6 +132,7 @@ class KeptImages:
                 yield self.source.fetch(split, indices, None)
             return
         if self._loader is None:
+            end_with_this_process()
             self._loader = DataLoader(
                 _Fetching(self.source), batch_size=None, sampler=_Requests(self._requests), num_workers=self.processes,
                 persistent_workers=True, worker_init_fn=outlive_signals,
