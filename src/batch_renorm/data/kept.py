@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from batch_renorm.data.loaders import Fetched, Source, outlive_signals
+from batch_renorm.data.loaders import Fetched, Source, end_with_this_process, outlive_signals
 
 Visit = tuple[str, np.ndarray]
 """A split, and the indices of some of its images."""
@@ -43,7 +43,7 @@ class KeptImages:
         self._in_fetched = True  # whether the source returns `Fetched`, and not tensors
 
     def close(self) -> None:
-        """End the loader processes. They ignore SIGTERM, so the program would otherwise wait for them at its end."""
+        """End the loader processes."""
         self._loader = None
 
     def visit(self, visits: Sequence[Visit]) -> Iterator[tuple[Tensor | Fetched, Tensor]]:
@@ -130,6 +130,7 @@ class KeptImages:
                 yield self.source.fetch(split, indices, None)
             return
         if self._loader is None:
+            end_with_this_process()
             self._loader = DataLoader(
                 _Fetching(self.source), batch_size=None, sampler=_Requests(self._requests), num_workers=self.processes,
                 persistent_workers=True, worker_init_fn=outlive_signals,

@@ -4,9 +4,11 @@ A *source* is a data set. Loader processes call its `fetch`, which does the part
 the CPU; the training process calls its `images`, which finishes the work on the device.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 import numpy as np
@@ -247,16 +249,25 @@ def outlive_signals(worker: int) -> None:
     """Make a loader process ignore signals that ask the run to stop: the training process handles them.
 
     A terminal's Ctrl-C or a cluster's signal goes to every process of a run. If it killed a loader process,
-    the run could not finish its last step. A loader process ends with the training process, or at a second
-    SIGTERM, which Python sends to the remaining processes at the end of a program.
+    the run could not finish its last step. A loader process ends with the training process, see `end_with_this_process`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_this_process() -> None:
+    """Have loader processes killed when this process ends, whatever the reason and whatever still refers to them.
+
+    Otherwise Python sends them a SIGTERM, which they ignore, and waits for them for ever.
     """
 
-    def heard(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for a killed loader process
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
 
-    signal.signal(signal.SIGTERM, heard)
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    Finalize(None, kill, exitpriority=100)  # an atexit function would not run in a process of multiprocessing
 
 
 def training_loader(
@@ -264,6 +275,7 @@ def training_loader(
 ) -> DataLoader[Pass]:
     """The rank's passes of steps `start_step` .. `steps` - 1, in order, prepared by `processes` loader processes."""
     passes = dataset.division.passes
+    end_with_this_process()
     return DataLoader(
         dataset,
         batch_size=None,
