@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from batch_renorm.data.loaders import Fetched
-from batch_renorm.data.loaders import Pass, SentAhead
+from batch_renorm.data.loaders import Fetched, Pass, SentAhead
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.running.build import build
 from batch_renorm.training.evaluation import evaluate

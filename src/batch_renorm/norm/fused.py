@@ -20,7 +20,7 @@ import triton
 from torch import Tensor
 
 from batch_renorm.norm import triton_kernels
-from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients, forbid_recompute
+from batch_renorm.norm.kernels import derivatives_follow, forbid_recompute, is_in_rows, like, plain_gradients
 
 TILE = 4096  # elements that a program holds at once
 # Programs of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant, so that sums

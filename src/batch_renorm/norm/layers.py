@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batch_renorm.norm.functional import check_input, check_options, transform
-from batch_renorm.norm.kernels import HALF, derivatives_follow, in_dtype, forbid_recompute
+from batch_renorm.norm.kernels import HALF, derivatives_follow, forbid_recompute, in_dtype
 
 
 def layers_of(model: nn.Module) -> dict[str, "BatchRenorm"]:
