@@ -29,8 +29,9 @@ from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import stock
 from batch_renorm.records.curve import read_rows
 from batch_renorm.running import checkpoints
-from batch_renorm.running.build import construct, load_run
+from batch_renorm.running.build import load_run
 from batch_renorm.running.cli import explained
+from batch_renorm.running.schema import checked
 from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import count_correct, evaluate
 
@@ -107,7 +108,7 @@ def evaluate_timm(options: argparse.Namespace, given: list[tuple[str, str, str]]
     if not (options.pretrained or options.checkpoint):
         raise UserError("say which weights: --pretrained for timm's, or --checkpoint FILE")
     data = {"size": 299, "root": "???"} | section(given, "data")
-    pictures: Images = construct(Images, {"data": data}, "data")
+    pictures: Images = Images(**checked(Images, data, "data"))
     weights = {"checkpoint_path": options.checkpoint} if options.checkpoint else {"pretrained": True}
     model = stock(name, **(section(given, "model") | weights)).eval().to(device)
     classes = getattr(model, "num_classes", pictures.classes)

@@ -54,7 +54,9 @@ def test_rooms_import_downwards_and_libraries_stay_home(room):
         for name in imported(path):
             parts = name.split(".")
             if parts[0] == "batch_renorm" and len(parts) > 1 and parts[1] != room:
-                assert parts[1] in MAY_IMPORT[room] | (GROUND_FLOOR if room != "norm" else set()), f"{path} imports {name}"
+                assert parts[1] in MAY_IMPORT[room] | (GROUND_FLOOR if room != "norm" else set()), (
+                    f"{path} imports {name}"
+                )
             assert room in LIBRARIES.get(parts[0], {room}), f"{path} imports {name}"
 
 

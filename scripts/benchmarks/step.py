@@ -9,6 +9,7 @@ import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import timm
@@ -21,14 +22,14 @@ from torch.optim.swa_utils import AveragedModel
 from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.norm import StepStatistics, convert_batchnorm, set_limits
 from batch_renorm.training.averaging import InferenceModel
-from batch_renorm.training.optimizer import Optimization
+from batch_renorm.training.optimizer import Optimization, RMSProp
 from benchmarks.measure import BATCHNORM, ROOT, cell, clock, interleaved, ratios, spread, table
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 LABELS = 24
 OPTIMIZATION = Optimization(
-    lr=1e-4, lr_decay=1.0, lr_decay_steps=1, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5,
-    clip_norm=2.0, label_smoothing=0.1, aux_weight=0.4,
+    lr=1e-4, lr_decay=1.0, lr_decay_steps=1, weight_decay=4e-5, clip_norm=2.0,
+    make=partial(RMSProp, decay=0.9, momentum=0.9, eps=1.0),
 )  # fmt: skip
 
 
@@ -100,9 +101,9 @@ def parts_of_step(args: Namespace, variant: str, layout: str) -> dict[str, Calla
         with torch.autocast(args.device.partition(":")[0], torch.bfloat16) if bf16 else nullcontext():
             output = call(images)
             logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-            loss = F.cross_entropy(logits, labels, label_smoothing=OPTIMIZATION.label_smoothing)
+            loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
             for extra in auxiliary:
-                loss = loss + OPTIMIZATION.aux_weight * F.cross_entropy(extra, labels)
+                loss = loss + 0.4 * F.cross_entropy(extra, labels)
 
     def update() -> None:
         nn.utils.clip_grad_norm_(parameters, OPTIMIZATION.clip_norm, foreach=True)

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from batch_renorm.data.augmentation import AREAS, distort, random_box, resized, resized_centre
@@ -57,11 +58,11 @@ class Images(Source):
     def __init__(
         self,
         root: str,
-        size: int,
-        classes: int | None = None,
-        train_images: int | None = None,
-        val_images: int | None = None,
-        labels: int | str | None = None,
+        size: Annotated[int, Field(ge=1, le=10_000)],
+        classes: PositiveInt | None = None,
+        train_images: PositiveInt | None = None,
+        val_images: PositiveInt | None = None,
+        labels: PositiveInt | str | None = None,
         missing_val: Literal["refuse", "allow"] = "refuse",
         on_error: Literal["fail", "skip"] = "fail",
         area: Sequence[float] = AREAS,
@@ -69,8 +70,6 @@ class Images(Source):
         splits: Sequence[str] = BOTH,
         class_list: str | None = None,
     ) -> None:
-        if size < 1:
-            raise UserError(f"data.size must be at least 1 pixel, got {size}")
         if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
             raise UserError(f"data.area is the smallest and the largest part of an image, 0 to 1, got {list(area)}")
         if root == "???":

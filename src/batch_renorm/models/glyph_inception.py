@@ -6,12 +6,15 @@ convolutions. So the last norms see few values, of features that are specific to
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Product(nn.Conv2d):
@@ -82,9 +85,16 @@ class GlyphInception(nn.Module):
     """
 
     def __init__(
-        self, classes: int, channels: int, norm: Norm, head: int, head_kernel: int, head_layers: int,
-        width: int = 1, pooled: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        classes: int,
+        channels: int,
+        norm: Norm,
+        head: Count,
+        head_kernel: Count,
+        head_layers: Annotated[int, Field(ge=0, le=1000)],
+        width: Count = 1,
+        pooled: bool = False,
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             convolution(channels, 16 * width, 3, norm, stride=2),

@@ -4,8 +4,9 @@ import copy
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,8 +22,10 @@ def create(
     channels: int,
     norm: partial[Any],
     learned_gamma: bool = False,
+    aux_logits: bool = False,
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     checkpoint: str | None = None,
-    frozen: int = 0,
+    frozen: NonNegativeInt = 0,
     **options: Any,
 ) -> nn.Module:
     """timm's model `name`, each BatchNorm replaced by a layer with `norm`'s settings.
@@ -31,14 +34,16 @@ def create(
         norm: makes the norm layer for a number of channels; for BatchRenorm2d only its settings are used.
         learned_gamma: keep and learn each norm's gamma, for networks that start some at 0; the paper fixes gamma
             at 1.
+        aux_logits, drop_rate: Inception-v3's auxiliary head; dropout before the classifier.
         checkpoint: a file of weights to start from, see `load_weights`.
         frozen: this many blocks, as timm counts them, the stem included, keep their weights and their batchnorm's
             averages.
-        options: passed to `timm.create_model` (aux_logits=True for Inception-v3's auxiliary head).
+        options: passed to `timm.create_model`.
 
     Raises:
         UserError: no such model or option, a model without batchnorm, or weights that do not fit.
     """
+    options |= ({"aux_logits": True} if aux_logits else {}) | ({"drop_rate": drop_rate} if drop_rate else {})
     model = stock(name, num_classes=classes, in_chans=channels, **options)
     norms = {place: module for place, module in model.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:

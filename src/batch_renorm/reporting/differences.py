@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from batch_renorm.records.config import flat_options
+from batch_renorm.records.config import trained_options
 from batch_renorm.records.naming import as_name, dataset_of
 from batch_renorm.reporting.recorded import RecordedRun
 
@@ -22,22 +22,15 @@ Expected = Callable[[Config], Mapping[str, Any] | None]
 """config -> dotted option -> its value if only the config's scale and experiment are chosen; None if they do not
 compose."""
 
-NEUTRAL = frozenset(
-    {
-        *("seed", "scale", "experiment", "folder", "fresh", "trainer", "logger", "debug", "tags", "notes", "dataset"),
-        *("data.root", "data.decode", "data.on_error", "size.evaluate_every", "size.evaluation_batch"),
-        *("evaluation.every", "evaluation.batch_size"),
-        *("size.minibatches_every", "evaluation.minibatches_every"),
-    }
-)
-"""Sections and options in which runs may differ without being trained differently."""
+PLACES = frozenset({"seed", "scale", "experiment"})
+"""Options that say which row and which seed a run is."""
 SHOWN = 3  # most differences in a row's name; the page's table of configs has all
 STEPS = "size.steps"
 
 
 def trained(run: RecordedRun) -> dict[str, str]:
     """Dotted option -> value, as text, for all options that change what is trained."""
-    own = {k: _text(v) for k, v in flat_options(run.config) if not {k, k.split(".")[0]} & NEUTRAL}
+    own = {k: _text(v) for k, v in trained_options(run.config).items() if k not in PLACES}
     if run.steps is not None and "steps" not in own:
         own.setdefault(STEPS, _text(run.steps))
     return own
