@@ -23,8 +23,9 @@ from omegaconf import OmegaConf
 from batch_renorm.data.workers import balance, busy, workers_of_rank
 from batch_renorm.errors import UserError
 from batch_renorm.reporting import paper
-from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
+from batch_renorm.running.cli import CONFIGS, explained
 from batch_renorm.running.folder import differences, with_places
+from batch_renorm.running.overrides import as_hydra_reads
 
 EXPERIMENTS = tuple(sorted(paper.EXPERIMENTS))  # the seven; others of configs/experiment are not the paper's
 

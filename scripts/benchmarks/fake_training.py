@@ -14,14 +14,15 @@ from batch_renorm.data.images import Fetched, Images
 from batch_renorm.data.loaders import Pass, SentAhead
 from batch_renorm.models.timm_models import create
 from batch_renorm.norm import BatchRenorm2d, Ramp
+from batch_renorm.training.loss import Loss
 from batch_renorm.training.module import Training
-from batch_renorm.training.optimizer import Optimization
+from batch_renorm.training.optimizer import Optimization, RMSProp
 from benchmarks.fake_gpu import CUDA, Count, Counting, backward, fake_cuda
 
 STEPS = 140_000
 OPTIMIZATION = Optimization(
-    lr=0.045, lr_decay=0.94, lr_decay_steps=1601, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5, clip_norm=2.0,
-    label_smoothing=0.1, aux_weight=0.4,
+    lr=0.045, lr_decay=0.94, lr_decay_steps=1601, weight_decay=4e-5, clip_norm=2.0,
+    make=partial(RMSProp, decay=0.9, momentum=0.9, eps=1.0),
 )  # fmt: skip
 
 
@@ -49,7 +50,9 @@ class FakeTraining:
             BatchRenorm2d, eps=1e-3, momentum=0.01, averages="sigma", group_size=group, scale=False, rmax=1.0, dmax=0.0
         )
         model = create("inception_v3", 1000, 3, norm, aux_logits=True)
-        self.module = Training(model, self.source, OPTIMIZATION, Ramp(5000, 40000, 25000), 0.9999, 1600, 50, bf16=bf16)
+        self.module = Training(
+            model, self.source, Loss(0.1, 0.4), OPTIMIZATION, Ramp(5000, 40000, 25000), 0.9999, 1600, 50, bf16=bf16
+        )
         self.module._trainer = SimpleNamespace(  # type: ignore[assignment]
             world_size=ranks, global_step=0, max_steps=STEPS, loggers=[SimpleNamespace(log_metrics=self._log)],
             strategy=SimpleNamespace(block_backward_sync=nothing),

@@ -12,6 +12,7 @@ import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.norm import StepStatistics, convert_batchnorm, functional, set_limits
 from batch_renorm.training.averaging import InferenceModel
-from batch_renorm.training.optimizer import Optimization
+from batch_renorm.training.optimizer import Optimization, RMSProp
 from benchmarks.measure import BATCHNORM, ROOT, cell, clock, interleaved, ratios, spread, table
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -38,8 +39,8 @@ DIFFERENT_IMAGES = 60_000  # of an evaluation: 50,000 for validation, 10,000 for
 EVALUATE_EVERY, EVALUATION_IMAGES = 1000, DIFFERENT_IMAGES + 3 * 50_000 // 2
 KEPT = ", Triton kernels kept"
 OPTIMIZATION = Optimization(
-    lr=1e-4, lr_decay=1.0, lr_decay_steps=1, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5,
-    clip_norm=2.0, label_smoothing=0.1, aux_weight=0.4,
+    lr=1e-4, lr_decay=1.0, lr_decay_steps=1, weight_decay=4e-5, clip_norm=2.0,
+    make=partial(RMSProp, decay=0.9, momentum=0.9, eps=1.0),
 )  # fmt: skip
 
 
@@ -174,9 +175,9 @@ def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Ca
         with torch.autocast(args.device.partition(":")[0], dtype) if dtype else nullcontext():
             output = call(images)
             logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-            loss = F.cross_entropy(logits, labels, label_smoothing=OPTIMIZATION.label_smoothing)
+            loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
             for extra in auxiliary:
-                loss = loss + OPTIMIZATION.aux_weight * F.cross_entropy(extra, labels)
+                loss = loss + 0.4 * F.cross_entropy(extra, labels)
 
     def update() -> None:
         nn.utils.clip_grad_norm_(parameters, OPTIMIZATION.clip_norm, foreach=True)

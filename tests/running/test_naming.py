@@ -16,6 +16,7 @@ from batch_renorm.running.wandb_log import group_of, tags_of
         (["scale=imagenet", "data=folder", "data.root=/data/my cars/"], "my_cars", "imagenet-my_cars"),
         (["scale=imagenet", "data.root=/data/a-tenth", "data.train_images=128116"], "a-tenth", "imagenet-a-tenth"),
         (["data=folder", "data.root=/x/y", "dataset=cars"], "cars", "glyphs-cars"),
+        (["data=folder", "data.root=/x/glyphs"], "glyphs-folder", "glyphs-glyphs-folder"),
         (["debug=true"], "glyphs", "debug/glyphs"),
     ],
 )

@@ -10,10 +10,12 @@ tensor operations. So whole minibatches are drawn at once, on any device, and no
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from batch_renorm.data.hashing import uniform
@@ -117,21 +119,19 @@ class Glyphs:
 
     def __init__(
         self,
-        labels: int,
-        train_images: int,
-        val_images: int,
-        size: int,
-        others: int,
-        contrast: tuple[float, float],
-        other_contrast: tuple[float, float],
-        rotation: float,
-        stretch: float,
-        jitter: float,
-        exposure: float,
-        noise: float,
+        labels: Annotated[int, Field(ge=1, le=10_000)],
+        train_images: Annotated[int, Field(ge=1, le=1_000_000)],
+        val_images: Annotated[int, Field(ge=1, le=1_000_000)],
+        size: Annotated[int, Field(ge=1, le=1024)],
+        others: Annotated[int, Field(ge=0, lt=CORNERS)],
+        contrast: tuple[NonNegativeFloat, NonNegativeFloat],
+        other_contrast: tuple[NonNegativeFloat, NonNegativeFloat],
+        rotation: NonNegativeFloat,
+        stretch: NonNegativeFloat,
+        jitter: NonNegativeFloat,
+        exposure: Annotated[float, Field(ge=0, le=10)],
+        noise: NonNegativeFloat,
     ) -> None:
-        if not 0 <= others < CORNERS:
-            raise UserError(f"data.others must be 0 to {CORNERS - 1}, a letter a corner; got {others}")
         self.classes, self.size, self.others = labels, size, others
         self.images_per_label = {"train": train_images, "val": val_images}
         self.contrast, self.other_contrast = tuple(contrast), tuple(other_contrast)

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from batch_renorm.data import on_device, regions
@@ -86,15 +87,13 @@ class Images:
     def __init__(
         self,
         root: str,
-        size: int,
-        classes: int | None = None,
-        train_images: int | None = None,
-        val_images: int | None = None,
+        size: Annotated[int, Field(ge=1, le=10_000)],
+        classes: PositiveInt | None = None,
+        train_images: PositiveInt | None = None,
+        val_images: PositiveInt | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         decode: Literal["cpu", "device"] = "cpu",
     ) -> None:
-        if size < 1:
-            raise UserError(f"data.size must be at least 1 pixel, got {size}")
         if decode == "device" and on_error == "skip":
             raise UserError("data.on_error=skip needs data.decode=cpu: an image that does not decode ends the device's")
         if decode == "device" and regions.codec() is None:

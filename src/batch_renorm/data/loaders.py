@@ -75,10 +75,12 @@ class Pass:
     labels: Tensor
     sent: Any = None
     """On a GPU: the event of its copy to the device, in a separate stream."""
+    draw: Draw | None = None
+    """The place of its images in the run; None without images."""
 
     def pin_memory(self) -> "Pass":
         fetched = [part.pin_memory() if hasattr(part, "pin_memory") else part for part in self.fetched]
-        return Pass(self.step, self.last, fetched, self.labels.pin_memory())
+        return Pass(self.step, self.last, fetched, self.labels.pin_memory(), draw=self.draw)
 
     def arrive(self, device: torch.device) -> None:
         """Make the device's current stream wait for the copy; the host does not wait."""
@@ -109,7 +111,7 @@ class SentAhead:
                 labels = batch.labels.to(self.device, non_blocking=True)
                 sent = torch.cuda.Event()
                 sent.record(stream)
-            yield Pass(batch.step, batch.last, fetched, labels, sent)
+            yield Pass(batch.step, batch.last, fetched, labels, sent, batch.draw)
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class TrainingPasses(Dataset[Pass]):
         minibatches = [self.regime(self.seed, step, worker) for worker in workers]
         indices = np.concatenate(minibatches)
         draw = Draw(self.seed, step, workers[0], len(minibatches[0]))
-        return Pass(step, last, [self.source.fetch("train", indices, draw)], self.labels[indices])
+        return Pass(step, last, [self.source.fetch("train", indices, draw)], self.labels[indices], draw=draw)
 
 
 class _Items:

@@ -6,12 +6,13 @@ a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from pydantic import Field
 from torch import Tensor
 
 from batch_renorm.data.loaders import Draw
@@ -40,11 +41,16 @@ class TorchvisionSet:
         UserError: an unknown name, or a download that fails.
     """
 
-    def __init__(self, name: str, root: str, size: int, shift: int, mirrored: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: str,
+        size: Annotated[int, Field(ge=1, le=1024)],
+        shift: Annotated[int, Field(ge=0, le=1024)],
+        mirrored: bool,
+    ) -> None:
         if name not in (*IN_ARRAYS, "Omniglot"):
             raise UserError(f"data.name={name} is none of {', '.join(IN_ARRAYS)}, Omniglot")
-        if size < 1 or shift < 0:
-            raise UserError(f"data.size must be at least 1 and data.shift at least 0, got {size} and {shift}")
         self.size, self.shift, self.mirrored = size, shift, mirrored
         splits = omniglot(root) if name == "Omniglot" else in_arrays(name, root)
         self.pictures = {split: resized(images, size) for split, (images, _) in splits.items()}

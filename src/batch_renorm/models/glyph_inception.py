@@ -6,12 +6,15 @@ last norms see few values, of features that are specific to labels.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Product(nn.Conv2d):
@@ -79,7 +82,15 @@ class GlyphInception(nn.Module):
         head_layers: how many 1 x 1 convolutions follow it.
     """
 
-    def __init__(self, classes: int, channels: int, norm: Norm, head: int, head_kernel: int, head_layers: int) -> None:
+    def __init__(
+        self,
+        classes: int,
+        channels: int,
+        norm: Norm,
+        head: Count,
+        head_kernel: Count,
+        head_layers: Annotated[int, Field(ge=0, le=1000)],
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             convolution(channels, 16, 3, norm, stride=2),

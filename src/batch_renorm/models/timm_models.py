@@ -4,8 +4,9 @@ import copy
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from batch_renorm.errors import UserError
@@ -13,7 +14,14 @@ from batch_renorm.norm import BatchRenorm2d, convert_batchnorm, to_batchnorm
 
 
 def create(
-    name: str, classes: int, channels: int, norm: partial[Any], learned_gamma: bool = False, **options: Any
+    name: str,
+    classes: int,
+    channels: int,
+    norm: partial[Any],
+    learned_gamma: bool = False,
+    aux_logits: bool = False,
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    **options: Any,
 ) -> nn.Module:
     """timm's model `name`, each BatchNorm replaced by a layer with `norm`'s settings.
 
@@ -21,11 +29,13 @@ def create(
         norm: makes the norm layer for a number of channels; for BatchRenorm2d only its settings are used.
         learned_gamma: keep and learn each norm's gamma, for networks that start some at 0; the paper fixes gamma
             at 1.
-        options: passed to `timm.create_model` (aux_logits=True for Inception-v3's auxiliary head).
+        aux_logits, drop_rate: Inception-v3's auxiliary head; dropout before the classifier.
+        options: passed to `timm.create_model`.
 
     Raises:
         UserError: no such model or option, or a model without batchnorm.
     """
+    options |= ({"aux_logits": True} if aux_logits else {}) | ({"drop_rate": drop_rate} if drop_rate else {})
     model = stock(name, num_classes=classes, in_chans=channels, **options)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:

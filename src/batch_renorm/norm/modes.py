@@ -99,8 +99,9 @@ class Ramp:
 
     def __call__(self, step: float) -> tuple[float, float]:
         """``(rmax, dmax)`` of a step."""
-        rmax = 1.0 + (self.rmax - 1.0) * self._progress(step, self.rmax_end)
-        return rmax, self.dmax * self._progress(step, self.dmax_end)
+        of_rmax, of_dmax = self._progress(step, self.rmax_end), self._progress(step, self.dmax_end)
+        # before the start also for infinite bounds, of which 0 times is NaN
+        return 1.0 + (self.rmax - 1.0) * of_rmax if of_rmax else 1.0, self.dmax * of_dmax if of_dmax else 0.0
 
     def _progress(self, step: float, end: float) -> float:
         return (step - self.start) / (end - self.start) if self.start < step < end else float(step >= end)

@@ -11,13 +11,15 @@ IMAGENET = {"classes": 1000, "train_images": 1281167, "val_images": 50000}
 def dataset_of(data: Mapping[str, Any]) -> str:
     """The name of the data set in configs/data: glyphs, cifar100, imagenet, or the name of the user's folder.
 
-    A folder is called imagenet only if the config requires ImageNet's numbers of classes and images.
+    A folder is called imagenet only if the config requires ImageNet's numbers of classes and images, and never glyphs:
+    its runs would stand among those of the scale's own data set.
     """
-    kind = data["_target_"].rpartition(".")[2]
+    kind = str(data.get("_target_")).rpartition(".")[2]
     if kind == "Images":
         if all(data.get(name) == number for name, number in IMAGENET.items()):
             return "imagenet"
-        return as_name(Path(str(data["root"])).expanduser().absolute().name)
+        name = as_name(Path(str(data["root"])).expanduser().absolute().name)
+        return f"{name}-folder" if name in ("imagenet", "glyphs") else name
     return as_name(str(data.get("name", kind)).lower())
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from batch_renorm.records.config import flat_options
+from batch_renorm.records.config import trained_options
 from batch_renorm.records.naming import as_name
 from batch_renorm.reporting.recorded import RecordedRun
 
@@ -22,26 +22,8 @@ Expected = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 """config -> dotted option -> its value if only the config's scale and experiment are chosen; None if they do not
 compose."""
 
-NEUTRAL = frozenset(
-    {
-        *(
-            "seed",
-            "scale",
-            "experiment",
-            "folder",
-            "fresh",
-            "trainer",
-            "logger",
-            "debug",
-            "dataset",
-            "dataset_of_scale",
-        ),
-        *("data.root", "data.decode", "data.on_error", "size.evaluate_every", "size.evaluation_batch"),
-        *("evaluation.every", "evaluation.batch_size"),
-        *("size.minibatches_every", "evaluation.minibatches_every"),
-    }
-)
-"""Sections and options in which runs may differ without being trained differently."""
+PLACES = frozenset({"seed", "scale", "experiment"})
+"""Options that say which row and which seed a run is."""
 SHOWN = 3  # most differences in a row's name
 
 
@@ -50,7 +32,7 @@ def trained(config: Mapping[str, Any]) -> dict[str, str]:
 
     A section that constructs a class has one option more: its own name, with the class.
     """
-    options = {k: as_text(v) for k, v in flat_options(config) if not {k, k.split(".")[0]} & NEUTRAL}
+    options = {k: as_text(v) for k, v in trained_options(config).items() if k not in PLACES}
     classes = {k.removesuffix("._target_"): v.rpartition(".")[2] for k, v in options.items() if k.endswith("._target_")}
     return classes | {k: v for k, v in options.items() if not k.endswith("._target_")}
 

@@ -7,14 +7,12 @@ its rounding stays the same on other hardware as far as possible.
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from batch_renorm.errors import UserError
-
-if TYPE_CHECKING:
-    from batch_renorm.running.build import Machine
+from batch_renorm.running.schema import Machine
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Arithmetic:
     deterministic: bool
 
 
-def choose_arithmetic(machine: "Machine", device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
+def choose_arithmetic(machine: Machine, device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
     """Choose a run's arithmetic; `began_with` is the choice recorded in its run.json.
 
     On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under bfloat16

@@ -22,12 +22,9 @@ from typing import Any
 import yaml
 
 from batch_renorm import durable
-from batch_renorm.errors import UserError
-from batch_renorm.records.config import flat_options
-from batch_renorm.running.errors import DiskFullError
+from batch_renorm.errors import DiskFullError, UserError
+from batch_renorm.records.config import differences
 
-NOT_SCIENCE = ("trainer", "logger", "fresh", "folder", "dataset", "dataset_of_scale", "debug")
-"""Config sections that may change when a run is resumed: they name the run, or do not change what is trained."""
 OURS = (
     "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "*profile*", "mechanism.csv", "slurm*",
     "to-be-moved-aside-by-job-*", durable.LOCK,
@@ -220,13 +217,6 @@ def move_aside(path: Path) -> Path:
         number += 1
     path.rename(target)
     return target
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted names of the options in which two configs differ, if the difference makes another run."""
-    olds, news = (dict(flat_options({k: v for k, v in c.items() if k not in NOT_SCIENCE})) for c in (old, new))
-    missing = object()
-    return sorted(name for name in olds | news if olds.get(name, missing) != news.get(name, missing))
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
 from batch_renorm.records.curve import read_rows
 from batch_renorm.records.naming import model_of, place_of
-from batch_renorm.running.build import Run, Wandb
+from batch_renorm.running.build import Run
+from batch_renorm.running.schema import Wandb
 
 AXES = ("images_seen", "train_seconds")
 SAMPLES = 16
