@@ -32,10 +32,9 @@ LIBRARIES = {  # where each may be known
     "torch": {"norm", "data", "models", "training", "running"},
     "wandb_workspaces": {"showing"},
     "plotly": {"showing"},
-    "plotext": {"showing"},
     "simplejpeg": {"data"},
     "pyarrow": {"data"},
-    "scipy": {"data"},  # for the devkit's MATLAB file
+    "scipy": {"data", "reporting"},  # for the devkit's MATLAB file; Student's t
     "matplotlib": {"data", "showing"},  # in data: for the fonts that it ships
 }
 
