@@ -21,9 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="PART", dest="part")
     for name, part in PARTS.items():
-        about = (part.__doc__ or "").partition("\n")[0]
+        summary = (part.__doc__ or "").partition("\n")[0]
         show_defaults = argparse.ArgumentDefaultsHelpFormatter
-        command = commands.add_parser(name, help=about, description=about, formatter_class=show_defaults)
+        command = commands.add_parser(name, help=summary, description=summary, formatter_class=show_defaults)
         command.add_argument("--threads", type=int, default=1, help="on a CPU; 1 is timed without what others do")
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--rounds", type=int, default=15)
