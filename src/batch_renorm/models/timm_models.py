@@ -31,7 +31,7 @@ def create(
         norm: makes the norm layer for a number of channels; for BatchRenorm2d only its settings are used.
         learned_gamma: keep and learn each norm's gamma, for networks that start some at 0; the paper fixes gamma
             at 1.
-        checkpoint: a file of weights to start from, see `load_weights`.
+        checkpoint: a file of weights to start from, see `load_weights`. On trained weights the classifier starts at 0.
         frozen: this many blocks, as timm counts them, the stem included, keep their weights and their batchnorm's
             averages.
         options: passed to `timm.create_model` (aux_logits=True for Inception-v3's auxiliary head).
@@ -45,6 +45,9 @@ def create(
         raise UserError(f"model.name={name} has no batchnorm that Batch Renorm could take the place of")
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    if checkpoint is not None or options.get("pretrained"):
+        for parameter in model.get_classifier().parameters():  # timm's start makes losses as large as the features are
+            nn.init.zeros_(parameter)
     kept = freeze(model, frozen)
     trained = {place: module for place, module in norms.items() if place not in kept}
     gammas = [module.weight for module in trained.values() if module.weight is not None]
