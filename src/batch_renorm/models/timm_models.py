@@ -35,7 +35,7 @@ def create(
         learned_gamma: keep and learn each norm's gamma, for networks that start some at 0; the paper fixes gamma
             at 1.
         aux_logits, drop_rate: Inception-v3's auxiliary head; dropout before the classifier.
-        checkpoint: a file of weights to start from, see `load_weights`.
+        checkpoint: a file of weights to start from, see `load_weights`. On trained weights the classifier starts at 0.
         frozen: this many blocks, as timm counts them, the stem included, keep their weights and their batchnorm's
             averages.
         options: passed to `timm.create_model`.
@@ -50,6 +50,9 @@ def create(
         raise UserError(f"model.name={name} has no batchnorm that Batch Renorm could take the place of")
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    if checkpoint is not None or options.get("pretrained"):
+        for parameter in model.get_classifier().parameters():  # timm's start makes losses as large as the features are
+            nn.init.zeros_(parameter)
     kept = freeze(model, frozen)
     trained = {place: module for place, module in norms.items() if place not in kept}
     gammas = [module.weight for module in trained.values() if module.weight is not None]
