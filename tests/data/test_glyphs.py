@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from batch_renorm.data.glyphs import ALIKE, Glyphs, letters, mix, uniform
+from batch_renorm.data.glyphs import ALIKE, Glyphs, letters
+from batch_renorm.data.hashing import mix, uniform
 
 CPU = torch.device("cpu")
 
