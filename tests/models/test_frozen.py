@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from batch_renorm.models.depthwise import Depthwise
-from batch_renorm.models.frozen import FrozenBatchNorm2d
+from batch_renorm.models.frozen import frozen_batchnorm
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import BatchRenorm2d, StepStatistics
 from batch_renorm.norm.layers import has_layers, layers_of
@@ -17,7 +17,7 @@ from batch_renorm.training.optimizer import Optimization
 
 NAME = "test_efficientnet"  # timm's network for tests: a stem, 4 blocks, 64 pixels in a millisecond
 RENORM = partial(BatchRenorm2d, eps=1e-3, momentum=0.5, averages="sigma", group_size=2, scale=False, rmax=3.0, dmax=5.0)
-FROZEN = partial(FrozenBatchNorm2d)
+FROZEN = partial(frozen_batchnorm)
 OPTIMIZATION = Optimization(0.01, 1.0, 100, 0.9, 0.9, 1e-3, 4e-5, 2.0, 0.1, 0.4)
 
 

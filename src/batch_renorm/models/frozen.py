@@ -13,10 +13,7 @@ class Frozen:
 
 
 class FrozenBatchNorm2d(Frozen, nn.BatchNorm2d):
-    """nn.BatchNorm2d that normalises with its running averages; gamma and beta learn as elsewhere.
-
-    As a norm of its own (configs/norm/frozen.yaml) it is for pretrained networks: a new one has mean 0, variance 1.
-    """
+    """nn.BatchNorm2d that normalises with its running averages; gamma and beta learn as elsewhere."""
 
 
 class FrozenBatchNormAct2d(Frozen, BatchNormAct2d):
@@ -27,3 +24,8 @@ def frozen_norm(norm: _BatchNorm) -> _BatchNorm:
     """The batchnorm itself, frozen."""
     norm.__class__ = FrozenBatchNormAct2d if isinstance(norm, BatchNormAct2d) else FrozenBatchNorm2d
     return norm.eval()
+
+
+def frozen_batchnorm(channels: int) -> FrozenBatchNorm2d:
+    """A new layer, which passes its input on: configs/norm/frozen.yaml is for pretrained networks."""
+    return FrozenBatchNorm2d(channels)
