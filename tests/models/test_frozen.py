@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from batch_renorm.models.depthwise import Depthwise
-from batch_renorm.models.frozen import FrozenBatchNorm2d
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import BatchRenorm2d, StepStatistics
 from batch_renorm.norm.layers import has_layers, layers_of
+from batch_renorm.running.build import check_norms, norm_factory
+from batch_renorm.running.schema import read
 
 NAME = "test_efficientnet"  # timm's network for tests: a stem, 4 blocks, 64 pixels in a millisecond
 RENORM = partial(BatchRenorm2d, eps=1e-3, momentum=0.5, averages="sigma", group_size=2, scale=False, rmax=3.0, dmax=5.0)
-FROZEN = partial(FrozenBatchNorm2d)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,11 @@ def test_a_frozen_part_makes_no_other_network(stock, file, frozen):
     assert len(layers_of(model)) == sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) - 4 * (frozen == 3)
 
 
-def test_frozen_statistics_are_those_of_the_file_while_gamma_and_beta_learn(stock, file):
-    model = create(NAME, 5, 3, FROZEN, learned_gamma=True, checkpoint=file)
+def test_frozen_statistics_are_those_of_the_file_while_gamma_and_beta_learn(stock, file, compose):
+    config = compose("experiment=noniid_frozen")
+    frozen = norm_factory(config, read(config))
+    model = create(NAME, 5, 3, frozen, learned_gamma=True, checkpoint=file)
+    check_norms(model, group=16)
     images = torch.randn(4, 3, 64, 64)
     model.train()
     torch.testing.assert_close(model(images)[:1], model(images[:1]))  # an image's answer is the same in any minibatch

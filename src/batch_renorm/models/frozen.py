@@ -6,10 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d that always normalises with its running averages; gamma and beta learn as elsewhere.
-
-    As a norm of its own (configs/norm/frozen.yaml) it is for pretrained networks: a new one has mean 0, variance 1.
-    """
+    """nn.BatchNorm2d that always normalises with its running averages; gamma and beta learn as elsewhere."""
 
     def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
         return super().train(False)
@@ -26,3 +23,8 @@ def frozen_norm(norm: _BatchNorm) -> _BatchNorm:
     """The batchnorm itself, frozen."""
     norm.__class__ = FrozenBatchNormAct2d if isinstance(norm, BatchNormAct2d) else FrozenBatchNorm2d
     return norm.eval()
+
+
+def frozen_batchnorm(channels: int) -> _BatchNorm:
+    """A new layer, which passes its input on: configs/norm/frozen.yaml is for pretrained networks."""
+    return frozen_norm(nn.BatchNorm2d(channels))

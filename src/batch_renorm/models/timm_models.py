@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batch_renorm.errors import UserError
 from batch_renorm.models.depthwise import faster_on_cpu
-from batch_renorm.models.frozen import FrozenBatchNorm2d, frozen_norm
+from batch_renorm.models.frozen import frozen_batchnorm, frozen_norm
 from batch_renorm.norm import BatchRenorm2d, convert_batchnorm, to_batchnorm
 
 
@@ -73,7 +73,7 @@ def replacement(old: _BatchNorm, norm: partial[Any], learned_gamma: bool) -> nn.
     """
     if norm.func is BatchRenorm2d:
         return convert_batchnorm(old, **(norm.keywords | {"scale": learned_gamma}))
-    if norm.func is FrozenBatchNorm2d:
+    if norm.func is frozen_batchnorm:
         return frozen_norm(old)
     new = norm(old.num_features, scale=True) if learned_gamma else norm(old.num_features)
     for parameter in ("weight", "bias"):

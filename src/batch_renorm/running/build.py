@@ -196,7 +196,8 @@ def normalises_passes(module: nn.Module) -> bool:
     """Whether a layer is one of torch's whose statistics are those of a whole pass."""
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):
         return module.track_running_stats
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchRenorm)
+    batchnorm = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchRenorm)
+    return batchnorm and module.train().training  # a frozen one stays in evaluation mode
 
 
 def check_norms(model: nn.Module, group: int) -> None:
