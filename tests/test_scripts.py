@@ -79,7 +79,9 @@ def test_evaluate_names_what_is_wrong(script, tmp_path):
     assert f"{tmp_path} is not a run folder" in script("scripts/evaluate.py", str(tmp_path))[2]
 
 
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("scripts/*.py"), ROOT / "slurm/plan.py"]), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("scripts/*.py"), ROOT / "slurm/reproduce.py"]), ids=lambda p: p.stem
+)
 def test_help_is_what_a_scripts_docstring_says(path, run_script, monkeypatch):
     docstring = ast.get_docstring(ast.parse(path.read_text()), clean=False)
     if "__main__" not in path.read_text():
