@@ -284,7 +284,7 @@ def test_a_sweeps_job_leaves_the_error_to_the_command_that_waits_for_it(monkeypa
 def test_configs_are_sorted_by_axis():
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
     assert groups == {
-        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger", "hydra",
+        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger",
     }  # fmt: skip
     for path in (ROOT / "configs/experiment").glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["experiment"] == path.stem
