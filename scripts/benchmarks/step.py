@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.models.glyph_inception import GlyphInception
-from batch_renorm.norm import StepStatistics, convert_batchnorm, functional, set_limits
+from batch_renorm.norm import StepStatistics, convert_batchnorm, set_limits
 from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.optimizer import Optimization
 from benchmarks.measure import BATCHNORM, ROOT, cell, clock, interleaved, ratios, spread, table
@@ -36,7 +36,6 @@ PAPERS_IMAGES = 130_000 * 1600
 DIFFERENT_IMAGES = 60_000  # of an evaluation: 50,000 for validation, 10,000 for training
 # every second evaluation also visits the validation images in three kinds of minibatches
 EVALUATE_EVERY, EVALUATION_IMAGES = 1000, DIFFERENT_IMAGES + 3 * 50_000 // 2
-KEPT = ", Triton kernels kept"
 OPTIMIZATION = Optimization(
     lr=1e-4, lr_decay=1.0, lr_decay_steps=1, decay=0.9, momentum=0.9, eps=1.0, weight_decay=4e-5,
     clip_norm=2.0, label_smoothing=0.1, aux_weight=0.4,
@@ -121,8 +120,7 @@ def gpu(args: Namespace) -> str:
 
 def variants(args: Namespace, mode: str) -> list[str]:
     ours = ["whole batch" if not size else f"groups of {size}" for size in args.groups]
-    kept = [name + KEPT for name in ours] if mode == "compiled" and args.device != "cpu" else []
-    return [BATCHNORM, *ours, *kept]
+    return [BATCHNORM, *ours]
 
 
 def network(args: Namespace, variant: str) -> nn.Module:
@@ -135,7 +133,7 @@ def network(args: Namespace, variant: str) -> nn.Module:
 
         model = timm.create_model("inception_v3", aux_logits=True)
     if variant != BATCHNORM:
-        number = variant.removesuffix(KEPT).rpartition(" ")[2]
+        number = variant.rpartition(" ")[2]
         convert_batchnorm(model, group_size=int(number) if number.isdigit() else None)
     return model.to(args.device)
 
@@ -168,7 +166,6 @@ def parts(args: Namespace, variant: str, layout: str, mode: str) -> dict[str, Ca
 
     def forward() -> None:
         nonlocal loss
-        functional.TRITON_WHEN_COMPILED = variant.endswith(KEPT)  # read when torch.compile traces
         if statistics_ is not None:
             set_limits(statistics_.layers.values(), 3.0, 5.0)
         with torch.autocast(args.device.partition(":")[0], dtype) if dtype else nullcontext():
