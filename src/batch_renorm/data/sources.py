@@ -20,7 +20,7 @@ import numpy as np
 from batch_renorm.data import archives, tables
 from batch_renorm.data.archives import TarFiles
 from batch_renorm.data.files import Files, Found, PlainFiles, is_image, patiently, printable
-from batch_renorm.data.labels import class_names, flat_labels
+from batch_renorm.data.labels import LISTS, class_names, flat_labels
 from batch_renorm.errors import TransientReadError, UserError
 
 VAL_FOLDERS = ("val", "validation", "valid", "test")
@@ -158,7 +158,7 @@ def find_folders(
     if sorted(names) != in_order(names):
         remarks.append(f"the classes of {base} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ...")
     if +passed:
-        counts = ", ".join(f"{count:,} {what}" for what, count in passed.most_common() if count)
+        counts = ", ".join(f"{what} ({count:,})" for what, count in passed.most_common() if count)
         remarks.append(f"passed over in {base}: {counts}")
     return Found("folders of classes", list(classes or ()), found, tuple(remarks))
 
@@ -200,10 +200,10 @@ def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
                 passed["hidden files and folders" if name.startswith(".") else f"folders {name}"] += 1
             elif entry.is_dir():
                 folders.append(name)
-            elif not is_image(name):
+            elif not is_image(name) and name not in LISTS:
                 passed[f"files *{os.path.splitext(printable(name))[1]}"] += 1
             elif entry.is_file():
-                images.append(name)
+                images += [name] if is_image(name) else []
             else:
                 raise UserError(
                     f"{printable(entry.path)} is no file but a pipe, a device or a link to nothing: remove it"
