@@ -87,7 +87,7 @@ class Images(Source):
         self.size, self.skips_unreadable, self.remarks = size, on_error == "skip", found.remarks
         self.files, names = found.splits, found.classes
         if labels is not None:
-            chosen = chosen_labels(labels, names)
+            chosen = patiently(partial(chosen_labels, labels, names), partial(str, labels))
             names = [names[label] for label in chosen]
             self.files = {split: PartOfLabels(files, chosen) for split, files in found.splits.items()}
         self.classes = len(names)

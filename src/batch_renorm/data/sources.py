@@ -51,21 +51,22 @@ def find(root: str | Path, splits: Sequence[str] = BOTH, class_list: str | None 
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise UserError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
-    classes = None if class_list is None else class_names(Path(os.path.expanduser(class_list)))
     try:
-        return patiently(lambda: _find(root, tuple(splits), classes), lambda: str(root))
+        return patiently(lambda: _find(root, tuple(splits), class_list), lambda: str(root))
     except TransientReadError:
         raise
     except OSError as error:
         raise UserError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
 
 
-def _find(root: Path, splits: tuple[str, ...], classes: list[str] | None) -> Found:
+def _find(root: Path, splits: tuple[str, ...], class_list: str | None) -> Found:
     """The data set below an existing folder."""
-    if tables.is_arrow(root):
-        return tables.find_arrow(root, splits)
-    if any(tables.parquet_shards(root, split) for split in splits):
-        return tables.find_parquet(root, splits)
+    classes = None if class_list is None else class_names(Path(os.path.expanduser(class_list)))
+    arrow = tables.is_arrow(root)
+    if arrow or any(tables.parquet_shards(root, split) for split in splits):
+        if classes is not None:
+            raise UserError(f"{root} has a table with its own numbers of classes: leave out data.class_list")
+        return tables.find_arrow(root, splits) if arrow else tables.find_parquet(root, splits)
     names = {"train": archives.TRAIN, "val": archives.VAL}
     if any((root / names[split]).is_file() for split in splits):
         return find_archives(root, splits, classes)
@@ -76,6 +77,8 @@ def _find(root: Path, splits: tuple[str, ...], classes: list[str] | None) -> Fou
                 raise UserError(f"{base} has training images but no validation images: looked for {base}/val/<class>/*")
             return find_folders(base, val, splits, classes, [root, base])
         if "train" not in splits and val is not None:
+            if classes is None and (base / "train").is_dir():
+                classes = in_order(contents(base / "train", Counter())[0]) or None
             return find_folders(base, val, splits, classes, [root, base])
     if "train" not in splits:
         return find_folders(root, root, splits, classes, [root.parent])
