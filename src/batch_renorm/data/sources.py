@@ -193,7 +193,7 @@ def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
     """Names of the folders, sorted, and of the images in a folder; counts in `passed` what is neither.
 
     Raises:
-        UserError: an image is a pipe or a device, where reading may never end, or a link to nothing.
+        UserError: an image is a pipe or a device, where reading may never end, or a link leads to nothing or upwards.
     """
     folders, images = [], []
     with os.scandir(folder) as entries:
@@ -202,6 +202,8 @@ def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
             if name in SYSTEM or name.startswith("."):
                 passed["hidden files and folders" if name.startswith(".") else f"folders {name}"] += 1
             elif entry.is_dir():
+                if entry.is_symlink() and folder.resolve().is_relative_to(os.path.realpath(entry.path)):
+                    raise UserError(f"{printable(entry.path)} is a link to a folder above it: remove it")
                 folders.append(name)
             elif not is_image(name) and name not in LISTS:
                 passed[f"files *{os.path.splitext(printable(name))[1]}"] += 1
