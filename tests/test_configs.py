@@ -214,7 +214,10 @@ def complaint(monkeypatch, capsys, tmp_path):
         (["experiment=${oc.decode:a/b}"], "no experiment=${oc.decode:a/b}"),
         (["trainer.precision=16"], "trainer.precision must be 'auto', 32 or 'bf16', got 16"),
         (["trainer.compile=yes"], "trainer.compile must be true or false or 'auto',"),
-        (["optim._target_=torch.optim.Nothing"], "optim._target_=torch.optim.Nothing cannot be imported"),
+        (
+            ["optim._target_=torch.optim.Nothing"],
+            "optim._target_='torch.optim.Nothing' cannot be used: No module named",
+        ),
         (["minibatch=halves", "size.minibatch=7"], "size.minibatch must be even"),
         (["size.steps=soon"], "size.steps"),
         (["scale=imagenet"], "data.root"),

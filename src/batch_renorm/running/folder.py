@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from batch_renorm import durable
@@ -207,6 +209,27 @@ def prepare_folder(folder: Folder, config: dict[str, Any]) -> list[str]:
             f"cannot write the run folder {folder.path}: {error.strerror}; choose another (folder=...)"
         ) from error
     return remarks
+
+
+def check_data(folder: Folder, labels: Mapping[str, np.ndarray]) -> None:
+    """Note the data set of a new run; a resumed one may read it from another place (data.root), but not another one.
+
+    Args:
+        labels: of all images, by split.
+
+    Raises:
+        UserError: the run began with images of other numbers or labels.
+    """
+    data = {split: {"images": len(of), "labels": f"{zlib.crc32(of.tobytes()):08x}"} for split, of in labels.items()}
+    began_with = folder.record().get("data")
+    if began_with is None:
+        folder.write_record(data=data)
+    elif began_with != data:
+        numbers = " and ".join(f"{entry['images']:,} for {split}" for split, entry in began_with.items())
+        raise UserError(
+            f"{folder.path} holds a run on other images or labels ({numbers}) than those of data.root: name the place "
+            "of the same data set, or give this run its own place (folder=...)"
+        )
 
 
 def move_aside(path: Path) -> Path:

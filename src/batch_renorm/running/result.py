@@ -20,7 +20,7 @@ def told_before(settings: dict[str, Any], environment: Mapping[str, str] = os.en
         settings: the resolved config.
         environment: if it shows that torchrun or srun started several processes, the result is None.
     """
-    if "RANK" in environment or environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" or settings["fresh"]:
+    if "RANK" in environment or environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" or settings["fresh"] is not False:
         return None
     try:
         settings = with_places(settings)

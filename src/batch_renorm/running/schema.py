@@ -14,8 +14,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from hydra.utils import get_method
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ImportString, TypeAdapter, ValidationError
 from pydantic import NonNegativeFloat as NonNegative
 from pydantic import PositiveFloat as Positive
 from pydantic.errors import PydanticUserError
@@ -269,12 +268,16 @@ def target(section: Config, name: str = "") -> Callable[..., Any]:
     Raises:
         UserError: there is none.
     """
-    path = str(section.get("_target_"))
+    path = section.get("_target_")
     try:
-        return get_method(path)
-    except Exception as error:  # importing the user's module may raise anything
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{name}._target_={path} cannot be imported: {reason[-1]}".removeprefix(".")) from error
+        made = TypeAdapter(ImportString).validate_python(path)
+    except ValidationError as error:
+        made, reason = None, error.errors()[0]["msg"].rpartition(": ")[2]
+    else:
+        reason = "it is no function and no class"
+    if not callable(made):
+        raise UserError(f"{name}._target_={shown(path)} cannot be used: {reason}".removeprefix("."))
+    return made
 
 
 def checked(make: Callable[..., Any], section: Config, name: str, *given: str) -> Config:
