@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import DropBlock2d, DropPath
+from timm.layers import DropPath
 from torch import nn
 
 from batch_renorm.data.loaders import Draw
@@ -85,9 +85,13 @@ class Noisy(nn.Module):
         return x + torch.randn_like(x)
 
 
+class OneMask(nn.Dropout):
+    def forward(self, x):
+        return x * x.new_empty(1, *x.shape[1:]).bernoulli_(self.p)
+
+
 @pytest.mark.parametrize(
-    ("layer", "message"),
-    [(Noisy(), "by other means than dropout and drop path"), (DropBlock2d(0.3, batchwise=True), "")],
+    ("layer", "message"), [(Noisy(), "by other means than dropout and drop path"), (OneMask(), "for 4 images, and not")]
 )
 def test_other_random_numbers_are_refused(layer, message):
     random_layers, images = RandomLayers(layer), torch.ones(4, 3, 8, 8)

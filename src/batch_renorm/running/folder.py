@@ -79,13 +79,14 @@ def with_places(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a path is empty, for instance because of an unset shell variable.
     """
-    data = settings["data"]
-    for name, path in (("folder", settings["folder"]), ("data.root", data.get("root", "none"))):
+    data, folder = settings["data"], settings["folder"]
+    rooted = isinstance(data, dict) and "root" in data
+    for name, path in {"folder": folder, **({"data.root": data["root"]} if rooted else {})}.items():
         if not str(path or "").strip():
             raise UserError(f"{name}= is empty: say {name}=PATH (is a variable of the shell not set?)")
-    if "root" in data:
+    if rooted:
         data = data | {"root": os.path.expanduser(str(data["root"]))}
-    return settings | {"folder": os.path.expanduser(str(settings["folder"])), "data": data}
+    return settings | {"folder": os.path.expanduser(str(folder)), "data": data}
 
 
 def read_config(path: Path) -> dict[str, Any]:

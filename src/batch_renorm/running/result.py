@@ -13,7 +13,7 @@ FINISHED = "This run is finished; fresh=true repeats it."
 LOADING = ("read", "decode", "augment")
 
 
-def told_before(settings: dict[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
+def result_if_finished(settings: dict[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
     """The result of a config's run if it has finished without problems; None if `run.train` must handle it.
 
     Args:

@@ -102,10 +102,12 @@ class Minibatch:
     group: Count
 
     def __post_init__(self) -> None:
-        for option, count in (("group", self.group), ("images_per_label", self.images_per_label or 1)):
-            if self.size % count:
-                what = "into groups of" if option == "group" else "into labels with images:"
-                raise UserError(f"a minibatch of {self.size} does not divide {what} {count} (minibatch.{option})")
+        per_label = self.images_per_label or 1
+        if self.size % self.group:
+            raise UserError(f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)")
+        if self.size % per_label:
+            what = f"labels of {per_label} images (minibatch.images_per_label)"
+            raise UserError(f"a minibatch of {self.size} does not divide into {what}")
 
     @property
     def composition(self) -> Composition:
@@ -350,7 +352,7 @@ WORDS = {
 def said(message: str) -> str:
     """pydantic's message in the words of configs."""
     text = message.removeprefix("Input should be ").removeprefix("Value error, ")
-    return WORDS.get(text, text)
+    return "UTF-8 text" if text.startswith("Invalid JSON") else WORDS.get(text, text)
 
 
 def shown(value: Any) -> str:
