@@ -360,7 +360,7 @@ def test_a_torch_optimiser_is_one_file(compose):
 
 
 def test_no_bound_is_a_fair_wish(compose):
-    ramp = build(compose("ramp.rmax=inf", "ramp.dmax=inf", "ramp.start=2", *TINY)).training.ramp
+    ramp = build(compose("ramp.rmax=inf", "ramp.dmax=inf", "ramp.start=2", *TINY, "size.steps=100")).training.ramp
     assert (ramp(2), ramp(10**6)) == ((1.0, 0.0), (float("inf"), float("inf")))
 
 

@@ -61,12 +61,12 @@ class Folder:
         if not self.record_file.exists():
             return {}
         try:
-            found = json.loads(self.record_file.read_bytes())
+            record = json.loads(self.record_file.read_bytes())
         except ValueError:  # not JSON, or not even text
-            found = None
-        if not isinstance(found, dict):
+            record = None
+        if not isinstance(record, dict):
             raise UserError(f"{self.record_file} is damaged: run the same train.py command, which makes it again")
-        return found
+        return record
 
     def write_record(self, **entries: Any) -> None:
         """Change entries of run.json, atomically."""
@@ -96,12 +96,12 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        found = yaml.safe_load(path.read_bytes())
+        config = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError):  # not YAML, or not even text
-        found = None
-    if not isinstance(found, dict):
+        config = None
+    if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: run the same train.py command, which makes it again")
-    return found
+    return config
 
 
 def write_atomically(path: Path, text: str) -> None:
