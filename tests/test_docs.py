@@ -55,7 +55,7 @@ def test_experiments_of_ones_own(tmp_path, monkeypatch):
     text = (ROOT / OWN).read_text()
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     files = re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", text, re.DOTALL)
-    assert len(files) == len(re.findall(r"```(?:yaml|python)\n", text)) == 6
+    assert len(files) == len(re.findall(r"```(?:yaml|python)\n", text)) == 7
     for name, content in files:
         assert not (tmp_path / name).exists()
         (tmp_path / name).write_text(content)

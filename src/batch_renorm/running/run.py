@@ -18,7 +18,7 @@ from batch_renorm.running import checkpoints, curve_logger
 from batch_renorm.running.allocator import keep_freed_memory
 from batch_renorm.running.build import Config, build
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
+from batch_renorm.running.folder import Folder, check_data, claimed, prepare_folder, with_places
 from batch_renorm.running.launch import (
     World,
     all_ranks,
@@ -135,6 +135,7 @@ def choose_start(folder: Folder, config: Config, training: Training, fresh: bool
     try:
         claim.enter_context(claimed(folder, fresh))
         found = prepare_folder(folder, config)
+        check_data(folder, {split: training.source.labels(split) for split in ("train", "val")})
         if folder.record().get("state") == "finished":
             return StartingPoint(finished=True)
         checkpoint, damaged = checkpoints.choose_checkpoint(folder, config, training)
