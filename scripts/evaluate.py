@@ -32,7 +32,7 @@ from batch_renorm.running import checkpoints
 from batch_renorm.running.build import construct, load_run
 from batch_renorm.running.cli import explained
 from batch_renorm.training.distance import activation_distances
-from batch_renorm.training.evaluation import count_correct, evaluate
+from batch_renorm.training.evaluation import count, evaluate, values
 
 OVERRIDE = re.compile(r"(model|data)\.(\w+)=(.*)", re.DOTALL)
 
@@ -116,9 +116,9 @@ def evaluate_timm(options: argparse.Namespace, given: list[tuple[str, str, str]]
     source = PretrainedImages(pictures, model)
     batches = in_batches(np.arange(len(source.labels("val"))), options.batch_size)
     loaded = KeptImages(source, options.processes).visit([("val", indices) for indices in batches])
-    images, top1, top5 = count_correct(model, source, watched(loaded, len(batches)), device).tolist()
-    print(f"{name}, {images:,} images")
-    return {"val_top1": 100 * top1 / images, "val_top5": 100 * top5 / images}
+    sums = count(model, source, watched(loaded, len(batches)), device)
+    print(f"{name}, {int(sums['images']):,} images")
+    return {f"val_{metric}": value for metric, value in values(sums).items()}
 
 
 def watched(loaded: Iterable[Any], batches: int) -> Iterator[Any]:

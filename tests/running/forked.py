@@ -10,7 +10,8 @@ from batch_renorm.running.build import build
 from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, prepare_folder
-from batch_renorm.running.launch import World, connect, names_of
+from batch_renorm.running.launch import connected, torchrun_names
+from batch_renorm.running.ranks import World
 from batch_renorm.running.run import train
 from tests.conftest import FORKS
 
@@ -39,8 +40,8 @@ def in_forks(do, ranks, *arguments):
     with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder, name) for name in ("out", "err"))
         processes = []
-        for rank, world in enumerate(worlds):
-            environment = dict(os.environ) | names_of(world, rank, rank)
+        for world in worlds:
+            environment = dict(os.environ) | torchrun_names(world)
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             processes.append(FORKS.Process(target=rank_main, args=(do, arguments, world, environment, out, err)))
         for process in processes:
@@ -59,8 +60,8 @@ def fit_in_forks(config, path, ranks):
 
 
 def _fit(world, config, path):
-    connect(world, gpu=False)
-    fit(build(config), Folder(path), None, world)
+    with connected(world, gpu=False):
+        fit(build(config), Folder(path), None, world)
 
 
 def train_in_forks(config, ranks):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from batch_renorm.running.opening import in_words, opening
 
 from batch_renorm.running import memory
 from batch_renorm.running.arithmetic import Arithmetic, check_ranks, choose_arithmetic, entries
@@ -17,7 +18,6 @@ from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.running.launch import ALONE, World
-from batch_renorm.running.opening import in_words, opening
 from batch_renorm.training.module import Training
 from tests.conftest import TINY
 from tests.running.checkpoint_files import assert_close, final_state

@@ -5,13 +5,13 @@ import time
 
 import pytest
 import torch
+from batch_renorm.running.shared_memory import check_shared_memory
 
 from batch_renorm.running import shared_memory
 from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.running.result import account
-from batch_renorm.running.shared_memory import check_shared_memory
 from batch_renorm.training.stages import Stages
 from tests.conftest import TINY
 from tests.data import imagenet_files

@@ -22,7 +22,7 @@ from batch_renorm.norm.layers import has_layers
 from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
 from batch_renorm.running.cli import DEBUG_IMAGES
 from batch_renorm.running.folder import read_config
-from batch_renorm.running.signals import Stop
+from batch_renorm.running.ranks import Stop
 from batch_renorm.training.evaluation import Composition, Evaluation
 from batch_renorm.training.module import Training
 from batch_renorm.training.optimizer import Optimization
