@@ -30,8 +30,10 @@ def rank_main(do, arguments, world, environment, out, err):
         do(world, *arguments)
 
 
-def in_forks(do, ranks, *arguments):
+def in_forks(do, ranks, *arguments, started=None):
     """do(world, *arguments) in a process per rank, with torchrun's variables: exit statuses, standard output, error.
+
+    A process that has not ended after two minutes is killed, and its status is negative. `started` gets their ids.
 
     The processes are forks of a server that has made its imports and nothing else: a process that has used autograd on
     fake CUDA tensors cannot be forked. So `do` is a function of a module.
@@ -47,7 +49,11 @@ def in_forks(do, ranks, *arguments):
         for process in processes:
             process.start()
         for process in processes:
+            process.join(120)
+            process.kill()
             process.join()
+            if started is not None:
+                started.append(process.pid)
         print(told := out.read_text())
         print(complained := err.read_text(), file=sys.stderr)
         return [process.exitcode for process in processes], told, complained

@@ -13,17 +13,15 @@ import pytest
 import wandb
 
 from batch_renorm.running import loggers
-from batch_renorm.running.build import build
 from batch_renorm.running.loggers import CurveLogger
-from tests.conftest import TINY
 from tests.wandb_file import history, offline_files, records
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def run(compose):
-    return build({k: v for k, v in compose(*TINY, "logger=offline").items() if k != "fresh"})
+def run(made):
+    return made("logger=offline")
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +99,22 @@ def test_a_service_inherited_from_another_process_is_not_used(run, tmp_path, mon
     monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path}/gone")
     follow(run, tmp_path, 0, 2)
     assert [step for step, _ in history(*offline_files(tmp_path))] == [1, 2]
+
+
+@pytest.mark.parametrize("given", [{}, {"WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a,b"}])
+def test_wandbs_variables_count_as_it_documents_them(made, compose, tmp_path, monkeypatch, given):
+    """An option of the config's own comes before WANDB_PROJECT."""
+    for name, value in (given | ({"WANDB_PROJECT": "p", "WANDB_ENTITY": "e"} if given else {})).items():
+        monkeypatch.setenv(name, value)
+    run = made("logger=offline")
+    assert (run.logging.wandb.project, run.logging.wandb.entity) == (("p", "e") if given else ("batch-renorm", None))
+    assert compose("logger=offline", "logger.wandb.project=mine")["logger"]["wandb"]["project"] == "mine"
+    follow(run, tmp_path, 0, 2)
+    (file,) = offline_files(tmp_path)
+    (live,) = [record.run for record in records(file) if record.HasField("run")][-1:]
+    expected = ("p", "n", "g") if given else ("batch-renorm", "noniid_renorm-seed0", "glyphs/noniid_renorm")
+    assert (live.project, live.display_name, live.run_group) == expected
+    assert {"noniid_renorm", *given.get("WANDB_TAGS", "").split(",")} - {""} <= set(live.tags)
 
 
 @pytest.mark.parametrize(("asked", "files"), [("offline", 1), ("dryrun", 1), ("disabled", 0)])

@@ -64,7 +64,7 @@ def together(do: Callable[[], T], world: World) -> T:
     try:
         result = do()
     except Exception as failure:
-        error, status = failure, 2 if isinstance(failure, UserError) else getattr(failure, "status", 1)
+        error, status = failure, 2 if isinstance(failure, UserError) else 1
     statuses = gather(status, world)
     if not any(statuses):
         return result
