@@ -1,5 +1,6 @@
 """Ranks as forks of a process that has made its imports, which spares each of them the seconds."""
 
+import multiprocessing
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ def free_port():
 
 def rank_main(do, arguments, world, environment, out, err):
     os.environ |= environment
+    multiprocessing.set_start_method(None, force=True)  # for loader processes
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     with explained():

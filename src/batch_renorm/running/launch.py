@@ -6,6 +6,7 @@ rank with the composed config, so a sweep can have several ranks too.
 """
 
 import atexit
+import multiprocessing
 import os
 import signal
 import socket
@@ -148,6 +149,7 @@ def start_ranks(world: World, main: Main, settings: dict[str, Any]) -> None:
 
 def one_rank(rank: int, world: World, meeting_point: dict[str, str], main: Main, settings: dict[str, Any]) -> None:
     os.setpgid(0, 0)  # a terminal sends Ctrl-C to the first process alone, which passes it on once
+    multiprocessing.set_start_method(None, force=True)  # the system's for loader processes, not this process's
     world = replace(world, rank=rank, local_rank=rank)
     os.environ.update(torchrun_names(world) | meeting_point)
     main(settings, world)
