@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from batch_renorm.errors import UserError
-from batch_renorm.running import curve_logger
 from batch_renorm.running.checkpoints import checkpoints, newest_readable
 from batch_renorm.running.folder import Folder, check_data, differences, move_aside, prepare_folder
+from batch_renorm.running.loggers import rewind
 from tests.conftest import ROOT, TINY
 from tests.running.checkpoint_files import curve, final_state
 
@@ -111,7 +111,7 @@ def test_every_corrupt_byte_is_found(tmp_path):
 def test_rewind_drops_later_and_torn_rows(tmp_path):
     path = tmp_path / "curve.csv"
     path.write_text("step,metric,value\n1,loss,2\n2,loss,1\n3,loss,0\n1,val_top1,9\n2,lo")
-    curve_logger.rewind(path, 2)
+    rewind(path, 2)
     assert path.read_text() == "step,metric,value\n1,loss,2\n2,loss,1\n1,val_top1,9\n"
 
 

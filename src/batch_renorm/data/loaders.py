@@ -262,7 +262,7 @@ def outlive_signals(worker: int) -> None:
     """Make a loader process ignore signals that ask the run to stop: the training process handles them.
 
     A terminal's Ctrl-C or a cluster's signal goes to every process of a run. If it killed a loader process,
-    the run could not finish its last step. It ends with the training process, see `end_with_this_process`.
+    the run could not finish its last step. `end_with_this_process` ends loader processes.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
