@@ -104,8 +104,8 @@ def draw_study(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
             if len(line.points) == 1 and mean:
                 axes.axhline(mean[0], color=style.color, lw=1.6, ls=(0, (4, 3)))
             else:
-                options = {"marker": style.mark or "o", "ms": 6, "lw": 2, "elinewidth": 1, "capsize": 3}
-                axes.errorbar(x, mean, errors, color=style.color, **options)
+                bars = {"marker": style.mark or "o", "ms": 6, "lw": 2, "elinewidth": 1, "capsize": 3}
+                axes.errorbar(x, mean, errors, color=style.color, **bars)
             for value, s in samples.items():
                 axes.plot([places[value]] * s.n, s.values, ".", color=style.color, ms=5, alpha=0.6)
                 seeds += s.values
