@@ -5,15 +5,8 @@ import csv
 import pytest
 
 from batch_renorm.reporting.study import axis
-from tests.conftest import ROOT
 
 VAL = "val_top1"
-
-
-@pytest.fixture
-def report(run_script, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: run_script(ROOT / "scripts/report.py", *arguments)
 
 
 @pytest.fixture
