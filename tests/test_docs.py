@@ -10,8 +10,8 @@ from tests.conftest import ROOT
 
 OWN = "docs/experiments.md"  # its files exist on the page alone, see test_experiments_of_ones_own
 PAGES = [
-    "README.md", "docs/imagenet.md", "docs/scales.md", "docs/experiments.md", "slurm/README.md", "results/README.md",
-    "results/benchmarks/README.md", "docs/running.md", "CONTRIBUTING.md",
+    "README.md", "docs/imagenet.md", "docs/photographs.md", "docs/scales.md", "docs/experiments.md", "slurm/README.md",
+    "results/README.md", "results/benchmarks/README.md", "docs/running.md", "CONTRIBUTING.md",
 ]  # fmt: skip
 
 

@@ -38,7 +38,8 @@ def shifted(
 def faster_on_cpu(model: nn.Module) -> nn.Module:
     """Make every plain depthwise convolution of a model a `Depthwise`, in place; names and weights stay."""
     for module in model.modules():
-        plain = type(module) is nn.Conv2d and module.bias is None and module.padding_mode == "zeros"
-        if plain and module.groups == module.in_channels == module.out_channels > 1 and module.dilation == (1, 1):
+        if type(module) is not nn.Conv2d or not module.groups == module.in_channels == module.out_channels > 1:
+            continue
+        if module.bias is None and module.padding_mode == "zeros" and module.dilation == (1, 1):
             module.__class__ = Depthwise
     return model

@@ -5,22 +5,21 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class Frozen:
-    """A module that is always in evaluation mode."""
-
-    def train(self, mode: bool = True) -> nn.Module:
-        return super().train(False)  # type: ignore[misc]
-
-
-class FrozenBatchNorm2d(Frozen, nn.BatchNorm2d):
-    """nn.BatchNorm2d that normalises with its running averages; gamma and beta learn as elsewhere.
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d that always normalises with its running averages; gamma and beta learn as elsewhere.
 
     As a norm of its own (configs/norm/frozen.yaml) it is for pretrained networks: a new one has mean 0, variance 1.
     """
 
+    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+        return super().train(False)
 
-class FrozenBatchNormAct2d(Frozen, BatchNormAct2d):
+
+class FrozenBatchNormAct2d(BatchNormAct2d):
     """The same for timm's batchnorm with its activation."""
+
+    def train(self, mode: bool = True) -> "FrozenBatchNormAct2d":
+        return super().train(False)
 
 
 def frozen_norm(norm: _BatchNorm) -> _BatchNorm:

@@ -44,7 +44,7 @@ def create(
         UserError: no such model or option, a model without batchnorm, or weights that do not fit.
     """
     options |= ({"aux_logits": True} if aux_logits else {}) | ({"drop_rate": drop_rate} if drop_rate else {})
-    model = stock(name, num_classes=classes, in_chans=channels, **options)
+    model: Any = stock(name, num_classes=classes, in_chans=channels, **options)
     norms = {place: module for place, module in model.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:
         raise UserError(f"model.name={name} has no batchnorm that Batch Renorm could take the place of")
@@ -84,7 +84,7 @@ def replacement(old: _BatchNorm, norm: partial[Any], learned_gamma: bool) -> nn.
     return nn.Sequential(new, *rest) if rest else new
 
 
-def freeze(model: nn.Module, blocks: int) -> set[str]:
+def freeze(model: Any, blocks: int) -> set[str]:
     """Freeze the first blocks of a timm model, in timm's order; the names of all frozen modules.
 
     Their weights get no gradient, and their batchnorm stays in evaluation mode.
@@ -107,7 +107,7 @@ def freeze(model: nn.Module, blocks: int) -> set[str]:
     return places
 
 
-def load_weights(model: nn.Module, file: str) -> None:
+def load_weights(model: Any, file: str) -> None:
     """Load all weights but the classifier's, which stay as they are.
 
     Args:
