@@ -37,7 +37,7 @@ from batch_renorm.running.build import Run, load_run
 from batch_renorm.running.cli import explained
 from batch_renorm.running.schema import checked
 from batch_renorm.training.distance import activation_distances
-from batch_renorm.training.evaluation import count_correct, evaluate
+from batch_renorm.training.evaluation import count, evaluate, values
 
 OVERRIDE = re.compile(r"(model|data)\.(\w+)=(.*)", re.DOTALL)
 
@@ -155,10 +155,9 @@ def validation_images(data: dict[str, Any]) -> Images:
 def accuracy(model: nn.Module, source: Any, options: argparse.Namespace) -> dict[str, float]:
     batches = in_batches(np.arange(len(source.labels("val"))), options.batch_size)
     loaded = KeptImages(source, options.processes, room=0).visit([("val", indices) for indices in batches])
-    counts = count_correct(model, source, watched(loaded, len(batches)), torch.device(options.device))
-    images, top1, top5 = counts.tolist()
-    print(f"{images:,} images")
-    return {"val_top1": 100 * top1 / images, "val_top5": 100 * top5 / images}
+    sums = count(model, source, watched(loaded, len(batches)), torch.device(options.device))
+    print(f"{int(sums['images']):,} images")
+    return {f"val_{metric}": value for metric, value in values(sums).items()}
 
 
 def watched(loaded: Iterable[Any], batches: int) -> Iterator[Any]:

@@ -37,7 +37,7 @@ def main() -> None:
         checkpoints.load_weights(run.training, path)
         model = run.training.inference_model(checkpoints.step_of(path))
         rows = measure(model, run.source, run.minibatch.group, images=options.images)
-        with (folder / "mechanism.csv").open("w", newline="") as file:
+        with (folder / "mechanism.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Row._fields)
             writer.writerows(

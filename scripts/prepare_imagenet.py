@@ -36,7 +36,8 @@ def main() -> None:
             signal.signal(each, signal.SIG_IGN)  # it is ending
         raise Asked(number)
 
-    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup ignores SIGHUP
+    before = {number: signal.signal(number, hear) for number in heard}
     try:
         work(parser().parse_args())
     except Asked as asked:

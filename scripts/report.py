@@ -39,8 +39,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--runs", type=Path, nargs="+", metavar="DIR", help="where run folders are (default: runs, else results/runs)")
     add("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     add("--scale", help="one scale only (default: every scale that has runs)")
-    add("--reach", type=float, nargs="+", default=(), metavar="PERCENT",
-        help="count the steps to these accuracies (default: shares of the baseline's best)")  # fmt: skip
     add("--figure", nargs="+", action="append", default=[], metavar="EXPERIMENT",
         help="draw these together, too; once for each figure. In a study: its experiments")  # fmt: skip
     add("--study", nargs="+", metavar="OPTION", help="accuracy over the values of one option or two, and nothing else")
@@ -81,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     published = paper.load_published()
     for scale in scales:
         of_scale = [run for run in every if run.scale == scale]
-        comparison = compare.compare(of_scale, published, scale, options.reach, figures)
+        comparison = compare.compare(of_scale, published, scale, figures)
         if options.show:
             from batch_renorm.showing import terminal
 

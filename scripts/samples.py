@@ -1,4 +1,7 @@
-"""A page of training images as the network sees them: python scripts/samples.py page.png scale=imagenet data.root=...
+"""A page of training images as the network sees them.
+
+    python scripts/samples.py page.png scale=imagenet data.root=/path/to/imagenet
+    python scripts/samples.py page.png scale=one_letter      images of the embedded data set
 
 Each row is a label: first the image prepared for evaluation, then as in the minibatches of the first steps. The
 options are those of train.py.
@@ -40,7 +43,9 @@ def page(source: Source, seed: int) -> Image.Image:
 
 
 def picture(image: Tensor) -> Image.Image:
-    """A picture of values in [-1, 1]; values outside are clipped."""
+    """A picture of values in [-1, 1]; letters, whose light has no upper end, as bright as they are."""
+    if len(image) == 1:
+        image = 2 * (image / image.quantile(0.999)).clamp(0, 1) ** 0.5 - 1  # a screen's gamma: dark images stay legible
     levels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(np.repeat(levels, 3 // levels.shape[2], 2))
 

@@ -82,6 +82,7 @@ FORKS.set_forkserver_preload(["batch_renorm.running.run", "batch_renorm.models.t
 def forked(arguments, environment, out, err):
     """In a process of its own that has made its imports already: a script with its arguments."""
     os.chdir(ROOT)
+    multiprocessing.set_start_method(None, force=True)  # for loader processes
     os.environ.clear()
     os.environ.update(environment)
     for stream, path in ((1, out), (2, err)):

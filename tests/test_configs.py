@@ -1,5 +1,6 @@
 """Every experiment at every scale composes; options are all read, and wrong ones explained."""
 
+import errno
 import sys
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 import yaml
 
 import train
-from batch_renorm.errors import UserError
+from batch_renorm.errors import TransientReadError, UserError
+from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.norm.layers import layers_of
 from batch_renorm.records.config import flat_options
 from batch_renorm.reporting import paper
@@ -221,7 +223,10 @@ def complaint(monkeypatch, capsys, tmp_path):
         (["experiment=${oc.decode:a/b}"], "no experiment=${oc.decode:a/b}"),
         (["trainer.precision=16"], "trainer.precision must be 'auto', 32 or 'bf16', got 16"),
         (["trainer.compile=yes"], "trainer.compile must be true or false or 'auto',"),
-        (["optim._target_=torch.optim.Nothing"], "optim._target_=torch.optim.Nothing cannot be imported"),
+        (
+            ["optim._target_=torch.optim.Nothing"],
+            "optim._target_='torch.optim.Nothing' cannot be used",
+        ),
         (["minibatch=halves", "size.minibatch=7"], "size.minibatch must be even"),
         (["size.steps=soon"], "size.steps"),
         (["scale=imagenet"], "data.root"),
@@ -281,10 +286,95 @@ def test_a_sweeps_job_leaves_the_error_to_the_command_that_waits_for_it(monkeypa
     assert capsys.readouterr().err == "error: a bad option\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("a bad option"), 2, "error: a bad option"),
+        (TransientReadError("/a: Input/output error"), 75, "error: /a: Input/output error; this may pass"),
+        (OSError(errno.ESTALE, "Stale file handle", "/data/a"), 75, "error: /data/a: Stale file handle; this may pass"),
+        (OSError(errno.EACCES, "Permission denied", "/a"), 2, "error: cannot read or write /a: Permission denied"),
+        (OSError(errno.EBADF, "Bad file descriptor", "/a"), None, ""),
+        (ValueError("a bug of any library"), None, ""),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_a_bug_has_its_traceback(capsys, error, status, line):
+    with pytest.raises(SystemExit if status else type(error)) as stopped, train.explained():
+        raise error
+    assert getattr(stopped.value, "code", None) == status
+    assert capsys.readouterr().err.startswith(line)
+
+
+def plain(channels):
+    return torch.nn.BatchNorm2d(channels)
+
+
+def with_averages(channels):
+    return torch.nn.InstanceNorm2d(channels, track_running_stats=True)
+
+
+class OfThePass(torch.nn.Module):
+    """Batchnorm written by hand."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x):
+        return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
+
+
+def in_groups(channels: int, group_size: int, eps: float):
+    return BatchRenorm2d(channels, eps=eps, group_size=group_size)
+
+
+@pytest.mark.parametrize("norm", ["plain", "with_averages", "OfThePass"])
+def test_a_norm_that_sees_whole_passes_is_refused(compose, norm):
+    """Its statistics would depend on the numbers of passes and ranks, and minibatch.group would have no effect."""
+    config = compose("minibatch=micro4", *TINY) | {"norm": {"_target_": f"tests.test_configs.{norm}", "name": "mine"}}
+    with pytest.raises(UserError, match=r"norm=mine: .* and not with its group .* make it from BatchRenorm2d"):
+        build(config)
+
+
+def test_a_norm_of_ones_own_gets_the_group_and_follows_the_ramp(compose):
+    config = compose("minibatch=micro4", *TINY)
+    own = {"_target_": "tests.test_configs.in_groups", "name": "mine", "eps": 1e-3}
+    training = build(config | {"norm": own}).training
+    assert {layer.group_size for layer in layers_of(training.model).values()} == {4}
+    assert training.limits(10**6) == (3.0, 5.0)
+    with pytest.raises(UserError, match=r"norm\.eps must be a number, got 'small'"):
+        build(config | {"norm": own | {"eps": "small"}})
+    with pytest.raises(UserError, match="norm: eps must be positive"):  # the layer's own ValueError
+        build(config | {"norm": own | {"eps": -1.0}})
+
+
+def test_a_torch_optimiser_is_one_file(compose):
+    """Its options are checked by its signature, and by itself; weight decay is of the weights alone."""
+    shared = {"lr": 1e-3, "lr_decay": 1.0, "lr_decay_steps": 1, "weight_decay": 0.05, "clip_norm": float("inf")}
+    adamw = {"_target_": "torch.optim.AdamW", "betas": [0.9, 0.98], **shared}
+    config = compose(*TINY)
+    training = build(config | {"optim": adamw}).training
+    optimizer = training.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.98)
+    for option, value, message in (
+        ("beta", 1, "nothing reads the option optim.beta; did you mean betas"),
+        ("betas", [0.9], r"optim\.betas must be a longer list, got \[0.9\]"),
+        ("betas", [0.9, 1.5], "optim: Invalid beta parameter"),
+        ("clip_norm", 0, r"optim\.clip_norm must be greater than 0, got 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(config | {"optim": adamw | {option: value}})
+
+
+def test_no_bound_is_a_fair_wish(compose):
+    ramp = build(compose("ramp.rmax=inf", "ramp.dmax=inf", "ramp.start=2", *TINY, "size.steps=100")).training.ramp
+    assert (ramp(2), ramp(10**6)) == ((1.0, 0.0), (float("inf"), float("inf")))
+
+
 def test_configs_are_sorted_by_axis():
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
     assert groups == {
-        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger", "hydra",
+        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger",
     }  # fmt: skip
     for path in (ROOT / "configs/experiment").glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["experiment"] == path.stem

@@ -98,19 +98,12 @@ def test_validation_images_alone(run_script, tmp_path):
     assert sum(top1) == 100
 
 
-def test_contact_sheet(script, tmp_path):
-    code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "sheet.png"), "--rows", "3", "--columns", "5")
+def test_a_page_of_samples(script, tmp_path):
+    code, _, err = script("scripts/samples.py", str(tmp_path / "page.png"), "scale=one_letter")
     assert code == 0, err
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (5 * (48 + 4) + 4, 3 * (48 + 14 + 4) + 4)  # images of 48, captions of 14, gaps of 4
-        assert len(sheet.getcolors()) > 50
-        below = np.asarray(sheet.crop((4, 52, sheet.width - 4, 66)))
-        assert all((below[:, i * 52 : i * 52 + 48] < 128).any() for i in range(5))  # a letter under every image
-    code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "one.png"), "scale=one_letter", "--rows", "1")
-    assert code == 0, err
-    code, _, err = script("scripts/contact_sheet.py", str(tmp_path / "no.png"), "scale=imagenet", "data.root=/x")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "not the embedded data set" in err
+    with Image.open(tmp_path / "page.png") as page:
+        assert page.size == (8 * (16 + 4) - 4, 6 * (16 + 4) - 4)  # images of 16, gaps of 4
+        assert len(page.getcolors()) > 50
 
 
 def test_weights_and_biases_files_hold_the_curve(train_command, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from batch_renorm.running.allocator import keep_freed_memory
+from batch_renorm.running.capacity import keep_freed_memory
 from batch_renorm.running.folder import commit
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -128,7 +128,7 @@ def test_a_changed_store_is_noticed(target):
 def test_another_store_or_folder_is_not_written_into(folders, written, target, tmp_path):
     prepare(folders, target)
     prepare(written["archives"], target)  # the same images, stored otherwise
-    with pytest.raises(UserError, match=r"has 5 images a file: say --images-per-file 5, or choose another folder"):
+    with pytest.raises(UserError, match=r"has 5 images a file: say so with --images-per-file"):
         prepare(folders, target, images_per_file=6)
     other = shutil.copytree(folders, tmp_path / "other")
     first = next((other / "train/n01440764").iterdir())

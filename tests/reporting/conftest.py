@@ -56,6 +56,14 @@ def published():
 
 
 @pytest.fixture
+def report(run_script, monkeypatch, tmp_path):
+    """report(*arguments): scripts/report.py's status, output and errors, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return lambda *arguments: run_script("scripts/report.py", *arguments)
+
+
+@pytest.fixture
 def write():
     return write_run
 

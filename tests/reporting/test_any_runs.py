@@ -8,19 +8,12 @@ import pytest
 import yaml
 
 from batch_renorm.reporting.differences import apart, data_set
+from batch_renorm.reporting.missing import missing_commands
 from batch_renorm.reporting.runs import find_runs
 from tests.conftest import ROOT
 
 VAL = "val_top1"
 TWO = {VAL: [(100, 50.0), (200, 60.0)]}
-
-
-@pytest.fixture
-def report(run_script, monkeypatch, tmp_path):
-    """report(*arguments): scripts/report.py's status, output and errors, in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    return lambda *arguments: run_script(ROOT / "scripts/report.py", *arguments)
 
 
 @pytest.fixture
@@ -82,7 +75,7 @@ def test_no_run_folder_makes_it_fail(report, write, tmp_path, kind, others, monk
     if others:
         write(tmp_path / "runs", "noniid_renorm", 1, TWO)
         write(tmp_path / "runs", "iid_batchnorm", 1, TWO)
-    for arguments in ([], ["--show"]):
+    for arguments in (["--no-page"], ["--show"]):
         code, out, err = report(*arguments)
         assert code == (0 if others or "wrote" in out or "Accuracy" in out else 1), err
     if kind in ("no curve", "empty curve", "a head alone", "bytes"):
@@ -136,6 +129,16 @@ def test_the_machine_is_no_difference(report, trained, tmp_path):
     trained("experiment=noniid_renorm", "seed=1", "size.evaluate_every=100", *options)
     assert report()[0] == 0
     assert accuracies(tmp_path)["Batch Renorm, non-i.i.d."][0] == "0, 1"
+
+
+def test_weights_to_start_from_are_no_difference_unless_runs_differ_in_them(write, tmp_path):
+    """The scale leaves them to the user; the commands for what is missing have them."""
+    for seed, file in enumerate(("/a/weights.pth", "/a/weights.pth", "/b/others.pth")):
+        config = {"model": {"checkpoint": file}}
+        write(tmp_path, "noniid_renorm", seed, TWO, scale="tiny", config=config)
+    runs, _ = find_runs([tmp_path], lambda config: {"model.checkpoint": None})
+    assert [run.differs for run in runs] == [{}, {}, {"model.checkpoint": "/b/others.pth"}]
+    assert "scale=tiny model.checkpoint=/a/weights.pth" in missing_commands(runs[:2], "tiny")[0]
 
 
 def test_without_a_config_of_that_experiment_most_runs_decide(write, tmp_path):

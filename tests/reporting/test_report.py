@@ -71,20 +71,6 @@ def test_a_report_touches_the_recorded_results_only_when_told(tables, fill, tmp_
     assert not (tmp_path / "results" / "glyphs.html").exists()
 
 
-def test_steps_to_accuracies_of_ones_own_choice(tables, write, tmp_path):
-    write(tmp_path / "runs", "iid_batchnorm", 0, {"val_top1": [(100, 40.0), (200, 60.0), (300, 61.0)]})
-    tables(["--reach", "50", "75"])
-    page = (tmp_path / "report" / "glyphs.md").read_text()
-    assert "| 50% | 75% |" in page
-    [row] = [line for line in page.split("## Steps")[1].splitlines() if line.startswith("| Batchnorm, i.i.d. |")]
-    ours, theirs = row.split("|")[2].split("/")
-    assert ours.strip() == "150"
-    assert 2500 < float(theirs) < 4000
-    assert row.split("|")[3].strip().startswith("never / ")
-    with open(tmp_path / "report" / "glyphs.csv", newline="") as file:
-        assert next(csv.DictReader(file))["steps_to_50_percent"] == "150"
-
-
 def test_smaller_claims_are_lines_of_the_report(tables, write, tmp_path):
     """Clipped fractions count from the last tenth of the steps; a fall needs 2 points; distances compare by seed."""
     for seed, late in ((0, 0.02), (1, 0.04)):

@@ -1,31 +1,32 @@
 """However its processes were started, a run is one run: one folder, one table, the same numbers."""
 
-import contextlib
-import multiprocessing
+import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-import torch.distributed as dist
+import torch
 
-from batch_renorm.running import launch
-from batch_renorm.running.launch import ALONE, World, find_world, torchrun_names
-from tests.conftest import ROOT, TINY
+from batch_renorm.errors import UserError
+from batch_renorm.running import launch, ranks, screen
+from batch_renorm.running.launch import find_world, meeting_point_of_srun
+from batch_renorm.running.ranks import ALONE, World
+from tests.conftest import FORKS, ROOT, TINY
 from tests.running.checkpoint_files import assert_close, curve, final_state
-from tests.running.forked import fit_in_forks, free_port, in_forks, train_in_forks
+from tests.running.forked import fit_in_forks, free_port, in_forks, rank_main, train_in_forks
 from tests.running.test_resume import assert_bit_equal
 
-TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1"}
 SRUN = {
     "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3",
 }  # fmt: skip
+ONE_TASK = SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}
 BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "4"}
+HOOK = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "n1"}  # of enroot, in a task of srun
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,13 @@ BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", 
     [
         ({}, ALONE),
         (BATCH_SCRIPT, ALONE),
-        (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, ALONE),
+        (ONE_TASK, ALONE),
+        (ONE_TASK | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, ALONE),
         (TORCHRUN, World(5, 1, 4, 2, 1, "torchrun")),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "2"} | TORCHRUN, World(5, 1, 4, 2, 1, "torchrun")),  # torchrun in srun
         (SRUN, World(3, 1, 2, 2, 1, "srun")),
+        (SRUN | HOOK, World(3, 1, 2, 2, 1, "srun")),
+        (SRUN | {"PMI_SIZE": "4", "PMI_RANK": "3"}, World(3, 1, 2, 2, 1, "srun")),  # srun --mpi=pmi2
     ],
 )
 def test_a_process_knows_its_place(env, expected):
@@ -44,14 +49,11 @@ def test_a_process_knows_its_place(env, expected):
 
 
 def test_a_task_of_sruns_meets_the_others_where_all_would_look():
-    names = torchrun_names(find_world("cpu", "auto", "auto", SRUN), SRUN)
-    assert (names["RANK"], names["LOCAL_RANK"], names["WORLD_SIZE"], names["MASTER_ADDR"]) == ("3", "1", "4", "n1")
-    first = SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    assert torchrun_names(find_world("cpu", "auto", "auto", first), first)["MASTER_PORT"] == names["MASTER_PORT"]
-    other_step = SRUN | {"SLURM_STEP_ID": "4"}
-    assert torchrun_names(find_world("cpu", "auto", "auto", SRUN), other_step)["MASTER_PORT"] != names["MASTER_PORT"]
-    chosen = SRUN | {"MASTER_ADDR": "10.0.0.7"}
-    assert torchrun_names(find_world("cpu", "auto", "auto", SRUN), chosen)["MASTER_ADDR"] == "10.0.0.7"
+    assert meeting_point_of_srun(SRUN)["MASTER_ADDR"] == "n1"
+    port = meeting_point_of_srun(SRUN)["MASTER_PORT"]
+    assert meeting_point_of_srun(SRUN | {"SLURM_PROCID": "0"})["MASTER_PORT"] == port
+    assert meeting_point_of_srun(SRUN | {"SLURM_STEP_ID": "4"})["MASTER_PORT"] != port
+    assert meeting_point_of_srun(SRUN | {"MASTER_ADDR": "10.0.0.7"})["MASTER_ADDR"] == "10.0.0.7"
 
 
 @pytest.mark.parametrize(
@@ -59,15 +61,21 @@ def test_a_task_of_sruns_meets_the_others_where_all_would_look():
     [
         (2, "auto", TORCHRUN, "torchrun started 4 processes a node, but trainer.devices=2"),
         ("auto", 3, SRUN, "srun started 2 nodes, but trainer.num_nodes=3"),
-        ("auto", 2, {}, "trainer.num_nodes=2 needs a launcher"),
+        ("auto", 2, {}, "trainer.num_nodes=2: start with srun or torchrun"),
         (0, "auto", {}, "trainer.devices must be at least 1"),
-        ("auto", "auto", SRUN | {"SLURM_STEP_NUM_TASKS": "3"}, "every node needs as many"),
+        ("auto", "auto", SRUN | {"SLURM_STEP_NUM_TASKS": "3"}, "SLURM_STEP_NUM_TASKS=3, .*every machine needs as many"),
         ("auto", "auto", SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, "--distribution=block"),
+        ("auto", "auto", TORCHRUN | {"RANK": "8"}, "RANK=8, .*unset what an earlier program left"),
+        ("auto", "auto", TORCHRUN | {"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE=, |LOCAL_WORLD_SIZE=:"),
+        ("auto", "auto", HOOK, "WORLD_SIZE=4 tells of other ranks, but LOCAL_WORLD_SIZE are not set: start with"),
+        ("auto", "auto", {"WORLD_SIZE": "8", "RANK": "0"}, "or unset WORLD_SIZE to train alone"),
+        ("auto", "auto", {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE=4 tells of"),
     ],
 )
 def test_disagreement_is_named(devices, nodes, env, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as error:
         find_world("cpu", devices, nodes, env)
+    assert "\n" not in str(error.value)
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
@@ -122,8 +130,8 @@ def test_fifty_workers_over_eight_ranks_are_one_step(compose, tmp_path):
         "trainer.workers_per_pass=4",
     ]  # fmt: skip
     config = {key: value for key, value in compose(*overrides).items() if key != "fresh"}
-    for ranks in (1, 8):
-        fit_in_forks(config, tmp_path / str(ranks), ranks)
+    for number in (1, 8):
+        fit_in_forks(config, tmp_path / str(number), number)
     assert_close(final_state(tmp_path / "8"), final_state(tmp_path / "1"), 3e-6)
 
 
@@ -139,61 +147,65 @@ def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path):
     assert "it differs in optim.clip_norm." in line
 
 
-@pytest.mark.slow
-def test_a_rank_that_waits_for_others_hears_that_it_is_to_stop(tmp_path):
-    """It trains nothing yet: no step has an end at which it could stop."""
-    port = free_port()
-    env = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "train.py", *TINY, f"folder={tmp_path}/run"]
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-    while True:  # until it listens for the others
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    assert "SIGTERM: ends, waiting for the other ranks; nothing was trained yet" in err
+def wait_for_another(world):
+    screen.SILENCE = 0.2
+    with launch.connected(World(0, 0, 2, 1, 0, "srun"), gpu=False):
+        raise AssertionError("there is no other rank")
+
+
+def test_a_rank_that_waits_for_others_says_so_and_hears_that_it_is_to_stop(tmp_path):
+    """As in a shell of `srun --ntasks=2 --pty`, where the other task has ended."""
+    err, environment = tmp_path / "err", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    process = FORKS.Process(target=rank_main, args=(wait_for_another, (), ALONE, environment, tmp_path / "out", err))
+    process.start()
+    while not err.exists() or "waiting for" not in err.read_text():
+        assert process.exitcode is None, err.read_text()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert "waiting for 1 other ranks that srun started (alone, in a shell of srun:" in err.read_text()
+    assert process.exitcode == 75
+    assert "SIGTERM: stopped while waiting for other ranks; nothing was trained" in err.read_text()
 
 
 def come_and_go(world):
-    with launch.all_ranks(world, {}, gpu=False):
-        pass
-    assert dist.is_initialized()  # a sweep's next run has the same ranks
-    with contextlib.suppress(KeyError), launch.all_ranks(world, {}, gpu=False):
-        raise KeyError
-    launch.disconnect()
-    assert dist.is_initialized()
-    with launch.all_ranks(world, {}, gpu=False):
-        assert launch.gather(world.rank, world) == [0, 1]
-    launch.disconnect()
-    assert not dist.is_initialized()
+    for _ in range(2):  # a sweep's next run has the same ranks
+        with launch.connected(world, gpu=False):
+            assert ranks.gather(world.rank, world) == [0, 1]
+            assert ranks.from_rank_0(world.rank, world) == 0
+            assert ranks.on_rank_0(lambda: "found", world) == "found"
+            with pytest.raises(KeyError if world.rank else SystemExit):
+                ranks.together(lambda: {0: 0}[world.rank], world)
+    with launch.connected(world, gpu=False):
+        if world.rank:
+            raise UserError("rank 1 cannot go on")
+        ranks.gather(0, world)
 
 
-def test_ranks_leave_the_group_together_and_only_after_a_run_that_went_well():
-    assert in_forks(come_and_go, 2)[0] == [0, 0]
+def test_ranks_agree_and_a_rank_that_loses_another_says_so():
+    statuses, _, err = in_forks(come_and_go, 2)
+    assert statuses == [1, 2]
+    assert "error: rank 1 cannot go on" in err
+    assert "rank 0 has lost another rank: " in " ".join(err.split())
+    assert "Traceback" not in err
 
 
-def test_a_failed_rank_ends_the_run_where_no_collective_notices(monkeypatch):
+def end_or_hang(settings, world):
+    if world.rank == settings["fails"]:
+        sys.exit(settings["status"])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600 if settings["status"] else 0)
+
+
+@pytest.mark.parametrize("status", [0, 2, 75])
+def test_a_failed_rank_ends_the_run_where_no_collective_notices(monkeypatch, status):
     """As with NCCL, which waits for a rank that is gone."""
-    monkeypatch.setattr(launch, "GRACE", 0.1)
-
-    def rank_0():
-        children = [
-            launch.SPAWN.Process(target=time.sleep, args=(60,)),
-            launch.SPAWN.Process(target=os._exit, args=(1,)),
-        ]
-        for child in children:
-            child.start()
-        threading.Thread(target=launch.watch, args=(children, threading.Event()), daemon=True).start()
-        children[0].join()
-        time.sleep(60)
-
-    process = multiprocessing.get_context("fork").Process(target=rank_0)
-    process.start()
-    process.join()
-    assert process.exitcode == 1
+    monkeypatch.setattr(launch, "GRACE", 0.2)
+    fork = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+    monkeypatch.setattr(torch.multiprocessing, "spawn", fork)
+    world, settings = World(0, 0, 3, 1, 0, "python"), {"fails": 1, "status": status}
+    if not status:
+        return launch.start_ranks(world, end_or_hang, settings)
+    with pytest.raises(SystemExit) as error:
+        launch.start_ranks(world, end_or_hang, settings)
+    assert error.value.code == status

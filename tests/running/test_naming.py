@@ -3,7 +3,7 @@
 import pytest
 
 from batch_renorm.records.naming import dataset_of
-from batch_renorm.running.wandb_log import group_of, tags_of
+from batch_renorm.running.loggers import group_of, tags_of
 
 
 @pytest.mark.parametrize(

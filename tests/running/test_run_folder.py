@@ -16,9 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from batch_renorm import durable
 from batch_renorm.records import curve
-from batch_renorm.running import cli, curve_logger, overrides
+from batch_renorm.running import cli, overrides
 from batch_renorm.running.checkpoints import choose_checkpoint, load_weights, newest_readable
 from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
+from batch_renorm.running.loggers import rewind
 from tests.conftest import ROOT, TINY
 from tests.data.test_fuzz import HARMS, harmed
 from tests.test_durable import in_use_by_another
@@ -138,11 +139,11 @@ def test_a_power_cut_strands_no_checkpoint(folder, left):
 def test_a_damaged_curve_loses_no_row_in_silence(folder):
     head = "step,metric,value\n1,loss,2\n"
     folder.curve.write_bytes(head.encode() + b"2,loss,1\n3,lo\0\0\0\0\n")  # the end that was not durable yet
-    curve_logger.rewind(folder.curve, 2)
+    rewind(folder.curve, 2)
     assert folder.curve.read_text() == head + "2,loss,1\n"
     folder.curve.write_bytes(head.encode() + b"2,lo\xff\n2,val_top1,1\n")
     with pytest.raises(ValueError, match=f"{folder.curve} is damaged in line 3: take that line out"):
-        curve_logger.rewind(folder.curve, 2)
+        rewind(folder.curve, 2)
 
 
 def test_harmed_files_of_a_run_are_put_aside_or_named(folder):

@@ -3,38 +3,53 @@
 import os
 import re
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from batch_renorm.running.progress import TimeLeft
+from batch_renorm.running import progress, screen
+from batch_renorm.running.progress import Progress
 from batch_renorm.running.screen import duration, wrapped
 
-STEPS, EVERY = 100, 10
+
+def test_time_left_is_at_the_mean_speed_with_evaluations():
+    """And without the first step of a process, which also loads and compiles."""
+    shown = Progress(SimpleNamespace(size=SimpleNamespace(steps=100)), talkative=True)
+    assert shown.seconds_left(1, 50.0) is None
+    shown.begin = (1, 60.0)
+    assert shown.seconds_left(1, 60.0) is None
+    assert shown.seconds_left(11, 60 + 10 * 0.5 + 100) == pytest.approx(89 * 10.5)
 
 
-@pytest.fixture
-def left():
-    due = lambda step, steps: step % EVERY == 0 or step == steps  # noqa: E731
-    return TimeLeft(STEPS, SimpleNamespace(every=EVERY, due=due))
+def test_a_long_evaluation_says_how_far_it_is(monkeypatch, capfd):
+    times = iter(range(0, 1000, 25))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
+    batches = Progress(SimpleNamespace(), talkative=True).watch(range(6), 6)
+    assert list(batches) == [0, 1, 2, 3, 4, 5]
+    lines = [line.partition("  ")[2] for line in capfd.readouterr().err.splitlines()]
+    assert lines == ["evaluating, batch 2 of 6, 2 min left", "evaluating, batch 5 of 6, 32 s left"]
+    assert list(Progress(SimpleNamespace(), talkative=False).watch(range(6), 6)) == [0, 1, 2, 3, 4, 5]
+    assert capfd.readouterr().err == ""
 
 
-def test_time_left_is_that_of_steps_and_of_evaluations(left):
-    """An evaluation as long as 200 steps does not count as a step."""
-    assert left.after(0) == ""
-    for step in range(1, 10):
-        left.count(step, 60.0 if step == 1 else 0.5)  # the first step of a process compiles and loads
-    assert left.after(9) == "46 s and 10 evaluations left"
-    left.count(10, 100.5)
-    assert left.after(10) == duration(90 * 0.5 + 9 * 100) + " left"
-    left.count(11, 0.5)
-    assert left.after(11) == duration(89 * 0.5 + 9 * 100) + " left"
+def test_what_is_waited_for_is_said(monkeypatch, capfd):
+    monkeypatch.setattr(screen, "SILENCE", 0.05)
+    with screen.waiting("nothing"):
+        pass
+    with screen.waiting("Godot"):
+        time.sleep(0.5)
+    assert capfd.readouterr().err == "waiting for Godot\n"
 
 
-def test_time_left_follows_a_change_of_speed(left):
-    for step in [s for s in range(1, 500) if s % EVERY]:
-        left.count(step, 1.0 if step < 100 else 2.0)
-    assert left.step_seconds == pytest.approx(2.0, rel=0.01)
+def test_a_line_that_nobody_reads_is_no_error():
+    """As in `train.py 2>&1 | head -1`; the rest of a buffer is no error at the end, either."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        for _ in range(3):
+            screen.print_line("some words", stream)
+    screen.print_line("closed", stream)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +76,7 @@ def test_a_log_file_has_a_line_with_its_time_for_the_first_step_and_every_evalua
         ("1", "loss"), ("3", "val"), ("6", "val"),
     ]  # fmt: skip
     assert not re.search(r"[|\r]", done.stderr)  # no bar
-    assert "evaluation" in lines[0] or "left" not in lines[0]
+    assert "left" not in lines[0]
     assert lines[1].endswith("left")
     assert not lines[2].endswith("left")
     assert all(len(line) <= 80 for line in done.stderr.splitlines() if "folder" not in line and "/" not in line)

@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from batch_renorm.data.loaders import Fetched
-from batch_renorm.running import shared_memory
 from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.running.result import account
-from batch_renorm.running.shared_memory import check_shared_memory
 from batch_renorm.training.stages import Stages
 from tests.conftest import TINY
 from tests.data import imagenet_files
@@ -62,15 +60,6 @@ def test_what_bounds_a_run_is_said(seconds, answer):
     final = {f"seconds_{name}": value for name, value in ({"transfer": 0.1, "step": 1.0} | seconds).items()}
     assert answer in account(final, processes=4)
     assert account({}, 4) is None
-
-
-def test_too_little_shared_memory_is_noticed_before_the_first_step(monkeypatch):
-    usage = shared_memory.shutil.disk_usage("/")
-    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20))
-    check_shared_memory(3 * 299 * 299, 32, processes=1, ranks=2)
-    check_shared_memory(3 * 299 * 299, 1600, processes=0, ranks=2)  # nothing is handed on
-    with pytest.raises(ValueError, match=r"8 loader processes of 2 ranks need 13.7 GB of /dev/shm, 0.1 GB are free"):
-        check_shared_memory(3 * 299 * 299, 1600, processes=8, ranks=2)
 
 
 @pytest.mark.parametrize(

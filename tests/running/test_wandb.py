@@ -12,18 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import wandb
 
-from batch_renorm.running import wandb_log
-from batch_renorm.running.build import build
-from batch_renorm.running.curve_logger import CurveLogger
-from tests.conftest import TINY
+from batch_renorm.running import loggers
+from batch_renorm.running.loggers import CurveLogger
 from tests.wandb_file import history, offline_files, records
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def run(compose):
-    return build({k: v for k, v in compose(*TINY, "logger=offline").items() if k != "fresh"})
+def run(made):
+    return made("logger=offline")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +33,7 @@ def own_service():
 
 def follow(run, folder, start, stop, status="success"):
     """Steps start + 1 .. stop of a run, as its loggers see them."""
-    live = wandb_log.WandbLogger(run, run.logging.wandb, folder, "id12345", start)
+    live = loggers.WandbLogger(run, run.logging.wandb, folder, "id12345", start)
     for step in range(start + 1, stop + 1):
         for metrics in ({"loss": 1 / step}, {"val_top1": 10.0 * step} if step % 2 == 0 else {}):
             CurveLogger(folder / "curve.csv").log_metrics(metrics, step)
@@ -64,7 +62,7 @@ def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhe
 
 
 def test_the_checkpoint_and_sample_images_are_there_where_they_are_asked_for(run, tmp_path):
-    run.logging.wandb = wandb_log.Wandb("offline", "project", None, tags=["mine"], artifact=True, samples=True)
+    run.logging.wandb = loggers.Wandb("offline", "project", None, tags=["mine"], artifact=True, samples=True)
     (tmp_path / "checkpoints").mkdir()
     for step in (2, 4):
         (tmp_path / f"checkpoints/step{step:08}.ckpt").write_bytes(b"weights" * step)
@@ -75,7 +73,7 @@ def test_the_checkpoint_and_sample_images_are_there_where_they_are_asked_for(run
     artifacts += [r.artifact for r in found if r.HasField("artifact")]
     names = {(a.type, a.name, *(entry.path for entry in a.manifest.contents)) for a in artifacts if a.name}
     assert names == {("model", "model-noniid_renorm-seed0", "step00000004.ckpt")}
-    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/*.png"))) == wandb_log.SAMPLES
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/*.png"))) == loggers.SAMPLES
     assert {tag for r in found if r.HasField("run") for tag in r.run.tags} >= {"mine"}
 
 
@@ -90,7 +88,7 @@ def test_the_summary_has_the_best_and_the_last_accuracy(run, tmp_path):
 
 
 def test_training_seconds_are_those_of_the_speed_that_the_curve_has():
-    axes = wandb_log.Axes(examples=100)
+    axes = loggers.Axes(examples=100)
     assert axes.at(10, {"loss": 1.0}) == {"images_seen": 1000}
     assert axes.at(20, {"images_per_second": 50.0}) == {"images_seen": 2000, "train_seconds": 40.0}
     assert axes.at(20, {"val_top1": 1.0}) == {"images_seen": 2000, "train_seconds": 40.0}
@@ -103,10 +101,26 @@ def test_a_service_inherited_from_another_process_is_not_used(run, tmp_path, mon
     assert [step for step, _ in history(*offline_files(tmp_path))] == [1, 2]
 
 
+@pytest.mark.parametrize("given", [{}, {"WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a,b"}])
+def test_wandbs_variables_count_as_it_documents_them(made, compose, tmp_path, monkeypatch, given):
+    """An option of the config's own comes before WANDB_PROJECT."""
+    for name, value in (given | ({"WANDB_PROJECT": "p", "WANDB_ENTITY": "e"} if given else {})).items():
+        monkeypatch.setenv(name, value)
+    run = made("logger=offline")
+    assert (run.logging.wandb.project, run.logging.wandb.entity) == (("p", "e") if given else ("batch-renorm", None))
+    assert compose("logger=offline", "logger.wandb.project=mine")["logger"]["wandb"]["project"] == "mine"
+    follow(run, tmp_path, 0, 2)
+    (file,) = offline_files(tmp_path)
+    (live,) = [record.run for record in records(file) if record.HasField("run")][-1:]
+    expected = ("p", "n", "g") if given else ("batch-renorm", "noniid_renorm-seed0", "glyphs/noniid_renorm")
+    assert (live.project, live.display_name, live.run_group) == expected
+    assert {"noniid_renorm", *given.get("WANDB_TAGS", "").split(",")} - {""} <= set(live.tags)
+
+
 @pytest.mark.parametrize(("asked", "files"), [("offline", 1), ("dryrun", 1), ("disabled", 0)])
 def test_wandbs_own_variable_keeps_a_run_from_the_network_or_off(run, tmp_path, monkeypatch, capfd, asked, files):
     """Without a key: nothing is to be asked of the servers."""
-    run.logging.wandb = wandb_log.Wandb("online", "project", None)
+    run.logging.wandb = loggers.Wandb("online", "project", None)
     monkeypatch.setenv("WANDB_MODE", asked)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     follow(run, tmp_path, 0, 2)
@@ -136,8 +150,8 @@ def test_with_wandb_failing_training_goes_on(run, tmp_path, monkeypatch, capfd):
 
 def test_with_wandb_hanging_training_ends(run, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("wandb.init", lambda **_: time.sleep(3))
-    monkeypatch.setitem(wandb_log.PATIENCE, "offline", 0.1)
-    live = wandb_log.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 0)
+    monkeypatch.setitem(loggers.PATIENCE, "offline", 0.1)
+    live = loggers.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 0)
     live.log_metrics({"loss": 1.0}, 1)
     live.finalize("success")
     assert "going on without W&B (not done after 0 s" in capfd.readouterr().err
@@ -159,7 +173,7 @@ def test_online_nothing_is_sent_twice(run, tmp_path, monkeypatch):
         def finish(self, exit_code):
             self.ended = exit_code
 
-    run.logging.wandb = wandb_log.Wandb("online", "project", None)
+    run.logging.wandb = loggers.Wandb("online", "project", None)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr("wandb.login", lambda **_: True)
     CurveLogger(tmp_path / "curve.csv").log_metrics({"loss": 1.0}, 1)
@@ -167,7 +181,7 @@ def test_online_nothing_is_sent_twice(run, tmp_path, monkeypatch):
     for next_step, expected in ((0, [1, 2, 3, 4]), (2, [2, 3, 4]), (4, [4])):
         server = Server(next_step)
         monkeypatch.setattr("wandb.init", lambda server=server, **_: server)
-        live = wandb_log.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 2)
+        live = loggers.WandbLogger(run, run.logging.wandb, tmp_path, "id12345", 2)
         for step in (3, 4):
             live.log_metrics({"loss": 1.0}, step)
         live.finalize("success")

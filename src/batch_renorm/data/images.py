@@ -93,7 +93,7 @@ class Images(Source):
         self.area, self.colours = (area[0], area[1]), colours
         self.files, names = found.splits, found.classes
         if labels is not None:
-            chosen = chosen_labels(labels, names)
+            chosen = patiently(partial(chosen_labels, labels, names), partial(str, labels))
             names = [names[label] for label in chosen]
             self.files = {split: PartOfLabels(files, chosen) for split, files in found.splits.items()}
         self.classes = len(names)

@@ -113,8 +113,17 @@ class Source(Protocol):
         ...
 
 
-MEMBERS = ("classes", "channels", "size", "needs_loader_processes", "skips_unreadable", "remarks", "image_bytes",
-           "labels", "fetch", "images")  # fmt: skip
+METHODS = ("labels", "fetch", "images")
+MEMBERS = (
+    "classes",
+    "channels",
+    "size",
+    "needs_loader_processes",
+    "skips_unreadable",
+    "remarks",
+    "image_bytes",
+    *METHODS,
+)
 
 
 def check_source(source: Source, name: str) -> None:
@@ -126,7 +135,8 @@ def check_source(source: Source, name: str) -> None:
     Raises:
         UserError: it has not; the message names the member.
     """
-    missing = [member for member in MEMBERS if not hasattr(source, member)]
+    missing = [member for member in MEMBERS if member not in dir(source)]
+    missing += [name for name in METHODS if getattr(type(source), name, None) is getattr(Source, name)]
     if missing:
         raise UserError(
             f"the data set {name} lacks {', '.join(missing)}: a class that derives from "
@@ -134,7 +144,7 @@ def check_source(source: Source, name: str) -> None:
         )
     for member in ("classes", "channels", "size"):
         value = getattr(source, member)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int | np.integer) or value < 1:
             raise UserError(f"the data set {name} has {member}={value!r}: it must be a whole number of at least 1")
     for split in ("train", "val"):
         labels = source.labels(split)
@@ -252,7 +262,7 @@ def outlive_signals(worker: int) -> None:
     """Make a loader process ignore signals that ask the run to stop: the training process handles them.
 
     A terminal's Ctrl-C or a cluster's signal goes to every process of a run. If it killed a loader process,
-    the run could not finish its last step. It ends with the training process, see `end_with_this_process`.
+    the run could not finish its last step. `end_with_this_process` ends loader processes.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

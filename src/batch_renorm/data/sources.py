@@ -20,7 +20,7 @@ import numpy as np
 from batch_renorm.data import archives, tables
 from batch_renorm.data.archives import TarFiles
 from batch_renorm.data.files import Files, Found, PlainFiles, is_image, patiently, printable
-from batch_renorm.data.labels import class_names, flat_labels
+from batch_renorm.data.labels import LISTS, class_names, flat_labels
 from batch_renorm.errors import TransientReadError, UserError
 
 VAL_FOLDERS = ("val", "validation", "valid", "test")
@@ -51,21 +51,22 @@ def find(root: str | Path, splits: Sequence[str] = BOTH, class_list: str | None 
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise UserError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
-    classes = None if class_list is None else class_names(Path(os.path.expanduser(class_list)))
     try:
-        return patiently(lambda: _find(root, tuple(splits), classes), lambda: str(root))
+        return patiently(lambda: _find(root, tuple(splits), class_list), lambda: str(root))
     except TransientReadError:
         raise
     except OSError as error:
         raise UserError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
 
 
-def _find(root: Path, splits: tuple[str, ...], classes: list[str] | None) -> Found:
+def _find(root: Path, splits: tuple[str, ...], class_list: str | None) -> Found:
     """The data set below an existing folder."""
-    if tables.is_arrow(root):
-        return tables.find_arrow(root, splits)
-    if any(tables.parquet_shards(root, split) for split in splits):
-        return tables.find_parquet(root, splits)
+    classes = None if class_list is None else class_names(Path(os.path.expanduser(class_list)))
+    arrow = tables.is_arrow(root)
+    if arrow or any(tables.parquet_shards(root, split) for split in splits):
+        if classes is not None:
+            raise UserError(f"{root} has a table with its own numbers of classes: leave out data.class_list")
+        return tables.find_arrow(root, splits) if arrow else tables.find_parquet(root, splits)
     names = {"train": archives.TRAIN, "val": archives.VAL}
     if any((root / names[split]).is_file() for split in splits):
         return find_archives(root, splits, classes)
@@ -76,6 +77,8 @@ def _find(root: Path, splits: tuple[str, ...], classes: list[str] | None) -> Fou
                 raise UserError(f"{base} has training images but no validation images: looked for {base}/val/<class>/*")
             return find_folders(base, val, splits, classes, [root, base])
         if "train" not in splits and val is not None:
+            if classes is None and (base / "train").is_dir():
+                classes = in_order(contents(base / "train", Counter())[0]) or None
             return find_folders(base, val, splits, classes, [root, base])
     if "train" not in splits:
         return find_folders(root, root, splits, classes, [root.parent])
@@ -158,7 +161,7 @@ def find_folders(
     if sorted(names) != in_order(names):
         remarks.append(f"the classes of {base} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ...")
     if +passed:
-        counts = ", ".join(f"{count:,} {what}" for what, count in passed.most_common() if count)
+        counts = ", ".join(f"{what} ({count:,})" for what, count in passed.most_common() if count)
         remarks.append(f"passed over in {base}: {counts}")
     return Found("folders of classes", list(classes or ()), found, tuple(remarks))
 
@@ -190,7 +193,7 @@ def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
     """Names of the folders, sorted, and of the images in a folder; counts in `passed` what is neither.
 
     Raises:
-        UserError: an image is a pipe or a device, where reading may never end, or a link to nothing.
+        UserError: an image is a pipe or a device, where reading may never end, or a link leads to nothing or upwards.
     """
     folders, images = [], []
     with os.scandir(folder) as entries:
@@ -199,11 +202,13 @@ def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
             if name in SYSTEM or name.startswith("."):
                 passed["hidden files and folders" if name.startswith(".") else f"folders {name}"] += 1
             elif entry.is_dir():
+                if entry.is_symlink() and folder.resolve().is_relative_to(os.path.realpath(entry.path)):
+                    raise UserError(f"{printable(entry.path)} is a link to a folder above it: remove it")
                 folders.append(name)
-            elif not is_image(name):
+            elif not is_image(name) and name not in LISTS:
                 passed[f"files *{os.path.splitext(printable(name))[1]}"] += 1
             elif entry.is_file():
-                images.append(name)
+                images += [name] if is_image(name) else []
             else:
                 raise UserError(
                     f"{printable(entry.path)} is no file but a pipe, a device or a link to nothing: remove it"

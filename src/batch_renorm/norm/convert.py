@@ -27,9 +27,11 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
     Args:
         model: changed in place and returned, unless it is a batchnorm itself; then the new layer is returned.
         **options: for every layer, as in :class:`BatchRenorm2d`, for instance ``scale=False``, ``group_size=4``.
+            A ``ramp`` begins at the conversion: ``num_batches_tracked`` is set to 0.
 
     Raises ValueError, naming the layer, for a gamma not 1 with ``scale=False``, a beta not 0 with ``center=False``,
-    an eps above a variance, no running statistics, a lazy layer; TypeError for an unknown subclass, a pruned layer.
+    an eps above a variance, no running statistics, a lazy layer; TypeError for a pruned layer, or a subclass with a
+    forward or parameters of its own, such as timm's SplitBatchNorm2d.
     """
     made = {
         module: _renorm(module, f"layer {name!r}" if name else "the model", options)
@@ -58,6 +60,9 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
         raise TypeError(f"{where} is a {cls.__name__}, a batchnorm with a forward of its own: replace it by hand first")
     if computed := [n for n in ("weight", "bias") if getattr(module, n) is not None and n not in module._parameters]:
         raise TypeError(f"{where} computes its {computed[0]} (pruned or parametrised): make it a parameter again first")
+    parts = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "drop", "act"}
+    if more := [name for name in module.state_dict() if name.partition(".")[0] not in parts]:
+        raise TypeError(f"{where} is a {cls.__name__}, whose {more[0]} would be lost: replace it by hand first")
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
         raise ValueError(f"{where} has no running statistics: it normalises with the batch in evaluation too")
@@ -66,8 +71,8 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
         if dropped and parameter is not None and not bool((parameter == value).all()):
             raise ValueError(f"{where}: {option}=False drops a {name} that is not {value}: set it to {value} first")
     dtype = torch.float64 if mean.dtype == torch.float64 else None
-    there = {"scale": module.weight is not None, "bias": module.bias is not None} if module.affine else {}
-    options = {"eps": module.eps, "affine": module.affine, "device": mean.device, "dtype": dtype, **there, **options}
+    switches = {"scale": module.weight is not None, "bias": module.bias is not None} if module.affine else {}
+    options = {"eps": module.eps, "affine": module.affine, "device": mean.device, "dtype": dtype, **switches, **options}
     make: Callable[..., BatchRenorm] = PLAIN[plain]
     if plain.forward is not cls.forward:
         from batch_renorm.norm.timm_layers import BatchRenormAct2d  # here because not everybody has timm
@@ -81,9 +86,10 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
     for name in ("weight", "bias"):
         if getattr(layer, name) is not None and getattr(module, name) is not None:
             setattr(layer, name, getattr(module, name))
-    for own, its in zip(layer.moving_averages(), (mean, (var - wider).clamp_min(0)), strict=True):
-        own.copy_(its)
-    layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[arg-type]
+    for average, statistic in zip(layer.moving_averages(), (mean, (var - wider).clamp_min(0)), strict=True):
+        average.copy_(statistic)
+    if layer.ramp is None:  # which begins at the conversion
+        layer.num_batches_tracked.copy_(module.num_batches_tracked)  # type: ignore[arg-type]
     layer.track_running_stats = module.track_running_stats  # False if a tool has frozen it
     return layer.train(module.training)
 

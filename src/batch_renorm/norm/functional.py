@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow
 
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()  # whose tensors go to the kernels of fused.py
-TRITON_WHEN_COMPILED = False  # whether torch.compile keeps these kernels instead of fusing the plain formula
 
 
 def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups: int, moves=False) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,22 +78,20 @@ def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, re
     if not x.numel():
         y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
         return y, *2 * [mu.new_empty((0, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))]
-    compiling = torch.compiler.is_compiling()
-    derived = not compiling and (x.is_meta or derivatives_follow())  # some kernels do not know the meta device
-    if x.device.type in TRITON_DEVICES and (TRITON_WHEN_COMPILED or not compiling) and not derived:
+    # Some kernels do not know the meta device.
+    plain = torch.compiler.is_compiling() or x.is_meta or derivatives_follow()
+    if x.device.type in TRITON_DEVICES and not plain:
         from batch_renorm.norm import fused  # here because importing triton takes time
 
         if fused.takes(x):
-            if compiling:
-                return fused.compiled(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu, moves)
             return fused.FusedBatchRenorm.apply(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
-    if compiling or derived:
+    if plain:
         y, mu_b, sigma_b = algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, moves)
     else:
         moments: list[Tensor] = []
         y = BatchRenormFunction.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
         mu_b, sigma_b = moments
-    return F.relu(y, inplace=not derived) if relu else y, mu_b, sigma_b
+    return F.relu(y, inplace=not plain) if relu else y, mu_b, sigma_b
 
 
 def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax, moves: bool) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ No GPU has run these kernels yet: tests run them through Triton's interpreter.
 Suffixes as in :mod:`kernels`, and S: splits of a group's M rows.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ import triton
 from torch import Tensor
 
 from batch_renorm.norm import triton_kernels
-from batch_renorm.norm.kernels import derivatives_follow, forbid_recompute, is_in_rows, like, plain_gradients
+from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients
 
 TILE = 4096  # elements that a program holds at once
 # Programs of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant, so that sums
@@ -79,10 +78,9 @@ def plan(x: Tensor, groups: int) -> Plan:
     return Plan(groups, M, C, tile_rows, tile_channels, tile_rows * triton.cdiv(tiles, splits))
 
 
-class Forward(NamedTuple):
-    """y = (x - mu_b) * slope + bias, and the statistics, r, d, slope and bias, (G, C) float32."""
+class Vectors(NamedTuple):
+    """What the kernels compute for every group and channel, (G, C) float32; y = (x - mu_b) * slope + bias."""
 
-    y: Tensor
     mu_b: Tensor
     sigma_b: Tensor
     r: Tensor
@@ -91,141 +89,72 @@ class Forward(NamedTuple):
     bias: Tensor
 
 
-def forward(x, mu, sigma, gamma, beta, rmax: Tensor, dmax: Tensor, eps: float, groups: int, relu: bool) -> Forward:
-    """Algorithm 1 on a tensor that :func:`takes` accepts; rmax and dmax are on its device."""
-    p = plan(x, groups)
-    tile = {"BM": p.tile_rows, "BC": p.tile_channels}
-    parts = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
-    triton_kernels.statistics[p.reduction](x, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, **tile)
-    small = per_group(x, groups)
-    mu_b, slope, bias = small[0], small[4], small[5]
-    settling, programs = p.settling
-    triton_kernels.settle[programs](
-        parts[0], parts[1], mu, sigma, gamma, beta, rmax, dmax, *small,
-        groups, p.M, p.C, p.split_rows, p.splits, eps,
-        GAMMA=gamma is not None, BETA=beta is not None, **settling,
-    )  # fmt: skip
-    y = torch.empty_like(x)
-    triton_kernels.apply[p.elementwise](x, y, mu_b, slope, bias, p.M, p.C, RELU=relu, **tile)
-    return Forward(y, *small)
-
-
-def per_group(x: Tensor, groups: int) -> list[Tensor]:
-    """Tensors for Forward's fields after y; not views of one tensor, which an operation may not return."""
-    return [x.new_empty((groups, x.shape[1]), dtype=torch.float32) for _ in range(6)]
-
-
-def backward(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """dL/dx, and dL/d(gamma) and dL/d(beta) of every group, (G, C); `found` has Forward's fields after y."""
-    mu_b, sigma_b, r, d, slope, bias = found
-    groups = len(mu_b)
-    p = plan(x, groups)
-    tile = {"BM": p.tile_rows, "BC": p.tile_channels}
-    parts = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
-    triton_kernels.backward_sums[p.reduction](
-        g, x, mu_b, slope, bias, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, RELU=relu, **tile
-    )
-    tilt, offset = x.new_empty((2, groups, p.C), dtype=torch.float32).unbind()
-    g_gamma, g_beta = torch.empty_like(mu_b), torch.empty_like(mu_b)
-    settling, programs = p.settling
-    triton_kernels.backward_settle[programs](
-        parts[0], parts[1], sigma_b, r, d, slope, tilt, offset, g_gamma, g_beta, groups, p.M, p.C, p.splits, **settling
-    )
-    gx = torch.empty_like(x)
-    triton_kernels.backward_apply[p.elementwise](
-        g, x, gx, mu_b, slope, bias, tilt, offset, p.M, p.C, RELU=relu, **tile
-    )  # fmt: skip
-    return gx, g_gamma, g_beta
-
-
-@torch.no_grad()
-def outputs(x: Tensor, found: list[Tensor]) -> Tensor:
-    """The outputs before the ReLU, float32."""
-    mu_b, _, _, _, slope, bias = (t.view(len(t), 1, -1, *(1,) * (x.dim() - 2)) for t in found)
-    return ((x.unflatten(0, (len(mu_b), -1)) - mu_b) * slope + bias).flatten(0, 1)
-
-
 class FusedBatchRenorm(torch.autograd.Function):
-    """The eager route: (x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu) -> y, mu_b, sigma_b."""
+    """(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu) -> y, mu_b, sigma_b, for an x that `takes` accepts."""
 
     @staticmethod
     def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
-        rmax, dmax = (limit_tensor(t, x) for t in (rmax, dmax))
-        y, *found = forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
-        ctx.save_for_backward(x, gamma, *found)
+        rmax, dmax = (t if isinstance(t, Tensor) else x.new_full((), t, dtype=torch.float32) for t in (rmax, dmax))
+        p = plan(x, groups)
+        tile = {"BM": p.tile_rows, "BC": p.tile_channels}
+        parts = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
+        triton_kernels.statistics[p.reduction](x, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, **tile)
+        v = Vectors(*[x.new_empty((groups, p.C), dtype=torch.float32) for _ in Vectors._fields])
+        settling, programs = p.settling
+        triton_kernels.settle[programs](
+            parts[0], parts[1], mu, sigma, gamma, beta, rmax, dmax, *v,
+            groups, p.M, p.C, p.split_rows, p.splits, eps,
+            GAMMA=gamma is not None, BETA=beta is not None, **settling,
+        )  # fmt: skip
+        y = torch.empty_like(x)
+        triton_kernels.apply[p.elementwise](x, y, v.mu_b, v.slope, v.bias, p.M, p.C, RELU=relu, **tile)
+        ctx.save_for_backward(x, gamma, *v)
         ctx.relu, ctx.eps = relu, eps
-        ctx.mark_non_differentiable(found[0], found[1])
+        ctx.mark_non_differentiable(v.mu_b, v.sigma_b)
         ctx.set_materialize_grads(False)
-        return y, found[0], found[1]
+        return y, v.mu_b, v.sigma_b
 
     @staticmethod
     def backward(ctx, g, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if g is None:
             return (None,) * 10
-        x, gamma, *found = ctx.saved_tensors
+        x, gamma, *saved = ctx.saved_tensors
+        v = Vectors(*saved)
+        needed = ctx.needs_input_grad[3:5]
         if derivatives_follow(g):
-            needed = ctx.needs_input_grad[0], *ctx.needs_input_grad[3:5]
             if ctx.relu:
-                g = g * (outputs(x, found) > 0)
-            gx, *parameters = plain_gradients(g, x, gamma, found[2], found[3], ctx.eps, needed)
+                g = g * (before_relu(x, v) > 0)
+            gx, *parameters = plain_gradients(g, x, gamma, v.r, v.d, ctx.eps, (ctx.needs_input_grad[0], *needed))
             return gx, None, None, *parameters, *(None,) * 5
-        gx, *rest = backward(like(g, x), x, found, ctx.relu)
-        return gx, None, None, *_parameter_gradients(rest, ctx.needs_input_grad[3:5]), *(None,) * 5
+        gx, *sums = gradients(like(g, x), x, v, ctx.relu)
+        # the sums over the groups, which autograd converts to the parameter's dtype
+        parameters = [t.sum(0) if need else None for t, need in zip(sums, needed, strict=True)]
+        return gx, None, None, *parameters, *(None,) * 5
 
 
-def _parameter_gradients(of_groups: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-    """The sums over the groups; autograd converts them to the parameter's dtype."""
-    return [t.sum(0) if need else None for t, need in zip(of_groups, needed, strict=True)]
+def gradients(g: Tensor, x: Tensor, v: Vectors, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """dL/dx, and dL/d(gamma) and dL/d(beta) of every group, (G, C)."""
+    groups = len(v.mu_b)
+    p = plan(x, groups)
+    tile = {"BM": p.tile_rows, "BC": p.tile_channels}
+    parts = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
+    affine = v.mu_b, v.slope, v.bias
+    triton_kernels.backward_sums[p.reduction](
+        g, x, *affine, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, RELU=relu, **tile
+    )
+    tilt, offset, g_gamma, g_beta = (torch.empty_like(v.mu_b) for _ in range(4))
+    settling, programs = p.settling
+    triton_kernels.backward_settle[programs](
+        parts[0], parts[1], v.sigma_b, v.r, v.d, v.slope, tilt, offset, g_gamma, g_beta,
+        groups, p.M, p.C, p.splits, **settling,
+    )  # fmt: skip
+    gx = torch.empty_like(x)
+    triton_kernels.backward_apply[p.elementwise](g, x, gx, *affine, tilt, offset, p.M, p.C, RELU=relu, **tile)
+    return gx, g_gamma, g_beta
 
 
-def limit_tensor(limit: float | Tensor, x: Tensor) -> Tensor:
-    return limit if isinstance(limit, Tensor) else x.new_full((), limit, dtype=torch.float32)
-
-
-# ---- under torch.compile: operations that the compiler keeps as they are -------------------------
-
-
-@torch.library.custom_op("batch_renorm::forward", mutates_args=())
-def forward_op(
-    x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None, beta: Tensor | None,
-    rmax: Tensor, dmax: Tensor, eps: float, groups: int, relu: bool, moves: bool,
-) -> list[Tensor]:  # fmt: skip
-    forbid_recompute(moves)
-    return list(forward(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu))
-
-
-@forward_op.register_fake
-def _(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu, moves):
-    small = per_group(x, groups)
-    return [torch.empty_like(x), *small]
-
-
-@torch.library.custom_op("batch_renorm::backward", mutates_args=())
-def backward_op(g: Tensor, x: Tensor, found: list[Tensor], relu: bool) -> list[Tensor]:
-    return list(backward(like(g, x), x, found, relu))
-
-
-@backward_op.register_fake
-def _(g, x, found, relu):
-    return [torch.empty_like(x), torch.empty_like(found[0]), torch.empty_like(found[0])]
-
-
-def _setup(ctx, inputs, output) -> None:
-    x, *_, ctx.relu, _ = inputs
-    ctx.save_for_backward(x, *output[1:])
-
-
-def _backward(ctx, grads):
-    x, *found = ctx.saved_tensors
-    gx, *rest = backward_op(grads[0], x, found, ctx.relu)
-    return gx, None, None, *_parameter_gradients(rest, ctx.needs_input_grad[3:5]), *(None,) * 6
-
-
-forward_op.register_autograd(_backward, setup_context=_setup)
-
-
-def compiled(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu, moves=False):
-    """The route for torch.compile that keeps these kernels; arguments and results as in the eager route."""
-    rmax, dmax = (limit_tensor(t, x) for t in (rmax, dmax))
-    y, mu_b, sigma_b, *_ = forward_op(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu, moves)
-    return y, mu_b.detach(), sigma_b.detach()
+@torch.no_grad()
+def before_relu(x: Tensor, v: Vectors) -> Tensor:
+    """The outputs before the ReLU, float32."""
+    mu_b, slope, bias = (t.view(len(t), 1, -1, *(1,) * (x.dim() - 2)) for t in (v.mu_b, v.slope, v.bias))
+    return ((x.unflatten(0, (len(mu_b), -1)) - mu_b) * slope + bias).flatten(0, 1)

@@ -100,17 +100,18 @@ class Native:
         plane = x.numel() // (len(x) * x.shape[1])
         if plane >= PLANE_FROM:
             return statistics_of_planes(x, groups)
-        return tuple(t.squeeze(0) for t in Matrices(x.float(), groups, plane).statistics())
+        mean, var = Matrices(x.float(), groups, plane).statistics()
+        return mean.squeeze(0), var.squeeze(0)
 
     def affine(self, mean, var, inv, weight, bias, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias, where inv is 1 / sqrt(var + eps)."""
         if self.groups == 1:
             return torch.native_batch_norm(self.x, weight, bias, mean, var, False, 0.0, eps)[0]
         y = torch.empty_like(self.x)
-        unused = [mean.new_empty(0), mean.new_empty(0)]
+        unused = {"save_mean": mean.new_empty(0), "save_invstd": mean.new_empty(0)}
         parts = zip(self.x.chunk(self.groups), weight, bias, mean, var, y.chunk(self.groups), strict=True)
         for *inputs, out in parts:
-            torch.native_batch_norm(*inputs, False, 0.0, eps, out=(out, *unused))
+            torch.ops.aten.native_batch_norm.out(*inputs, False, 0.0, eps, out=out, **unused)
         return y
 
     def gradients(self, g: Tensor, mean, inv, weight, eps: float):
@@ -118,8 +119,8 @@ class Native:
         if self.groups == 1:
             return native_backward(g, self.x, weight, None, None, mean, inv, True, eps, ALL)
         parts = zip(g.chunk(self.groups), self.x.chunk(self.groups), weight, mean, inv, strict=True)
-        gx, *sums = zip(*[native_backward(gk, xk, w, None, None, m, i, True, eps, ALL) for gk, xk, w, m, i in parts])
-        return torch.cat(gx), *map(torch.stack, sums)
+        results = [native_backward(gk, xk, w, None, None, m, i, True, eps, ALL) for gk, xk, w, m, i in parts]
+        return torch.cat([gx for gx, *_ in results]), *stacked([sums for _, *sums in results])
 
 
 class Matrices:
@@ -244,8 +245,13 @@ def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves: bool = False) -> tup
     return (sigma_b / sigma).clamp_(rmin, rmax), (mu_b - mu).div_(sigma).clamp_(-dmax, dmax)
 
 
+def can_read_values(x: Tensor) -> bool:
+    """Whether reading a value of a tensor neither waits for a device nor breaks a graph."""
+    return x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling() and not derivatives_follow()
+
+
 def derivatives_follow(g: Tensor | None = None) -> bool:
-    """Whether torch.func, forward mode, a differentiated or a batched backward is active: the kernels support none of these."""
+    """Whether torch.func, forward mode, a differentiated or a batched backward is active, which no kernel supports."""
     again = g is not None and (torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g))
     return again or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
@@ -269,5 +275,5 @@ def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
     g_weight, g_bias = (t.sum(values, keepdim=True) for t in (g_GMC * normal, g_GMC))
     scale = r * inv if gamma is None else gamma.view(r.shape[2:]) * r * inv
     gx = scale * (g_GMC - (g_bias + normal * g_weight) * (r.numel() / x.numel()))
-    found = gx.reshape(x.shape).to(x.dtype), *(t.sum(0).reshape(-1) for t in (r * g_weight + d * g_bias, g_bias))
-    return [t if need else None for t, need in zip(found, needed, strict=True)]
+    sums = (t.sum(0).reshape(-1) for t in (r * g_weight + d * g_bias, g_bias))
+    return [t if need else None for t, need in zip((gx.reshape(x.shape).to(x.dtype), *sums), needed, strict=True)]

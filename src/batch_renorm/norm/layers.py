@@ -1,11 +1,10 @@
 """BatchRenorm1d, 2d and 3d: the layer with the arguments and the state of nn.BatchNorm.
 
 Departures from nn.BatchNorm: ``running_var`` is biased, and what is averaged is sigma = sqrt(running_var + eps). The
-averages stay float32 in a half precision model. The limits are not a buffer: they follow the step, see ``modes.py``.
+averages stay float32 in a half precision model. The limits are not a buffer: they follow the step.
 """
 
 import math
-import sys
 import warnings
 from typing import Any, Literal
 
@@ -16,14 +15,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batch_renorm.norm.functional import check_input, check_options, transform
-from batch_renorm.norm.kernels import HALF, derivatives_follow, forbid_recompute, in_dtype
+from batch_renorm.norm.kernels import HALF, can_read_values, forbid_recompute, in_dtype
+from batch_renorm.norm.ramp import Ramp
 
 
 def layers_of(model: nn.Module) -> dict[str, "BatchRenorm"]:
     """Every BatchRenorm layer of a model by name; ValueError if there is none."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BatchRenorm)}
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no BatchRenorm layer: convert its batchnorm by convert_batchnorm")
+        text = f"{type(model).__name__} has no BatchRenorm layer: convert its batchnorm by convert_batchnorm(model)"
+        raise ValueError(f"{text}, after tools that put batchnorm in its place (sync_batchnorm, unfreeze)")
     return layers
 
 
@@ -73,7 +74,7 @@ class BatchRenorm(_BatchNorm):
         self, num_features: int, eps: float = 1e-3, momentum: float | None = 0.01, affine: bool = True,
         track_running_stats: bool = True, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
         group_size: int | None = None, rmax: float = 3.0, dmax: float = 5.0, scale: bool = True, center: bool = True,
-        bias: bool = True, averages: Literal["sigma", "variance"] = "sigma",
+        bias: bool = True, averages: Literal["sigma", "variance"] = "sigma", ramp: Ramp | None = None,
     ) -> None:  # fmt: skip
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
@@ -84,6 +85,10 @@ class BatchRenorm(_BatchNorm):
         if averages not in ("sigma", "variance"):
             raise ValueError(f"averages must be 'sigma' or 'variance', got {averages!r}")
         check_options(rmax, dmax, eps, group_size)
+        if ramp is not None and not isinstance(ramp, Ramp):
+            raise TypeError(f"ramp must be a Ramp, got {ramp!r}")
+        if ramp is not None and (rmax, dmax) != (3.0, 5.0):
+            raise ValueError(f"the ramp has the bounds: Ramp(..., rmax={rmax}, dmax={dmax})")
         super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
         if not scale:
             self.register_parameter("weight", None)
@@ -94,7 +99,8 @@ class BatchRenorm(_BatchNorm):
         self.folds_without_bias = not bias
         self._keep_wide(*self.moving_averages())
         device = "cpu" if self.mu.is_meta else self.mu.device
-        self.limits = torch.tensor([rmax, dmax], dtype=torch.float32, device=device)
+        self.fixed_limits = torch.tensor([rmax, dmax], dtype=torch.float32, device=device)
+        self.ramp = ramp
 
     @property
     def mu(self) -> Tensor:
@@ -114,26 +120,13 @@ class BatchRenorm(_BatchNorm):
     def sigma(self, value: Tensor) -> None:
         self.moving_averages()[1].copy_((value.detach().square() - self.eps).clamp_min(0))
 
+    @property
+    def limits(self) -> Tensor:
+        """The bounds of r and d, (2) float32."""
+        return self.fixed_limits if self.ramp is None else self.ramp.of_tensor(self.num_batches_tracked)
+
     rmax = property(lambda self: self.limits[0].item(), doc="The bound of r; reading it waits for an accelerator.")
     dmax = property(lambda self: self.limits[1].item(), doc="The bound of d; reading it waits for an accelerator.")
-
-    @property
-    def affine(self) -> bool:
-        """As in nn.BatchNorm. Tools that replace the layer read it, and get an error or a warning."""
-        reader, name = sys._getframe(1).f_code.co_name, type(self).__name__
-        for start, cure in (("convert_sync", "StepStatistics(model)"), ("convert_splitbn", "group_size")):
-            if reader.startswith(start):
-                raise TypeError(f"{reader} would replace {name} by batchnorm: leave it off, and use {cure}")
-        if reader == "freeze_batch_norm_2d":
-            if self.weight is None or self.bias is None:
-                raise TypeError(f"timm cannot freeze a {name} without gamma or beta: fold it with to_batchnorm(model)")
-            text = f"timm's unfreeze makes batchnorm of a frozen {name}: call convert_batchnorm(model) after it"
-            warnings.warn(text, UserWarning, stacklevel=3)
-        return self.__dict__["affine"]
-
-    @affine.setter
-    def affine(self, value: bool) -> None:
-        self.__dict__["affine"] = value
 
     @property
     def batchnorm(self) -> nn.Module:
@@ -146,7 +139,7 @@ class BatchRenorm(_BatchNorm):
         """The batchnorm with the same outputs in evaluation; it shares the layer's tensors."""
         mean, _ = self.moving_averages()
         stock: Any = kind or type(self).folds_into
-        options = {"affine": self.__dict__["affine"], "device": mean.device, "dtype": mean.dtype}
+        options = {"affine": self.affine, "device": mean.device, "dtype": mean.dtype}
         module = stock(self.num_features, eps=self.eps, momentum=self.momentum, **options)
         if kind is None:
             module.__class__ = self.folds_into  # a subclass, whose constructor may take other arguments
@@ -208,10 +201,10 @@ class BatchRenorm(_BatchNorm):
             self._keep_wide(mean, var)
             mean, var = self.moving_averages()
         groups = self._groups(x, self.group_size)
-        look = x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling() and not derivatives_follow()
+        can_read = can_read_values(x)
         # Floats are faster if nothing waits. A replica of nn.DataParallel has the limits of another device.
-        rmax, dmax = self.limits.tolist() if look else self.limits.to(x.device).unbind()
-        if self.momentum is None:
+        rmax, dmax = self.limits.tolist() if can_read else self.limits.to(x.device).unbind()
+        if self.momentum is None or self.momentum == 1:
             rmax, dmax = 1.0, 0.0  # r and d from unfinished averages would distort the inputs of later layers
         sigma = (var + self.eps).sqrt_()
         state = mean, sigma, self.weight, self.bias
@@ -221,35 +214,30 @@ class BatchRenorm(_BatchNorm):
         if self.deferred is not None:
             self.deferred.add(self, mu_b, sigma_b)
         else:
-            self._move(mean, var, sigma, mu_b, sigma_b, look)
+            self._move(mean, var, sigma, mu_b, sigma_b, can_read)
         return y
 
-    def _move(self, mean: Tensor, var: Tensor, sigma: Tensor, mu_b: Tensor, sigma_b: Tensor, look: bool) -> None:
-        """Update the averages in place; `look` says that reading a value does not wait for a device."""
+    def _move(self, mean: Tensor, var: Tensor, sigma: Tensor, mu_b: Tensor, sigma_b: Tensor, can_read: bool) -> None:
+        """Update the averages in place."""
         self.num_batches_tracked.add_(1)
         alpha = self.momentum if self.momentum is not None else self.num_batches_tracked.to(mean.dtype).reciprocal()
         target = spread(sigma_b, self.averages, self.eps)
         mu_b, target = (t.to(mean.dtype) if t.dim() == 1 else t.mean(0).to(mean.dtype) for t in (mu_b, target))
         # If the mean is not finite, neither are the spread and its square; the square is the fastest to check.
-        if look and math.isfinite(target.dot(target).item()):
+        if can_read and math.isfinite(target.dot(target).item()):
             mean.lerp_(mu_b, alpha)  # in place, without the checks of `moved`, and from the sigma that is at hand
             if self.averages == "variance":
                 var.lerp_(target, alpha)
             else:
                 torch.square(sigma.lerp_(target, alpha), out=var).sub_(self.eps).clamp_min_(0)
             return
-        if look:
+        if can_read:
             warn_not_finite(type(self).__name__, mu_b + target)
         new_mean, new_var = moved(mean, var, mu_b, target, alpha, self.eps, self.averages == "variance")
         mean.copy_(new_mean)
         var.copy_(new_var)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        if {prefix + "mu", prefix + "sigma"} <= state_dict.keys():  # a checkpoint of this layer's first releases
-            sigma = state_dict.pop(prefix + "sigma")
-            state_dict[prefix + "running_mean"] = state_dict.pop(prefix + "mu")
-            state_dict[prefix + "running_var"] = (sigma.square() - self.eps).clamp_min(0)
-            state_dict[prefix + "num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=sigma.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._keep_wide(*self.moving_averages())
 
@@ -260,23 +248,35 @@ class BatchRenorm(_BatchNorm):
                 setattr(self, name, value.to(old.device, torch.float32))
 
     def extra_repr(self) -> str:
-        own = f"group_size={self.group_size}, scale={self.weight is not None}, center={self.bias is not None}"
-        own += f", rmax={self.rmax:g}, dmax={self.dmax:g}" if type(self.limits) is Tensor else ""  # fake: no value
-        return f"{super().extra_repr()}, {own}, averages={self.averages!r}"
+        options = f"group_size={self.group_size}, scale={self.weight is not None}, center={self.bias is not None}"
+        if self.ramp is not None:
+            options += f", ramp={self.ramp}"
+        elif type(self.fixed_limits) is Tensor:  # a fake one has no value
+            options += f", rmax={self.rmax:g}, dmax={self.dmax:g}"
+        return f"{super().extra_repr()}, {options}, averages={self.averages!r}"
 
     def _apply(self, fn, recurse=True):
         before = self.moving_averages()
         super()._apply(fn, recurse)
         self._keep_wide(*before)  # as they were before they were rounded to half precision
         device = self.mu.device
-        if device != self.limits.device and device.type != "meta":
-            self.limits = self.limits.to(device)
+        if device != self.fixed_limits.device and device.type != "meta":
+            self.fixed_limits = self.fixed_limits.to(device)
             if self.deferred is not None:
                 self.deferred.to(device)
         return self
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "deferred": None}  # a copy is independent: StepStatistics updates the original
+        # A copy is independent, unless its StepStatistics is copied with it, and then joins them again.
+        return {name: value for name, value in vars(self).items() if name != "deferred"}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.fixed_limits = self.fixed_limits.clone()  # pickled for another process, it shares its memory
+
+    def __prepare_scriptable__(self) -> None:  # what torch.jit.script asks for
+        text = f"torch.jit.script does not know {type(self).__name__}: script to_batchnorm(copy.deepcopy(model.eval()))"
+        raise RuntimeError(f"{text}, or use torch.jit.trace(model.eval(), x)")
 
 
 class BatchRenorm1d(BatchRenorm, nn.BatchNorm1d):
@@ -296,18 +296,20 @@ class BatchRenorm2d(BatchRenorm, nn.BatchNorm2d):
 
     Every training forward moves :math:`\mu \leftarrow \mu + \alpha (\mu_B - \mu)` and :math:`\sigma` likewise, by the
     mean over the groups of the batch, unless :class:`StepStatistics` defers this to the end of the step. The paper
-    relaxes the limits from (1, 0), which is batchnorm: :func:`set_limits` with a :class:`Ramp`. A channel that is
-    not finite keeps its mu and sigma; only on CPU a RuntimeWarning says so, because elsewhere the check would wait.
+    relaxes the limits from (1, 0), which is batchnorm: by a :class:`Ramp`, or :func:`set_limits`. A channel that is not
+    finite keeps its mu and sigma; only on CPU a RuntimeWarning says so, because elsewhere the check would wait.
 
     Args:
         num_features, eps, affine, device, dtype: as in nn.BatchNorm2d. mu and sigma are float32 (float64 for float64).
         momentum: the paper's alpha, the rate at which mu and sigma move. None, which ``update_bn`` sets,
             estimates them: the plain mean over all batches since ``reset_running_stats``, with r = 1, d = 0.
+            1, which PreciseBN sets, gives those of the last batch, also with r = 1, d = 0.
         track_running_stats: True. If a tool sets it to False later, mu and sigma stay.
         group_size: consecutive examples that are normalised together. Default: the whole batch.
         rmax, dmax: bounds of r and d until :func:`set_limits` is called.
         scale, center: whether there is a gamma; a beta, also called ``bias``. The paper has ``scale=False``.
         averages: ``"sigma"``, or ``"variance"`` for the batchnorm baseline.
+        ramp: the bounds as a function of ``num_batches_tracked``, the updates so far, which a checkpoint keeps.
 
     Raises ValueError for a wrong dimension or channels, or a batch that does not divide into groups; RuntimeError if
     activation checkpointing repeats a forward after mu and sigma have moved, which StepStatistics prevents.

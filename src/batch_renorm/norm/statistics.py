@@ -21,11 +21,14 @@ class GroupSums:
         new = layer.mu.new_zeros
         self.moments = new(2, layer.num_features)  # sum of muB; sum of sigmaB or the variance
         self.groups = new(1)
+        self.momentum = layer.momentum
         self.clipped = new(2)  # number of r, and of d, outside the bounds; one per group and channel
         self.seen: list[tuple[Tensor, Tensor]] = []  # muB and sigmaB of forwards that are not summed yet
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
         """Add muB and sigmaB of shape (G, C), or (C) for one group."""
+        if layer.momentum == 1 != self.momentum:
+            raise RuntimeError("momentum=1 estimates mu and sigma anew: release() StepStatistics before it")
         if mu_b.dim() == 1:
             mu_b, sigma_b = mu_b.unsqueeze(0), sigma_b.unsqueeze(0)
         seen = [(mu_b, sigma_b)]
@@ -50,6 +53,9 @@ class GroupSums:
         self.moments, self.groups, self.clipped = (t.to(device) for t in (self.moments, self.groups, self.clipped))
         self.seen = [(mu_b.to(device), sigma_b.to(device)) for mu_b, sigma_b in self.seen]
 
+    def __setstate__(self, state: dict) -> None:  # pickled for another process, tensors share their memory
+        vars(self).update({name: t.clone() if isinstance(t, Tensor) else t for name, t in state.items()})
+
 
 class StepStatistics:
     """Defers the update of mu and sigma of a whole model to one call a step.
@@ -62,10 +68,21 @@ class StepStatistics:
     So the result does not depend on how the groups are divided among ranks and passes. A layer without a group in the
     step keeps its mu and sigma, as does a channel that was not finite. All layers of the model are on one device.
 
-    Raises ValueError if the model has no BatchRenorm layer, or one that belongs to another StepStatistics.
+    A copy (deepcopy, pickle, another process) works if it is made together with the model, for instance of an object
+    that holds both; a copy of the model alone moves its mu and sigma at every forward.
+
+    Args:
+        model: its BatchRenorm layers are deferred.
+        process_group: the ranks that train this model. Default: all.
+
+    Raises ValueError if the model has no BatchRenorm layer, or one that belongs to another StepStatistics, or if this
+    rank is not in the process group.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
+        self.model, self.process_group = model, process_group
+        if process_group is not None and dist.get_rank(process_group) < 0:
+            raise ValueError("this rank is not in the process group of StepStatistics")
         self.layers = layers_of(model)
         for name, layer in self.layers.items():
             if layer.deferred is not None:
@@ -76,23 +93,44 @@ class StepStatistics:
         self.measure_clipping = False  # whether `update` also counts the r and d that were clipped
         self._clipped: tuple[Tensor, Tensor] | None = None
         self._settings: tuple = ()
+        self._copied = False  # and not used since
+
+    def __getstate__(self) -> dict:
+        if self.process_group is not None:
+            text = "a StepStatistics with a process group cannot be copied, because the group belongs to its process"
+            raise TypeError(f"{text}: make StepStatistics(model, process_group=...) for the copy")
+        return vars(self)
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._copied = True
+        for layer, sums in zip(self.layers.values(), self._sums, strict=True):
+            vars(layer)["deferred"] = sums
 
     @torch.no_grad()
     def update(self, extra: Tensor | None = None) -> Tensor | None:
         """Moves mu and sigma of every layer and clears the sums; every rank calls it, for one all-reduce.
 
         `extra`, a 1-d tensor of floats, is summed over the ranks in the same all-reduce and returned.
+        Raises RuntimeError if a tool has replaced the layers, or for a copy of a StepStatistics without its model.
         """
         if extra is not None and extra.dim() != 1:
             raise ValueError(f"extra must be 1-d, got shape {tuple(extra.shape)}")
+        if not any(sums.seen for sums in self._sums) and set(self.layers.values()).isdisjoint(self.model.modules()):
+            text = "a tool has replaced every BatchRenorm layer since StepStatistics was made (sync_batchnorm, freeze)"
+            raise RuntimeError(f"{text}: leave it off, or call convert_batchnorm and make StepStatistics after it")
         self._sum_seen()
         sums = [[s.moments for s in self._sums], [s.groups for s in self._sums], [s.clipped for s in self._sums]]
         parts = [torch.cat(some, -1).view(-1) for some in sums]
         parts += [] if extra is None else [extra.detach().to(parts[0].device)]
         flat = torch.cat(parts)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(flat)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
+            dist.all_reduce(flat, group=self.process_group)
         moments, groups, clipped, *rest = flat.split([len(part) for part in parts])
+        if self._copied and not groups.any():
+            text = "no layer of this copy of StepStatistics has run: copy it in one object with the model"
+            raise RuntimeError(f"{text}, or make StepStatistics(model) for the copied model")
+        self._copied = False
         self._move(moments.view(2, -1), groups)
         self._clipped = (groups, clipped.view(-1, 2)) if self.measure_clipping else None
         torch._foreach_zero_([t for some in sums for t in some])  # pyright: ignore[reportPrivateImportUsage]
@@ -108,8 +146,8 @@ class StepStatistics:
                 if self.measure_clipping:
                     sums.count_clipped(layer, mu_b, sigma_b)
             sums.seen.clear()
-        for (_, groups, averages, eps), found in sorted(alike.items(), key=lambda item: item[0]):
-            some, mu_bs, sigma_bs = zip(*found, strict=True)
+        for (_, groups, averages, eps), forwards in sorted(alike.items(), key=lambda item: item[0]):
+            some, mu_bs, sigma_bs = zip(*forwards, strict=True)
             moments = torch.stack([torch.cat(mu_bs, 1), spread(torch.cat(sigma_bs, 1), averages, eps)]).sum(1)
             parts = moments.split([t.shape[1] for t in mu_bs], 1)
             torch._foreach_add_([sums.moments for sums in some], parts)  # pyright: ignore[reportPrivateImportUsage]

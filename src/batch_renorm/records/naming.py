@@ -27,8 +27,8 @@ def dataset_of(data: Mapping[str, Any]) -> str:
     return as_name(str(data.get("name", kind)).lower())
 
 
-def place_of(config: Mapping[str, Any]) -> str:
-    """The scale, and the data set if it is not the scale's own: imagenet, imagenet-cars."""
+def run_group(config: Mapping[str, Any]) -> str:
+    """The folder of comparable runs: the scale, and the data set if it is not the scale's: imagenet, imagenet-cars."""
     dataset = as_name(str(config["dataset"]))
     place = config["scale"] if dataset == config.get("dataset_of_scale") else f"{config['scale']}-{dataset}"
     return f"debug/{place}" if config["debug"] else place

@@ -116,9 +116,8 @@ class Comparison:
     claims: tuple[ClaimResult, ...]
     checks: tuple[CheckResult, ...]
     group_effects: tuple[GroupEffect, ...]
-    thresholds: tuple[float, ...]  # percent; empty without a finished baseline
+    thresholds: tuple[float, ...]  # SHARES of the baseline's best, percent; empty without a finished baseline
     published_thresholds: tuple[float, ...]
-    shares: tuple[float, ...]  # of the baseline's best, one for each threshold; empty where accuracies were given
     missing: tuple[str, ...]  # commands that make what is missing
     notes: tuple[str, ...] = ()
     data: str | None = None  # the data set's name if it is not the scale's: the paper's accuracies then do not apply
@@ -129,18 +128,14 @@ def compare(
     runs: Sequence[RecordedRun],
     published: Published,
     scale: str,
-    accuracies: Sequence[float] = (),
     figures: Sequence[Figure] = (),
 ) -> Comparison:
-    """Compare runs with the paper, with the steps to reach `accuracies`, percent; default: SHARES of each baseline.
-
-    `figures` are drawn in addition to the paper's.
-    """
+    """Compare runs with the paper; `figures` are drawn in addition to the paper's."""
     runs = [run for run in runs if run.scale == scale]
     baseline = published.number(BASELINE)
-    published_thresholds = tuple(accuracies) or tuple(s * baseline.top1 for s in SHARES if baseline)
+    published_thresholds = tuple(s * baseline.top1 for s in SHARES if baseline)
     bests = values_by_seed(runs, BASELINE, "best")
-    if scale == "imagenet" or accuracies:
+    if scale == "imagenet":
         thresholds = published_thresholds
     else:
         thresholds = tuple(share * fmean(bests.values()) for share in SHARES) if bests else ()
@@ -153,7 +148,6 @@ def compare(
         group_effects=tuple(_group_effect(runs, s[0], label) for s, label in series.items() if s[1] == VAL),
         thresholds=thresholds,
         published_thresholds=published_thresholds,
-        shares=() if accuracies else SHARES,
         missing=tuple(missing_commands(runs, scale)),
         notes=(*set_apart(runs), *not_drawn(runs), *other_compositions(runs)),
         data=next((run.data for run in runs if run.data), None),

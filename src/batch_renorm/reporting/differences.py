@@ -24,6 +24,8 @@ compose."""
 
 PLACES = frozenset({"seed", "scale", "experiment"})
 """Options that say which row and which seed a run is."""
+FILES = ("data.root", "model.checkpoint")
+"""Options that a scale leaves to the user: most runs decide which file is usual."""
 SHOWN = 3  # most differences in a row's name
 
 
@@ -63,8 +65,8 @@ def apart(runs: Sequence[RecordedRun], expected: Expected | None = None) -> list
     rows = []
     for run, own in zip(runs, options, strict=True):
         reference = trained((expected(run.config) if expected and run.config else None) or {})
-        if run.data:
-            reference = {k: v for k, v in reference.items() if k.split(".")[0] != "data"}
+        left_open = ("data", *FILES) if run.data else FILES
+        reference = {k: v for k, v in reference.items() if not {k, k.split(".")[0]} & {*left_open}}
         usual = {
             option: Counter(peer.get(option) for peer in peers[run.scale, run.experiment]).most_common(1)[0][0]
             for option in own.keys() - reference.keys()

@@ -6,6 +6,8 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
+from batch_renorm.records.config import flat_options
+from batch_renorm.reporting.differences import FILES
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
 
@@ -23,10 +25,10 @@ def missing_commands(runs: Sequence[RecordedRun], scale: str) -> list[str]:
     have = Counter(seed for _, seed in there)
     begun = len({experiment for experiment, _ in there})
     seeds = sorted(seed for seed, n in have.items() if n >= MOST * begun) or sorted(have)[:1] or [0]
-    roots = [run.config["data"].get("root") for run in runs if isinstance(run.config.get("data"), dict)]
-    root = next(filter(None, roots), "/path/to/imagenet" if scale == "imagenet" else None)
+    files = {"data.root": "/path/to/imagenet"} if scale == "imagenet" else {}
+    files |= {k: v for run in runs for k, v in flat_options(run.config) if k in FILES and v is not None}
     options = "" if scale == "glyphs" else f" scale={scale}"
-    options += f" data.root={shlex.quote(str(root))}" if root else ""
+    options += "".join(f" {option}={shlex.quote(str(file))}" for option, file in files.items())
     commands = []
     for experiment in EXPERIMENTS:
         unfinished = {seed for (name, seed), run in there.items() if name == experiment and not run.finished}

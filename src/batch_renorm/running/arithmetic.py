@@ -59,7 +59,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def check_passes(arithmetic: Arithmetic, passes: int) -> None:
-    """Raise ValueError if CUDA graphs would have to accumulate the gradients of several passes.
+    """Raise UserError if CUDA graphs would have to accumulate the gradients of several passes.
 
     The next recorded pass overwrites the memory of the gradients (pytorch/pytorch#169545).
     """
@@ -71,7 +71,7 @@ def check_passes(arithmetic: Arithmetic, passes: int) -> None:
 
 
 def check_ranks(choices: Sequence[Arithmetic], rank: int = 0) -> None:
-    """Raise ValueError if the ranks would compute differently, as GPUs with and without bfloat16 do.
+    """Raise UserError if the ranks would compute differently, as GPUs with and without bfloat16 do.
 
     Other ranks than 0 end with status 2 instead, since rank 0 says why.
     """

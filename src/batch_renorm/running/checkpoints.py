@@ -1,7 +1,10 @@
-"""Checkpoints: written whole or not at all; the last two and the best are kept; damaged ones are skipped."""
+"""Checkpoints: the last two and the best, complete or not there; damaged ones are skipped.
+
+Lightning's ModelCheckpoint stays unused: it writes the best one twice, names its files again in each of them, so that a
+moved folder loses its best, and leaves what a kill interrupts; its writer does not make files durable.
+"""
 
 import io
-import uuid
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
-        content = io.BytesIO()  # the whole size is needed to say how much space is missing on a full disk
+        content = io.BytesIO()  # its size tells how much space is missing on a full disk
         torch.save(checkpoint, content)
         with room_for(path, content.getbuffer().nbytes):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,8 +67,7 @@ def choose_checkpoint(folder: Folder, config: Config, training: LightningModule)
     if path is not None:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         known = held.get("config") if isinstance(held, dict) else None
-        differing = differences(known, config) if isinstance(known, dict) else []
-        if differing:
+        if differing := differences(known, config) if isinstance(known, dict) else []:
             raise UserError(
                 f"{path} is the checkpoint of another config; it differs in {', '.join(differing)}. Move it away, or "
                 "add fresh=true to move the whole run aside"
@@ -94,15 +96,18 @@ def readable(path: Path) -> bool:
 
 def how_it_differs(training: LightningModule, held: Any) -> str:
     """How a checkpoint's weights differ from the network's, in a few words; nothing if they fit."""
-    state, own = held.get("state_dict") if isinstance(held, dict) else None, training.state_dict()
+    state, expected = held.get("state_dict") if isinstance(held, dict) else None, training.state_dict()
     if not isinstance(state, dict):
         return "it lacks 'state_dict'"
-    found = [f"it lacks {name}" for name in own if name not in state]
-    found += [f"it has {name}" for name in state if name not in own]
-    for name, ours in own.items():
-        if name in state and state[name].shape != ours.shape:
-            found.append(f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(ours.shape)}")
-    return found[0] + f" (and {len(found) - 1} other differences)" * (len(found) > 1) if found else ""
+    unlike = [f"it lacks {name}" for name in expected if name not in state]
+    unlike += [f"it has {name}" for name in state if name not in expected]
+    unlike += [
+        f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    more = f" (and {len(unlike) - 1} other differences)" if len(unlike) > 1 else ""
+    return unlike[0] + more if unlike else ""
 
 
 def load_weights(training: LightningModule, path: Path) -> None:
@@ -146,15 +151,10 @@ def write(trainer: Trainer, folder: Path, step: int, best: int | None) -> None:
 @rank_zero_only
 def remove_old(folder: Path, best: int | None) -> None:
     """Remove all checkpoints but the last two and the best; best.ckpt becomes a link to the best."""
-    every = checkpoints(folder)
-    kept = every[:KEPT]
-    for path in every:
+    for age, path in enumerate(checkpoints(folder)):
         if best is not None and step_of(path) == best:
-            kept.append(path)
-            link, temporary = path.with_name("best.ckpt"), path.with_name(f"best.{uuid.uuid4().hex[:12]}.part")
             with suppress(OSError):  # without links in the file system, the file is only under its own name
-                temporary.symlink_to(path.name)
-                temporary.replace(link)
-    for path in every:
-        if path not in kept:
+                (temporary := path.with_name("best.part")).symlink_to(path.name)
+                temporary.replace(path.with_name("best.ckpt"))
+        elif age >= KEPT:
             path.unlink()

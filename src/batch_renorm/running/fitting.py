@@ -1,31 +1,35 @@
-"""Training from a checkpoint to the last step: Lightning's trainer and its arguments."""
+"""Training from a checkpoint to the last step: Lightning's trainer, and what happens after a step."""
 
-from dataclasses import replace
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from batch_renorm.data.kept import AT_ONCE, KeptImages
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
+from batch_renorm.errors import DiskFullError
+from batch_renorm.records import curve
 from batch_renorm.running import arithmetic, checkpoints
-from batch_renorm.running.after_step import AfterStep, device_name
 from batch_renorm.running.build import Run
-from batch_renorm.running.curve_logger import CurveLogger
+from batch_renorm.running.capacity import Execution, loading_of, memory_of, room_for_images
 from batch_renorm.running.folder import Folder, provenance
-from batch_renorm.running.launch import ALONE, World, device_of, from_rank_0, gather
-from batch_renorm.running.loading import loading, room_for_images
-from batch_renorm.running.memory import evaluation_batch, workers_per_pass
-from batch_renorm.running.progress import Progress
-from batch_renorm.running.shared_memory import check_shared_memory
-from batch_renorm.running.signals import take_signals_from
-from batch_renorm.running.wandb_log import WandbLogger
+from batch_renorm.running.launch import device_of
+from batch_renorm.running.loggers import CurveLogger, WandbLogger
+from batch_renorm.running.progress import Progress, opening
+from batch_renorm.running.ranks import ALONE, World, from_rank_0, gather
+from batch_renorm.running.screen import print_line
+from batch_renorm.training.distance import activation_distances
+from batch_renorm.training.evaluation import ON_MINIBATCHES, Evaluation, evaluate
 
 
 class Data(LightningDataModule):
@@ -49,47 +53,136 @@ class Data(LightningDataModule):
         return batch
 
 
+class AfterStep(Callback):
+    """Evaluates when due, writes a checkpoint after each evaluation and before a stop, updates run.json, stops.
+
+    Args:
+        evaluation: the run's evaluation, with the batch size that fits the device.
+        kept: validation images that stay in memory between evaluations.
+        execution, facts: how and on what the run computes, for run.json.
+        record: run.json as it was before this start.
+    """
+
+    def __init__(
+        self, run: Run, folder: Folder, world: World, evaluation: Evaluation, kept: KeptImages, progress: Progress,
+        execution: Execution, facts: dict[str, Any], record: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.run, self.folder, self.world, self.progress = run, folder, world, progress
+        self.evaluation, self.kept, self.execution, self.facts = evaluation, kept, execution, facts
+        self.record = record
+        self.measurements = evaluation.measurements(run.source)
+        self.as_trained = evaluation.as_trained(run.source)
+        self.started = time.perf_counter()
+        self.best: tuple[float, int] | None = None  # val_top1, step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for step, metric, value in curve.read_rows(self.folder.curve):
+            if metric == "val_top1":
+                self._note(step, value)
+        step, speed = trainer.global_step, self.record.get("images_per_second")
+        if self.world.rank == 0:
+            print_line(opening(self.run, self.world, self.execution, self.folder.path, step, speed))
+        how = asdict(self.execution) | self.facts
+        self._write("running", step, reason=None, ranks=self.world.ranks, launcher=self.world.launcher, **how)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pass, batch_idx: int
+    ) -> None:
+        if not batch.last:
+            return
+        step, stopping = batch.step + 1, self.run.stop.decided is not None
+        due = self.run.evaluation.due(step, self.run.size.steps)
+        if due:
+            self._evaluate(trainer, step)
+        if due or stopping:
+            checkpoints.write(trainer, self.folder.path, step, self.best[1] if self.best else None)
+        if due:
+            self._write("running", step)
+        trainer.should_stop = stopping
+
+    def _evaluate(self, trainer: Trainer, step: int) -> None:
+        run, rank, ranks = self.run, self.world.rank, self.world.ranks
+        model, device = run.training.inference_model(step), run.training.device
+        due = self.measurements
+        if not self.evaluation.minibatches_due(step, run.size.steps):
+            due = {name: due[name] for name in due if name not in ON_MINIBATCHES}
+        metrics = evaluate(
+            model, run.source, due, device, rank=rank, ranks=ranks, kept=self.kept, watch=self.progress.watch
+        )
+        metrics |= activation_distances(model, run.source, self.as_trained, device, rank, ranks)
+        run.training.record(metrics, step)
+        run.training.restart_clock(step)
+        for logger in trainer.loggers:
+            logger.save()  # before the checkpoint: a resumed run expects these rows
+        self._note(step, metrics["val_top1"])
+
+    def _note(self, step: int, value: float) -> None:
+        if self.best is None or value > self.best[0]:
+            self.best = value, step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.run.config
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self.run.size.steps:
+            self._write("finished", trainer.global_step)
+        elif self.run.stop.decided is not None:
+            self._write("stopped", trainer.global_step, reason=self.run.stop.decided.name)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        with suppress(OSError, DiskFullError):  # a full disk may have caused the exception
+            self._write("stopped", trainer.global_step, reason=str(exception) or type(exception).__name__)
+
+    @rank_zero_only
+    def _write(self, state: str, step: int, **more: Any) -> None:
+        """Write state, steps done, time spent and what the result depends on to run.json."""
+        seconds = self.record["wall_seconds"] + time.perf_counter() - self.started
+        if "images_per_second" in self.run.training.latest:
+            more["images_per_second"] = self.run.training.latest["images_per_second"]
+        self.folder.write_record(
+            state=state, step=step, steps=self.run.size.steps, wall_seconds=round(seconds, 1), **more
+        )
+
+
 def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE) -> int:
     """Train from a checkpoint or from the start, until the last step or a stop; return the step reached."""
-    machine, steps = run.machine, run.size.steps
-    before = from_rank_0(folder.record(), world)  # on a shared disk another rank may see an older file
-    device = device_of(world, machine.accelerator)
+    record = from_rank_0(folder.record(), world)  # on a shared disk another rank may see an older file
+    device = device_of(world, run.machine.accelerator)
+    gpu = device.type == "cuda"
     arithmetic.check_ranks(gather(run.arithmetic, world), world.rank)
     arithmetic.configure_torch(run.arithmetic)
-    execution: dict[str, Any] = {"arithmetic": arithmetic.entries(run.arithmetic, device)}
-    execution["memory"] = workers_per_pass(run, world, device, before)
-    passes = run.passes(world.rank, world.ranks, execution["memory"]["workers_per_pass"]).division.passes
+    memory = memory_of(run, world, device, record)
+    passes = run.passes(world.rank, world.ranks, memory.workers_per_pass).division.passes
     arithmetic.check_passes(run.arithmetic, passes)
-    execution["memory"] |= {"evaluation_batch": evaluation_batch(run, world, device)}
-    evaluation = replace(run.evaluation, batch_size=execution["memory"]["evaluation_batch"])
-    images = execution["memory"]["workers_per_pass"] * run.minibatch.size + AT_ONCE
-    execution["loading"] = loading(run, world, device, images)
-    processes = execution["loading"]["processes"]
-    check_shared_memory(run.source.image_bytes, images, processes, world.devices)
-    kept = KeptImages(run.source, processes, room_for_images(world), pinned=device.type == "cuda")
+    loading = loading_of(run, world, device, memory.workers_per_pass * run.minibatch.size + AT_ONCE)
+    execution = Execution(arithmetic.entries(run.arithmetic, device), memory, loading)
+    evaluation = replace(run.evaluation, batch_size=memory.evaluation_batch)
+    kept, progress = (
+        KeptImages(run.source, loading.processes, room_for_images(world), pinned=gpu),
+        Progress(run, world.rank == 0),
+    )
+    machine = torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads"
+    facts = provenance(machine) if world.rank == 0 else {}
     trainer = Trainer(
         accelerator=device.type,  # with "auto" Lightning would use a Mac's GPU while everything else is on the CPU
         devices=world.devices,
         num_nodes=world.nodes,
         # mu and sigma are equal on every rank by construction: nothing to broadcast
         strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world.ranks > 1 else "auto",
-        max_steps=steps,
-        logger=loggers(run, folder, checkpoint, world, facts(run, world, device, execution)),
-        callbacks=[
-            AfterStep(run, folder, world, evaluation, kept, execution),
-            Progress(run),
-        ],
+        max_steps=run.size.steps,
+        logger=loggers(run, folder, checkpoint, world, execution, facts, record),
+        callbacks=[AfterStep(run, folder, world, evaluation, kept, progress, execution, facts, record), progress],
         # launch.py has set torchrun's variables: Lightning need not guess the launcher
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
         profiler=profiler(run, folder),
-        enable_checkpointing=False,
+        enable_checkpointing=False,  # checkpoints.py says why
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    take_signals_from(trainer)
-    data = Data(run, execution["memory"]["workers_per_pass"], processes)
+    disable_lightnings_signal_handling(trainer)
+    data = Data(run, memory.workers_per_pass, loading.processes)
     try:
         trainer.fit(run.training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -97,14 +190,19 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     return trainer.global_step
 
 
-def facts(run: Run, world: World, device: torch.device, execution: dict[str, Any]) -> dict[str, Any]:
-    """Facts for W&B's table of runs, in addition to the config."""
-    return {
-        "ranks": world.ranks,
-        "precision": execution["arithmetic"]["precision"],
-        "parameters": sum(parameter.numel() for parameter in run.training.model.parameters()),
-        **provenance(device_name(device)),
-    }
+def loggers(
+    run: Run, folder: Folder, checkpoint: Path | None, world: World, execution: Execution,
+    facts: dict[str, Any], record: dict[str, Any],
+) -> list[Logger]:  # fmt: skip
+    """curve.csv always; W&B as in configs/logger, the same W&B run after a resume."""
+    result: list[Logger] = [CurveLogger(folder.curve)]
+    if run.logging.wandb is not None and world.rank == 0:
+        step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        parameters = sum(parameter.numel() for parameter in run.training.model.parameters())
+        precision = execution.arithmetic["precision"]
+        facts = {"ranks": world.ranks, "precision": precision, "parameters": parameters, **facts}
+        result.append(WandbLogger(run, run.logging.wandb, folder.path, record["id"], step, facts))
+    return result
 
 
 def profiler(run: Run, folder: Folder) -> Profiler | None:
@@ -120,10 +218,11 @@ def profiler(run: Run, folder: Folder) -> Profiler | None:
     return None
 
 
-def loggers(run: Run, folder: Folder, checkpoint: Path | None, world: World, facts: dict[str, Any]) -> list[Logger]:
-    """curve.csv always; W&B as in configs/logger, the same W&B run after a resume."""
-    result: list[Logger] = [CurveLogger(folder.curve)]
-    if run.logging.wandb is not None and world.rank == 0:
-        step = checkpoints.step_of(checkpoint) if checkpoint else 0
-        result.append(WandbLogger(run, run.logging.wandb, folder.path, folder.record()["id"], step, facts))
-    return result
+def disable_lightnings_signal_handling(trainer: Trainer) -> None:
+    """Leave signals to `Stop`.
+
+    Lightning's SIGTERM handler starts a collective in the middle of a step. Lightning also runs a collective before
+    every pass, and the host waits for it. Neither can be switched off.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

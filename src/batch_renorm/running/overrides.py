@@ -24,7 +24,7 @@ LONGEST = 120  # characters of a sweep's options in a folder's name; file system
 
 def knee(numerator: int, denominator: int, *, _root_: DictConfig) -> int:
     """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
-    steps = _root_.size.steps
+    steps = getattr(_root_.size, "steps", None)
     return round(steps * numerator / denominator) if isinstance(steps, int) else 0  # the schema names size.steps
 
 
@@ -58,13 +58,13 @@ def proportional(part: int, whole: int, size: Any) -> int:
 
 def dataset(*, _root_: DictConfig) -> str:
     """The config's ${dataset:}: the name of the data set, see `naming.dataset_of`."""
-    return naming.dataset_of(_root_.data)
+    return naming.dataset_of(_root_.data) if isinstance(_root_.data, Mapping) else "unnamed"  # the schema names data
 
 
-def place(*, _root_: DictConfig) -> str:
-    """The config's ${place:}: the folder of the runs that belong together, see `naming.place_of`."""
+def run_group(*, _root_: DictConfig) -> str:
+    """The config's ${run_group:}: the folder of the runs that belong together, see `naming.run_group`."""
     check_headers(_root_)
-    return naming.place_of(_root_)
+    return naming.run_group(_root_)
 
 
 def check_headers(config: Mapping[Any, Any]) -> None:
@@ -81,7 +81,7 @@ def without_header(group: str) -> str:
     )
 
 
-for resolver in (knee, half, swept, proportional, dataset, place):
+for resolver in (knee, half, swept, proportional, dataset, run_group):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

@@ -4,49 +4,45 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from lightning_fabric.utilities import rank_zero as fabric_rank_zero
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero
 
 from batch_renorm.data.loaders import Division
-from batch_renorm.errors import DiskFullError, NotFiniteError, Stopped, UserError, last_checkpoint
-from batch_renorm.running import checkpoints, curve_logger
-from batch_renorm.running.allocator import keep_freed_memory
-from batch_renorm.running.build import Config, build
+from batch_renorm.errors import NotFiniteError, Stopped, UserError, last_checkpoint
+from batch_renorm.running import checkpoints
+from batch_renorm.running.build import Run, build
+from batch_renorm.running.capacity import keep_freed_memory
+from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
-from batch_renorm.running.launch import (
-    World,
-    all_ranks,
-    device_of,
-    find_world,
-    from_rank_0,
-    tell_lightning_the_rank,
-    uses_gpu,
-)
+from batch_renorm.running.folder import Folder, check_data, claimed, prepare_folder, with_places
+from batch_renorm.running.launch import connected, device_of, find_world, start_ranks, uses_gpu
+from batch_renorm.running.loggers import rewind
+from batch_renorm.running.ranks import Stop, World, on_rank_0, together
 from batch_renorm.running.result import FINISHED, summary
-from batch_renorm.running.schema import read
-from batch_renorm.running.screen import say, tell_result
-from batch_renorm.running.signals import Stop
+from batch_renorm.running.schema import Config, Machine, read
+from batch_renorm.running.screen import print_remark, print_result
 from batch_renorm.training.module import Training
 
 
-@dataclass(frozen=True)
-class StartingPoint:
-    """What rank 0 found in the run folder; all ranks act on it."""
+class StartingPoint(NamedTuple):
+    """Where a run begins: what rank 0 has found in the run folder."""
 
-    checkpoint: Path | None = None
-    finished: bool = False
-    refused: str | None = None
-    remarks: tuple[str, ...] = ()
+    checkpoint: Path | None
+    finished: bool
+    remarks: list[str]
 
 
-def train(config: DictConfig | Config) -> dict[str, Any]:
+def train(config: DictConfig | Config, world: World | None = None) -> dict[str, Any]:
     """Start, resume or report the run of a config; return its record (run.json).
+
+    Args:
+        world: this process's place, if it is a rank that another process has started.
 
     Raises:
         UserError: a bad option, an unwritable folder, a folder with another run; one clear line.
@@ -56,46 +52,64 @@ def train(config: DictConfig | Config) -> dict[str, Any]:
     """
     settings: Config = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
     settings = with_places(settings)
-    stop = Stop()
-    with stop.listening():
-        return start_or_resume(settings, stop)
-
-
-def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
-    silence_lightning()
     machine = read(settings).trainer
-    world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
-    tell_lightning_the_rank(world)
-    stop.talkative = world.rank == 0
-    if not uses_gpu(machine.accelerator):
-        keep_freed_memory()
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    science = {name: value for name, value in settings.items() if name != "fresh"}
+    if world is None:
+        world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
+        if world.launcher == "python" and world.ranks > 1:
+            start_ranks(world, train_as_rank, settings)
+            return Folder(Path(settings["folder"])).record()
+    stop = Stop(talkative=world.rank == 0)
+    with stop.listening(), ExitStack() as until_the_end:
+        return start_or_resume(settings, machine, world, stop, until_the_end)
+
+
+def train_as_rank(settings: Config, world: World) -> None:
+    """The program of a rank that `start_ranks` starts: rank 0's exit status says that a signal stopped the run."""
+    with explained(), suppress(Stopped) if world.rank else nullcontext():
+        train(settings, world)
+
+
+def start_or_resume(
+    settings: Config, machine: Machine, world: World, stop: Stop, until_the_end: ExitStack
+) -> dict[str, Any]:
+    gpu = uses_gpu(machine.accelerator)
+    prepare_process(machine, world)
+    until_the_end.enter_context(connected(world, gpu))
+    fresh, config = settings["fresh"], {name: value for name, value in settings.items() if name != "fresh"}
     folder = Folder(Path(settings["folder"]))
-    earlier = None if settings["fresh"] else recorded_arithmetic(folder)
-    run = build(science, stop, device_of(world, machine.accelerator), earlier)
-    Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
-    with ExitStack() as claim:  # this process holds the folder until the run ends
-        start = StartingPoint() if world.rank else choose_start(folder, science, run.training, settings["fresh"], claim)
-        if world.launcher == "python" and (start.refused or start.finished):
-            return report_without_training(start, folder, world)
-        with all_ranks(world, settings, uses_gpu(machine.accelerator)):
-            start = from_rank_0(start, world)
-            if start.refused or start.finished:
-                return report_without_training(start, folder, world)
-            for remark in (*run.source.remarks, *start.remarks):
-                if world.rank == 0:
-                    say(remark)
-            with explaining(settings, world):
-                reached = fit(run, folder, start.checkpoint, world)
+
+    def claim() -> dict[str, Any] | None:
+        until_the_end.callback(remove_if_empty, folder.path)  # of a start that fails before it writes anything
+        until_the_end.enter_context(claimed(folder, fresh))
+        return recorded_arithmetic(folder)
+
+    def build_run() -> Run:
+        run = build(config, stop, device_of(world, machine.accelerator), earlier)
+        Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
+        return run
+
+    # before images are searched and a network is built; but an earlier run moves aside only for a config without errors
+    earlier = None if fresh else on_rank_0(claim, world)
+    run = together(build_run, world)
+    if fresh:
+        on_rank_0(claim, world)
+    start = on_rank_0(lambda: choose_start(folder, config, run.training), world)
+    if start.finished:
+        if world.rank == 0:
+            print_result(f"{FINISHED}\n{summary(folder)}")
+        return folder.record()
+    if world.rank == 0:
+        for remark in (*run.source.remarks, *start.remarks):
+            print_remark(remark)
+    with explaining(settings, world):
+        reached = fit(run, folder, start.checkpoint, world)
     if stop.decided and reached < run.size.steps:
         stopped = Stopped(stop.decided, reached, run.size.steps)
         if world.rank == 0:
-            say(str(stopped))
+            print_remark(str(stopped))
         raise stopped
     if world.rank == 0:
-        tell_result(summary(folder))
+        print_result(summary(folder))
     return folder.record()
 
 
@@ -104,6 +118,23 @@ def recorded_arithmetic(folder: Folder) -> dict[str, Any] | None:
     with suppress(ValueError, OSError):
         return folder.record().get("arithmetic")
     return None
+
+
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def choose_start(folder: Folder, config: Config, training: Training) -> StartingPoint:
+    """Prepare the folder, and choose the checkpoint for all ranks."""
+    remarks = prepare_folder(folder, config)
+    check_data(folder, {split: training.source.labels(split) for split in ("train", "val")})
+    if folder.record().get("state") == "finished":
+        return StartingPoint(None, True, remarks)
+    checkpoint, damaged = checkpoints.choose_checkpoint(folder, config, training)
+    rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
+    remarks += [f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged]
+    return StartingPoint(checkpoint, False, remarks)
 
 
 @contextmanager
@@ -130,34 +161,14 @@ def explaining(settings: Config, world: World) -> Iterator[None]:
         ) from error
 
 
-def choose_start(folder: Folder, config: Config, training: Training, fresh: bool, claim: ExitStack) -> StartingPoint:
-    """On rank 0: claim and prepare the folder, and choose the checkpoint for all ranks."""
-    try:
-        claim.enter_context(claimed(folder, fresh))
-        found = prepare_folder(folder, config)
-        if folder.record().get("state") == "finished":
-            return StartingPoint(finished=True)
-        checkpoint, damaged = checkpoints.choose_checkpoint(folder, config, training)
-        curve_logger.rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
-    except (ValueError, OSError, DiskFullError) as error:  # tell the other ranks, which would wait for ever
-        return StartingPoint(refused=str(error))
-    fallen = [f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged]
-    return StartingPoint(checkpoint, remarks=tuple(found + fallen))
-
-
-def report_without_training(start: StartingPoint, folder: Folder, world: World) -> dict[str, Any]:
-    """Report a finished run, or raise the reason why the run cannot start."""
-    if start.refused:
-        if world.rank:
-            raise SystemExit(2)  # rank 0 says why
-        raise UserError(start.refused)
-    if world.rank == 0:
-        tell_result(f"{FINISHED}\n{summary(folder)}")
-    return folder.record()
-
-
-def silence_lightning() -> None:
-    """Silence Lightning's tips and the warnings that do not apply; a run prints its remarks with `say`."""
+def prepare_process(machine: Machine, world: World) -> None:
+    """Set this process's threads, memory and rank, and silence what Lightning says of other runs than these."""
+    if not uses_gpu(machine.accelerator):
+        keep_freed_memory()
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    for module in (rank_zero, fabric_rank_zero):  # before the trainer exists, which sets it, too
+        module.rank_zero_only.rank = world.rank
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (

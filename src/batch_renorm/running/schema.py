@@ -14,8 +14,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from hydra.utils import get_method
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ImportString, TypeAdapter, ValidationError
 from pydantic import NonNegativeFloat as NonNegative
 from pydantic import PositiveFloat as Positive
 from pydantic.errors import PydanticUserError
@@ -103,10 +102,12 @@ class Minibatch:
     group: Count
 
     def __post_init__(self) -> None:
-        for option, count in (("group", self.group), ("images_per_label", self.images_per_label or 1)):
-            if self.size % count:
-                what = "into groups of" if option == "group" else "into labels with images:"
-                raise UserError(f"a minibatch of {self.size} does not divide {what} {count} (minibatch.{option})")
+        per_label = self.images_per_label or 1
+        if self.size % self.group:
+            raise UserError(f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)")
+        if self.size % per_label:
+            what = f"labels of {per_label} images (minibatch.images_per_label)"
+            raise UserError(f"a minibatch of {self.size} does not divide into {what}")
 
     @property
     def composition(self) -> Composition:
@@ -269,12 +270,16 @@ def target(section: Config, name: str = "") -> Callable[..., Any]:
     Raises:
         UserError: there is none.
     """
-    path = str(section.get("_target_"))
+    path = section.get("_target_")
     try:
-        return get_method(path)
-    except Exception as error:  # importing the user's module may raise anything
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{name}._target_={path} cannot be imported: {reason[-1]}".removeprefix(".")) from error
+        made = TypeAdapter(ImportString).validate_python(path)
+    except ValidationError as error:
+        made, reason = None, error.errors()[0]["msg"].rpartition(": ")[2]
+    else:
+        reason = "it is no function and no class"
+    if not callable(made):
+        raise UserError(f"{name}._target_={shown(path)} cannot be used: {reason}".removeprefix("."))
+    return made
 
 
 def checked(make: Callable[..., Any], section: Config, name: str, *given: str) -> Config:
@@ -347,7 +352,7 @@ WORDS = {
 def said(message: str) -> str:
     """pydantic's message in the words of configs."""
     text = message.removeprefix("Input should be ").removeprefix("Value error, ")
-    return WORDS.get(text, text)
+    return "UTF-8 text" if text.startswith("Invalid JSON") else WORDS.get(text, text)
 
 
 def shown(value: Any) -> str:

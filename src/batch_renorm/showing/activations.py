@@ -16,7 +16,7 @@ from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.compare import mean_curve
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.figures import LEFT, MARK, WIDTH, draw_line, thousands
+from batch_renorm.showing.figures import LEFT, canvas_with, draw_key, draw_line, thousands
 from batch_renorm.showing.looks import FAINT, SHADES, Look, is_renorm, look
 
 Distances = tuple[np.ndarray, np.ndarray]
@@ -40,11 +40,7 @@ def draw_activations(runs: Sequence[RecordedRun]) -> Any | None:
     measured = {name: d for name in EXPERIMENTS if (d := distances(runs, name))}
     if not measured:
         return None
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(WIDTH, 10.2))
-    title = "How far activations in training are from those at inference"
-    canvas.suptitle(title, x=LEFT, y=0.985, ha="left", va="top", fontsize=15, weight="bold")
+    canvas = canvas_with("How far activations in training are from those at inference", 10.2)
     over, through = canvas.add_axes((LEFT, 0.655, 0.42, 0.255)), canvas.add_axes((0.555, 0.655, 0.42, 0.255))
     over.set_title("Over training: mean over layers", pad=8)
     through.set_title("Through the network: at the end", pad=8)
@@ -59,7 +55,8 @@ def draw_activations(runs: Sequence[RecordedRun]) -> Any | None:
     over.xaxis.set_major_formatter(thousands)
     through.set(xlabel="norm layer, from input to output", ylim=(0, top), xlim=(0.5, layers + 0.5))
     through.tick_params(labelleft=False)
-    _legend(canvas, list(measured))
+    for i, name in enumerate(measured):
+        draw_key(canvas, 0.655, 0.524 - 0.027 * i, _look(name), EXPERIMENTS[name].title, 12)
     _maps(canvas, measured)
     return canvas
 
@@ -68,17 +65,6 @@ def _look(name: str) -> Look:
     """The usual look, with a mark also for the pairs, which have none: here all seven experiments share the axes."""
     style = look((name, VAL))
     return replace(style, mark="v") if name.startswith("noniid") and not style.mark else style
-
-
-def _legend(canvas: Any, names: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    for i, name in enumerate(names):
-        x, y = 0.662, 0.524 - 0.027 * i
-        style = _look(name)
-        options: dict[str, Any] = {"marker": style.mark, "markevery": [1], **MARK} if style.mark else {}
-        canvas.add_artist(Line2D([x, x + 0.017, x + 0.034], [y, y, y], color=style.color, lw=2.5, **options))
-        canvas.text(x + 0.045, y, EXPERIMENTS[name].title, va="center_baseline", fontsize=12)
 
 
 def _maps(canvas: Any, measured: Mapping[str, Distances]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from batch_renorm.reporting.compare import CheckResult, ClaimResult, Comparison, Row
+from batch_renorm.reporting.compare import SHARES, CheckResult, ClaimResult, Comparison, Row
 from batch_renorm.reporting.samples import Sample
 
 Line = dict[str, object]
@@ -15,10 +15,7 @@ Line = dict[str, object]
 
 def write_csv(c: Comparison, path: Path) -> None:
     """Write the table as numbers: percent, points, steps, minutes; empty for missing ones."""
-    if c.shares:  # 80 for 80% of the baseline's best, 70_percent for an accuracy of 70%
-        names = [f"{100 * share:.0f}" for share in c.shares]
-    else:
-        names = [f"{value:g}_percent" for value in c.published_thresholds]
+    names = [f"{100 * share:.0f}" for share in SHARES]  # 80 for 80% of the baseline's best
     write(path, [{"scale": c.scale} | _row(row, names) for row in c.rows])
 
 

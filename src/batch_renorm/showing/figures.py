@@ -24,9 +24,25 @@ MARK = {"ms": 6, "mfc": "white", "mew": 1.4}
 PAPERS_RANGE = (30.0, 80.0)  # percent, in the paper's figures
 
 
-def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Published, scale: str) -> Any:
+def canvas_with(title: str, height: float) -> Any:
+    """An empty figure, `height` inches high."""
     from matplotlib.figure import Figure as Canvas
 
+    canvas = Canvas(figsize=(WIDTH, height))
+    canvas.suptitle(title, x=LEFT, y=1 - 0.16 / height, ha="left", va="top", fontsize=15, weight="bold")
+    return canvas
+
+
+def draw_key(canvas: Any, x: float, y: float, style: Look, name: str, size: float = 13) -> None:
+    """A line of a legend: a sample of the curve, and its name."""
+    from matplotlib.lines import Line2D
+
+    mark: dict[str, Any] = {"marker": style.mark, "markevery": [1], **MARK} if style.mark else {}
+    canvas.add_artist(Line2D([x, x + 0.0175, x + 0.035], [y, y, y], color=style.color, lw=3, **mark))
+    canvas.text(x + 0.048, y, name, va="center_baseline", fontsize=size)
+
+
+def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Published, scale: str) -> Any:
     on_imagenet, looks = scale == "imagenet", looks_of(figure.lines)
     curves = {series: published.curves[series] for series in figure.lines if series in published.curves}
     alone = not curves or any(run.data for run in runs)
@@ -34,8 +50,7 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
     plot, row, head, foot = 3.55, 0.28, 0.75, 0.65  # inches
     legend = row * (len(figure.lines) + 1 + len(footnotes))
     height = head + plot + foot + legend + 0.15
-    canvas = Canvas(figsize=(WIDTH, height))
-    canvas.suptitle(figure.title, x=LEFT, y=1 - 0.16 / height, ha="left", va="top", fontsize=15, weight="bold")
+    canvas = canvas_with(figure.title, height)
     bottom, tall = (legend + foot + 0.15) / height, plot / height
     low, high = _limits(figure, runs)
     if alone or on_imagenet:
@@ -143,8 +158,6 @@ def _number_table(
     alone: bool,
 ) -> None:
     """The legend below the axes, where it covers no line, with numbers in columns."""
-    from matplotlib.lines import Line2D
-
     columns = {"paper, best": 0.655, "ours, best": 0.815, "ours, final": RIGHT}
     y = height - 0.2 * row
     for name, x in list(columns.items())[alone:]:
@@ -154,10 +167,7 @@ def _number_table(
     for series, name in figure.lines.items():
         y -= row
         experiment, metric = series
-        style = looks[series]
-        sample: dict[str, Any] = {"marker": style.mark, "markevery": [1], **MARK} if style.mark else {}
-        canvas.add_artist(Line2D([LEFT, LEFT + 0.0175, LEFT + 0.035], [y, y, y], color=style.color, lw=3, **sample))
-        canvas.text(LEFT + 0.048, y, name, va="center_baseline", fontsize=min(13, 13 * 42 / len(name)))
+        draw_key(canvas, LEFT, y, looks[series], name, min(13, 13 * 42 / len(name)))
         number, form = published.number(series), "{:.1f}%" if "top" in metric else "{:.3g}"
         cells = ["" if alone else f"{number.top1:.1f}%{'*' * bool(published.footnotes([series]))}" if number else NONE]
         for which in ("best", "final"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.figures import LEFT, WIDTH, draw_line
+from batch_renorm.showing.figures import LEFT, canvas_with, draw_line
 from batch_renorm.showing.looks import FAINT, look
 from batch_renorm.showing.tables import MINUS
 
@@ -48,11 +48,7 @@ def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
     measured = {name: _mean(found) for name, found in every.items() if found}
     if not measured:
         return None
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(WIDTH, 5.6))
-    title = "What batchnorm on pairs learns: to look for a letter in the other images"
-    canvas.suptitle(title, x=LEFT, y=0.975, ha="left", va="top", fontsize=14, weight="bold")
+    canvas = canvas_with("What batchnorm on pairs learns: to look for a letter in the other images", 5.6)
     answers, outputs = canvas.add_axes((LEFT, 0.34, 0.42, 0.5)), canvas.add_axes((0.58, 0.34, 0.395, 0.5))
     places = np.arange(len(COMPANIES))
     for name, m in measured.items():

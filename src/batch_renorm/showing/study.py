@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.study import Line, axis, sample
 from batch_renorm.showing import csv_files
 from batch_renorm.showing.drawings import STYLE, save
-from batch_renorm.showing.figures import LEFT, RIGHT, WIDTH
+from batch_renorm.showing.figures import LEFT, RIGHT, canvas_with, draw_key
 from batch_renorm.showing.looks import FAINT, INK, looks_of
 from batch_renorm.showing.markdown import section
 from batch_renorm.showing.tables import NONE, Table, accuracy, in_short
@@ -83,13 +84,9 @@ def _numbers(lines: Sequence[Line], options: Sequence[str]) -> Iterator[csv_file
 
 def draw_study(lines: Sequence[Line], options: Sequence[str], heading: str) -> Any:
     """Final and best accuracy over one option's values: means with intervals, a ring at a line's default."""
-    from matplotlib.figure import Figure as Canvas
-    from matplotlib.lines import Line2D
-
     row, plot = 0.28, 3.6  # inches
     height = plot + 2.0 + row * (len(lines) + 1)
-    canvas = Canvas(figsize=(WIDTH, height))
-    canvas.suptitle(heading, x=LEFT, y=1 - 0.16 / height, ha="left", va="top", fontsize=15, weight="bold")
+    canvas = canvas_with(heading, height)
     places, logarithmic = axis([values[0] for line in lines for values in line.points])
     looks = list(looks_of((line.name, VAL) for line in lines).values())
     panels = [canvas.add_axes((x, 1 - (plot + 0.85) / height, 0.42, plot / height)) for x in (LEFT, 0.555)]
@@ -104,8 +101,8 @@ def draw_study(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
             if len(line.points) == 1 and mean:
                 axes.axhline(mean[0], color=style.color, lw=1.6, ls=(0, (4, 3)))
             else:
-                options = {"marker": style.mark or "o", "ms": 6, "lw": 2, "elinewidth": 1, "capsize": 3}
-                axes.errorbar(x, mean, errors, color=style.color, **options)
+                bars = {"marker": style.mark or "o", "ms": 6, "lw": 2, "elinewidth": 1, "capsize": 3}
+                axes.errorbar(x, mean, errors, color=style.color, **bars)
             for value, s in samples.items():
                 axes.plot([places[value]] * s.n, s.values, ".", color=style.color, ms=5, alpha=0.6)
                 seeds += s.values
@@ -131,21 +128,16 @@ def draw_study(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
     canvas.text(LEFT, y, note, va="center", fontsize=11, color=FAINT)
     for line, style in zip(lines, looks, strict=True):
         y -= row / height
-        canvas.add_artist(Line2D([LEFT, LEFT + 0.0175, LEFT + 0.035], [y, y, y], color=style.color, lw=3,
-                                 marker=style.mark or "o", markevery=[1]))  # fmt: skip
         name = title(line.name)
-        canvas.text(LEFT + 0.048, y, name, va="center_baseline", fontsize=min(13, 13 * 90 / len(name)))
+        draw_key(canvas, LEFT, y, replace(style, mark=style.mark or "o"), name, min(13, 13 * 90 / len(name)))
     return canvas
 
 
 def draw_map(lines: Sequence[Line], options: Sequence[str], heading: str) -> Any:
     """Final accuracy over the values of two options: a map for each line, with the numbers in it."""
-    from matplotlib.figure import Figure as Canvas
-
     plot = 3.3  # inches
     height = 0.5 + (plot + 1.1) * len(lines)
-    canvas = Canvas(figsize=(WIDTH, height))
-    canvas.suptitle(heading, x=LEFT, y=1 - 0.16 / height, ha="left", va="top", fontsize=15, weight="bold")
+    canvas = canvas_with(heading, height)
     columns, rows = (list(axis([values[i] for line in lines for values in line.points])[0]) for i in (0, 1))
     means = {
         (line.name, values): s.mean

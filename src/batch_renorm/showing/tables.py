@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batch_renorm.reporting.compare import CheckResult, Comparison, Row
+from batch_renorm.reporting.compare import SHARES, CheckResult, Comparison, Row
 from batch_renorm.reporting.paper import VAL, Claim, Series
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
@@ -40,6 +40,10 @@ def difference(sample: Sample | None) -> str:
     if sample.interval is None:
         return points(sample.mean)
     return f"{points(sample.mean)} ({points(sample.interval[0])} to {points(sample.interval[1])})"
+
+
+def _count(sample: Sample | None) -> str:
+    return str(sample.n if sample else 0)
 
 
 def steps(value: float) -> str:
@@ -153,7 +157,7 @@ def ordering_table(c: Comparison) -> Table:
             points(r.published_final),
             points(r.best.mean) if r.best else NONE,
             points(r.published),
-            str(r.final.n if r.final else 0),
+            _count(r.final),
             r.verdict,
         )
         for r in c.claims
@@ -170,14 +174,7 @@ def ordering_table(c: Comparison) -> Table:
 
 def check_table(c: Comparison) -> Table:
     rows = [
-        (
-            r.check.text,
-            r.check.needed,
-            measured(r),
-            r.check.published or NONE,
-            str(r.values.n if r.values else 0),
-            r.verdict,
-        )
+        (r.check.text, r.check.needed, measured(r), r.check.published or NONE, _count(r.values), r.verdict)
         for r in c.checks
     ]
     text = (
@@ -194,14 +191,8 @@ def check_table(c: Comparison) -> Table:
 def group_table(c: Comparison) -> Table:
     """What the rest of a minibatch tells a network about an image: every experiment's accuracies by minibatch."""
     rows = [
-        (
-            row.label,
-            accuracy(row.averages),
-            accuracy(row.pairs),
-            accuracy(row.alone),
-            difference(row.counterpart_gain),
-        )
-        for row in c.group_effects
+        (e.label, accuracy(e.averages), accuracy(e.pairs), accuracy(e.alone), difference(e.counterpart_gain))
+        for e in c.group_effects
     ]
     text = (
         "*final* accuracies of the same weights. *averages*: normalised with mu and sigma, the usual evaluation. "
@@ -215,26 +206,19 @@ def group_table(c: Comparison) -> Table:
 
 
 def reach_table(c: Comparison) -> Table:
-    text = "ours / paper: steps until the curve first reaches "
-    if c.shares:
-        text += "a share of the baseline's best accuracy"
-        text += " (the paper's baseline for both)" if c.scale == "imagenet" else " (each its own baseline)"
-    else:
-        text += "an accuracy, in percent"
-    text += ", mean over the seeds that do. *never*: not within the curve."
-    rows = [(row.label, *(" / ".join(reach(row, i)) for i in range(len(c.published_thresholds)))) for row in c.rows]
-    return Table("Steps to an accuracy", text, ("", *_thresholds(c)), tuple(rows))
+    baselines = "the paper's baseline for both" if c.scale == "imagenet" else "each its own baseline"
+    text = (
+        f"ours / paper: steps until the curve first reaches a share of the baseline's best accuracy ({baselines}), "
+        "mean over the seeds that do. *never*: not within the curve."
+    )
+    ours = c.thresholds or (None,) * len(SHARES)
+    head = [
+        f"{share:.0%}: {f'{own:.1f}' if own else NONE} / {theirs:.1f}"
+        for share, own, theirs in zip(SHARES, ours, c.published_thresholds, strict=True)
+    ]
+    rows = [(row.label, *(" / ".join(reach(row, i)) for i in range(len(SHARES)))) for row in c.rows]
+    return Table("Steps to an accuracy", text, ("", *head), tuple(rows))
 
 
 def tables(c: Comparison) -> list[Table]:
     return [accuracy_table(c), ordering_table(c), check_table(c), group_table(c), reach_table(c)]
-
-
-def _thresholds(c: Comparison) -> list[str]:
-    if not c.shares:
-        return [f"{value:g}%" for value in c.published_thresholds]
-    ours = c.thresholds or (None,) * len(c.shares)
-    return [
-        f"{share:.0%}: {f'{own:.1f}' if own else NONE} / {theirs:.1f}"
-        for share, own, theirs in zip(c.shares, ours, c.published_thresholds, strict=True)
-    ]

@@ -1,6 +1,6 @@
 """Accuracy of the inference model, as the paper measures it.
 
-Metrics are percentages, named as in results/paper/curves.csv:
+Metrics are percentages (METRICS can have others), named as in results/paper/curves.csv:
 
 - val_top1, val_top5: all validation images, each once.
 - train_top1: a fixed sample of training images, prepared like validation images.
@@ -15,7 +15,7 @@ If the norms of a network see no group (GroupNorm), an image gets the same answe
 metrics would equal val_top1 and are left out. With `minibatches_every` only some evaluations have them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -120,24 +120,57 @@ class Evaluation:
         return [rows.reshape(-1) for rows in in_batches(minibatches, at_once)]
 
 
+class Metric(NamedTuple):
+    """A number that a network's logits give for some images."""
+
+    sums: Callable[[Tensor, Tensor], Tensor]
+    """From the logits (n, classes) and labels (n,) of a batch: sums of any shape, added over batches and ranks."""
+    value: Callable[[Tensor, int], float]
+    """From those sums and the number of images."""
+
+
+def among_the_first(k: int) -> Metric:
+    """How often the label is among the k largest logits, percent."""
+
+    def hits(logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).sum()
+
+    return Metric(hits, lambda total, images: 100 * total.item() / images)
+
+
+METRICS = {"top1": among_the_first(1), "top5": among_the_first(5)}
+"""All are measured on the validation images, as val_<name>; on the other images only top1."""
+
+
 @torch.no_grad()
-def count_correct(
-    model: nn.Module, source: Source, loaded: Iterable[tuple[Any, Tensor]], device: torch.device
-) -> Tensor:
-    """(images, top-1 correct, top-5 correct), int64 on the device; the host does not wait for it.
+def count(
+    model: nn.Module,
+    source: Source,
+    loaded: Iterable[tuple[Any, Tensor]],
+    device: torch.device,
+    metrics: Sequence[str] = tuple(METRICS),
+) -> dict[str, Tensor]:
+    """The sums of some metrics, and the number of `images`, on the device; the host does not wait for it.
 
     Args:
         loaded: for every batch what the source fetched, and the labels, see `data/kept.py`.
     """
-    right, images = torch.zeros(2, dtype=torch.int64, device=device), 0
+    none, images = torch.zeros(1, source.classes, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    sums = {name: torch.zeros_like(METRICS[name].sums(none, images)) for name in metrics}
     for fetched, labels in loaded:
-        images += len(labels)
         labels = labels.to(device, non_blocking=True)
         output = model(source.images([fetched], device).contiguous(memory_format=torch.channels_last))
         logits = output[0] if isinstance(output, tuple) else output  # timm keeps the auxiliary head in evaluation
-        hits = logits.topk(min(5, source.classes), dim=1).indices == labels[:, None]
-        right += torch.stack([hits[:, 0].sum(), hits.sum()])
-    return torch.cat([torch.full((1,), images, device=device), right])
+        images += len(labels)
+        for name in metrics:
+            sums[name] += METRICS[name].sums(logits, labels)
+    return sums | {"images": images}
+
+
+def values(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metrics of the sums that `count` returns."""
+    images = int(sums["images"])
+    return {name: METRICS[name].value(value, images) for name, value in sums.items() if name != "images"}
 
 
 def evaluate(
@@ -151,7 +184,7 @@ def evaluate(
     kept: KeptImages | None = None,
     watch: Callable[[Iterable[Any], int], Iterator[Any]] = lambda loaded, batches: iter(loaded),
 ) -> dict[str, float]:
-    """The metrics of some measurements of one model, in percent. Ranks share the images and agree on the result.
+    """The metrics of some measurements of one model. Ranks share the images and agree on the result.
 
     Leaves the model in evaluation mode. `measurements` are some of those of `Evaluation.measurements`. `kept` has the
     images of earlier evaluations; without it, `processes` processes load them. `watch` gets the batches and their
@@ -162,17 +195,18 @@ def evaluate(
     mine = {name: rank_share(measurement.batches, rank, ranks) for name, measurement in measurements.items()}
     visits = [(measurements[name].split, indices) for name, batches in mine.items() for indices in batches]
     loaded = watch(kept.visit(visits), len(visits))
-    counts = {}
+    sums = {}
     for name, batches in mine.items():
         with measurements[name].normalization(model):
-            counts[name] = count_correct(model, source, islice(loaded, len(batches)), device)
+            wanted = tuple(METRICS) if name == "val" else ("top1",)
+            sums[name] = count(model, source, islice(loaded, len(batches)), device, wanted)
     next(loaded, None)  # to its end
-    total = torch.stack(list(counts.values()))
     if ranks > 1:
-        dist.all_reduce(total)
-    images, top1, top5 = {}, {}, {}
-    for name, row in zip(counts, total.tolist(), strict=True):
-        images[name], top1[name], top5[name] = row[0], 100 * row[1] / row[0], 100 * row[2] / row[0]
-    metrics = {"val_top1": top1["val"], "val_top5": top5["val"], "train_top1": top1["train"]}
-    in_groups = {name: f"val_top1_{ON_MINIBATCHES[name]}" for name in ON_MINIBATCHES if name in top1}
-    return metrics | {metric: top1[name] for name, metric in in_groups.items()}
+        for total in [total for by_metric in sums.values() for total in by_metric.values()]:
+            dist.all_reduce(total)
+    metrics = {f"val_{name}": value for name, value in values(sums["val"]).items()}
+    metrics["train_top1"] = values(sums["train"])["top1"]
+    for measured, name in ON_MINIBATCHES.items():
+        if measured in sums:
+            metrics[f"val_top1_{name}"] = values(sums[measured])["top1"]
+    return metrics

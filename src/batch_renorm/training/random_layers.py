@@ -89,7 +89,8 @@ class RandomLayers:
             return self._check(draw, images, device)
         if self.masks is None or draw is None:
             return nullcontext()
-        self.masks.keys = image_keys(draw, images).to(device, non_blocking=True)
+        keys = image_keys(draw, images)
+        self.masks.keys = keys.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else keys
         return self.masks
 
     @contextmanager

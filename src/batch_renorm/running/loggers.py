@@ -1,15 +1,16 @@
-"""Weights & Biases follows curve.csv: if it is late, absent or broken, training goes on.
+"""The loggers of a run: curve.csv, and Weights & Biases, which follows it.
 
-A separate thread opens the W&B run and logs. At every start it logs the whole curve so far, because W&B cannot
-append to an offline run, and because a killed run may have logged fewer or more steps than its last checkpoint
-covers. So the newest offline file always holds every step once (files of earlier starts are moved aside).
-Online, W&B knows its last step, and the thread sends only later steps.
+If W&B is late, absent or broken, training goes on: a separate thread opens the W&B run and logs. At every start it
+logs the curve so far from its beginning, because W&B cannot append to an offline run, and because a killed run may have
+logged fewer or more steps than its last checkpoint covers. So the newest offline file always holds every step once
+(files of earlier starts are moved aside). Online, W&B knows its last step, and the thread sends only later steps.
+Lightning's WandbLogger does none of this: it opens the run in the training thread, and a resumed offline run lacks its
+beginning.
 """
 
 import os
 import queue
 import re
-import sys
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +21,71 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
-from batch_renorm.records.curve import read_rows
-from batch_renorm.records.naming import model_of, place_of
+from batch_renorm.records.curve import HEADER, lines_of, parsed, read_rows
+from batch_renorm.records.naming import model_of, run_group
 from batch_renorm.running.build import Run
+from batch_renorm.running.folder import room_for, write_atomically
 from batch_renorm.running.schema import Wandb
+from batch_renorm.running.screen import print_line, waiting
 
 AXES = ("images_seen", "train_seconds")
 SAMPLES = 16
-PATIENCE = {"online": 60.0, "offline": 600.0}
-"""Seconds that a run waits for W&B: short for its servers, long for its local process on a busy machine."""
+PATIENCE = {"online": 60.0, "offline": 120.0}
+"""Seconds that a finished run waits for W&B: for its servers, or for its local process on a busy machine."""
+PATIENCE_AFTER_AN_ERROR = 15.0
+
+
+class CurveLogger(Logger):
+    """Appends rows to curve.csv; `save` makes them durable and must run before the checkpoint is written."""
+
+    name, version = "curve", ""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        rows = "".join(f"{step},{name},{value:.6g}\n" for name, value in metrics.items())
+        if not self.path.exists():
+            rows = ",".join(HEADER) + "\n" + rows
+        with room_for(self.path, len(rows)), self.path.open("a") as file:
+            file.write(rows)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml in the run folder has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop a curve's rows after `step`, including half-written ones from a killed run or a power cut.
+
+    A run that resumes from a checkpoint repeats the steps after it, so that no row is lost or doubled.
+
+    Raises:
+        UserError: a row up to `step`, which the run would not repeat, is damaged.
+    """
+    if not path.exists():
+        return
+    kept, bad = [], None
+    for number, line in enumerate(lines_of(path)[1:], 2):
+        if (row := parsed(line)) is None:
+            bad = bad or number
+        elif row[0] <= step:
+            if bad is not None:
+                raise UserError(f"{path} is damaged in line {bad}: take that line out, or begin again with fresh=true")
+            kept.append(line)
+    write_atomically(path, ",".join(HEADER) + "\n" + "".join(kept))
 
 
 class WandbLogger(Logger):
@@ -55,16 +109,15 @@ class WandbLogger(Logger):
         self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
         self.mode: Any = mode_of(wandb.mode, os.environ)
         self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
-        self.given_up = False
+        self.given_up = self.mode == "disabled"
         self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
-        if self.mode == "disabled":
+        if self.given_up:
             return
         try:
-            own_service()
-        except ImportError:
-            self._complain("not installed")
-        else:
+            import_with_own_service()
             self.thread.start()
+        except ImportError:
+            self._give_up("not installed")
 
     @property
     def name(self) -> str:
@@ -76,7 +129,7 @@ class WandbLogger(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None
-        if not self.given_up and self.mode != "disabled":
+        if not self.given_up:
             self.rows.put((step, dict(metrics)))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -86,11 +139,11 @@ class WandbLogger(Logger):
         if self.thread.ident is None:
             return
         self.rows.put(0 if status == "success" else 1)
-        self.thread.join(PATIENCE[self.mode])
+        patience = PATIENCE[self.mode] if status == "success" else min(PATIENCE[self.mode], PATIENCE_AFTER_AN_ERROR)
+        with waiting("W&B"):
+            self.thread.join(patience)
         if self.thread.is_alive():
-            self._complain(
-                f"not done after {PATIENCE[self.mode]:.0f} s, its files are in {self.folder / 'wandb'} (wandb sync)"
-            )
+            self._give_up(f"not done after {patience:.0f} s, its files are in {self.folder / 'wandb'} (wandb sync)")
 
     def _follow(self) -> None:
         import wandb
@@ -107,27 +160,34 @@ class WandbLogger(Logger):
                 row = metrics | self.axes.at(step, metrics)
                 if step >= begin:
                     live.log(row, step=step)
-            if self.wandb.artifact and self.status == 0:
-                self._keep_checkpoint(live)
+            files = sorted((self.folder / "checkpoints").glob("step*.ckpt"))
+            if self.wandb.artifact and self.status == 0 and files:
+                artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"model-{live.name}"), "model")
+                artifact.add_file(str(files[-1]))
+                live.log_artifact(artifact)
             live.finish(exit_code=self.status)
             wandb.teardown()  # waits for W&B's process, which writes the end of its file after finish() returns
         except Exception as error:
-            self._complain((str(error).strip() or type(error).__name__).splitlines()[0])
+            self._give_up((str(error).strip() or type(error).__name__).splitlines()[0])
 
     def _open(self) -> Any:
         import wandb
 
-        offline, config = self.mode == "offline", self.run.config
+        offline, config, settings, env = self.mode == "offline", self.run.config, self.wandb, os.environ
         if offline:
             put_aside(self.folder / "wandb")
         elif not wandb.login(prompt=False):
             raise UserError("no API key (wandb login, or WANDB_API_KEY)")
+        # None leaves W&B its own variables: WANDB_NAME, WANDB_RUN_GROUP, WANDB_NOTES; project and entity have theirs in
+        # configs/logger
         live = wandb.init(
-            project=self.wandb.project, entity=self.wandb.entity, mode=self.mode, dir=self.folder,
+            project=settings.project or None, entity=settings.entity or None, mode=self.mode, dir=self.folder,
             id=self.id, resume=None if offline else "allow", config=config | {"machine": self.facts},
             allow_val_change=True,  # a run may continue on another machine
-            name=f"{config['experiment']}-seed{config['seed']}", group=group_of(config), job_type="train",
-            tags=tags_of(config, self.wandb.tags), notes=self.wandb.notes,
+            name=None if env.get("WANDB_NAME") else f"{config['experiment']}-seed{config['seed']}",
+            group=None if env.get("WANDB_RUN_GROUP") else group_of(config), job_type="train",
+            tags=tags_of(config, [*settings.tags, *filter(None, env.get("WANDB_TAGS", "").split(","))]),
+            notes=settings.notes,
             settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="wrap"),
         )  # fmt: skip
         for metric in AXES:
@@ -136,25 +196,15 @@ class WandbLogger(Logger):
             live.define_metric(metric, summary="max,last")  # in the summary as val_top1.max and val_top1.last
         return live
 
-    def _keep_checkpoint(self, live: Any) -> None:
-        """Log the final checkpoint as the artifact model-<experiment>-seed<k>."""
-        import wandb
-
-        files = sorted((self.folder / "checkpoints").glob("step*.ckpt"))
-        if files:
-            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"model-{live.name}"), "model")
-            artifact.add_file(str(files[-1]))
-            live.log_artifact(artifact)
-
     def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
         yield from earlier_rows(self.folder / "curve.csv", self.step)
         while not isinstance(row := self.rows.get(), int):
             yield row
         self.status = row
 
-    def _complain(self, what: str) -> None:
+    def _give_up(self, reason: str) -> None:
         if not self.given_up:
-            print(f"going on without W&B ({what}); curve.csv has everything", file=sys.stderr, flush=True)
+            print_line(f"going on without W&B ({reason}); curve.csv has everything")
         self.given_up = True
 
 
@@ -177,13 +227,13 @@ class Axes:
 
 def group_of(config: Mapping[str, Any]) -> str:
     """The seeds of one experiment at one scale on one data set: glyphs/noniid_renorm."""
-    return f"{place_of(config)}/{config['experiment']}"
+    return f"{run_group(config)}/{config['experiment']}"
 
 
-def tags_of(config: Mapping[str, Any], own: Sequence[str] = ()) -> list[str]:
-    """Experiment, norm, minibatch, scale, data set, network and `own` tags, each once and cut to W&B's length."""
+def tags_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
+    """Experiment, norm, minibatch, scale, data set, network and more tags, each once and cut to W&B's length."""
     names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
-    return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *own])]
+    return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *more])]
 
 
 def sample_images(run: Run) -> list[tuple[np.ndarray, str]]:
@@ -203,7 +253,7 @@ def mode_of(configured: str, environment: Mapping[str, str]) -> str:
     return "offline" if asked == "dryrun" else configured
 
 
-def own_service() -> None:
+def import_with_own_service() -> None:
     """Import wandb with a separate service process for this process.
 
     A service inherited from the parent process may still hold the run of a killed start, and then refuses it.

@@ -1,0 +1,196 @@
+"""What a machine holds: workers in a pass, images in an evaluation's batch, loader processes, kept images.
+
+`trainer.workers_per_pass=auto` on a GPU is a try, and half of it after "out of memory"; everything else is a formula.
+"""
+
+import copy
+import ctypes
+import gc
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from batch_renorm.data.workers import split_evenly
+from batch_renorm.errors import UserError
+from batch_renorm.running.build import Run
+from batch_renorm.running.ranks import World, gather
+
+SPARE = 0.9  # fraction of a GPU's memory that may be used: the rest is for fragments, DDP and the loaders
+FOR_PASSES, FOR_KEPT_IMAGES = 0.5, 0.25  # fractions of a computer's free memory: other programs come and go
+ACTIVATIONS = 500  # numbers that a forward keeps and a backward adds, for each number of an image
+MOST_PROCESSES = 16  # of a rank: each prepares some 500 images a second, and no GPU is known to need 8,000
+PREFETCHED = 2  # passes that a loader process prepares in advance; torch's default
+SHARED_MEMORY = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Workers of the largest pass, and why so many; images of an evaluation's batch. The same on every rank."""
+
+    workers_per_pass: int
+    because: str
+    evaluation_batch: int
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Loader processes of this rank, and why so many."""
+
+    processes: int
+    because: str
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run computes, for its opening table and run.json."""
+
+    arithmetic: dict[str, Any]
+    memory: Memory
+    loading: Loading
+
+
+def memory_of(run: Run, world: World, device: torch.device, record: dict[str, Any]) -> Memory:
+    """The sizes that fit the device; a resumed run on the same hardware takes the pass from its `record` (run.json).
+
+    The evaluation's batch changes no metric. On a GPU it is at most a pass, which needs more memory.
+
+    Raises:
+        UserError: not even one worker's minibatch fits.
+    """
+    share = len(split_evenly(range(run.size.workers), world.ranks)[0])
+    asked, known, gpu = run.machine.workers_per_pass, record.get("memory", {}), device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else device.type
+    number = "bf16" if run.training.bf16 else "float32"
+    because = f"the most that fits {name}, {world.ranks} rank{'s' * (world.ranks > 1)}, {number}"
+    if asked != "auto":
+        workers, because = min(asked or share, share), "trainer.workers_per_pass"
+    elif known.get("because") == because:
+        workers = known["workers_per_pass"]
+    else:
+        workers = share
+        while workers and not (fits(run, workers, device) if gpu else workers <= most_on_cpu(run, world)):
+            workers //= 2
+        workers = min(gather(workers, world))
+    if not workers:
+        raise UserError(
+            f"one worker's minibatch ({run.minibatch.size} images) does not fit the memory of {name}: "
+            "use a device with more"
+        )
+    batch = run.evaluation.batch_size
+    return Memory(workers, because, min(batch, workers * run.minibatch.size) if gpu else batch)
+
+
+def fits(run: Run, workers: int, device: torch.device) -> bool:
+    """Whether forward and backward for some workers leave some of the GPU's memory free.
+
+    It works on copies, frees them, and changes no random stream.
+    """
+    shape = (workers * run.minibatch.size, run.source.channels, run.source.size, run.source.size)
+    try:
+        model = copy.deepcopy(run.training.model).to(device).train()
+        torch.cuda.reset_peak_memory_stats(device)
+        # stands for the optimiser's two copies of the weights, DDP's one, and the inference model
+        later = [torch.empty_like(p) for p in model.parameters() for _ in range(4)]
+        with torch.random.fork_rng([device]):
+            images = torch.rand(shape, device=device).contiguous(memory_format=run.training.memory_format)
+            run.training.losses(model, images, torch.zeros(shape[0], dtype=torch.int64, device=device)).sum().backward()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_reserved(device) <= SPARE * torch.cuda.get_device_properties(device).total_memory
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model = later = images = None  # type: ignore[assignment]  # noqa: F841
+        gc.collect()  # now, because an exception's frames may hold tensors
+        torch.cuda.empty_cache()
+
+
+def most_on_cpu(run: Run, world: World) -> int:
+    """Workers in half the free memory, at least one; without memory the system kills the process."""
+    worker = 4 * ACTIVATIONS * run.minibatch.size * run.source.channels * run.source.size**2
+    free = free_memory()
+    return run.size.workers if free is None else max(1, int(FOR_PASSES * free / world.devices / worker))
+
+
+def loading_of(run: Run, world: World, device: torch.device, images: int) -> Loading:
+    """The loader processes of this rank, by its cores and the shared memory, in which they pass images on.
+
+    Args:
+        images: images of the largest pass, plus those that an evaluation requests from a process at once.
+
+    Raises:
+        UserError: far more processes than cores, or more than shared memory holds: they would die in a run.
+    """
+    asked, have = run.machine.loader_processes, cores(world)
+    needed = run.source.image_bytes * images * PREFETCHED * world.devices  # bytes for one process of each rank
+    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else None
+    if asked != "auto":
+        if asked > max(MOST_PROCESSES, 8 * have):
+            raise UserError(f"trainer.loader_processes={asked} for the {have:.3g} cores of a rank: say auto, or fewer")
+        if free is not None and asked * needed > free:
+            raise UserError(
+                f"{asked} loader processes of {world.devices} ranks need {asked * needed / 1e9:.1f} GB of "
+                f"{SHARED_MEMORY}, {free / 1e9:.1f} GB are free: give it more (docker run --shm-size="
+                f"{asked * needed // 10**9 + 1}g), or lower trainer.loader_processes or trainer.workers_per_pass"
+            )
+        return Loading(asked, "trainer.loader_processes")
+    if not run.source.needs_loader_processes:
+        return Loading(0, "the device makes the images")
+    least, most = (0, 1) if device.type == "cpu" else (1, MOST_PROCESSES)  # on a CPU the network uses all cores
+    processes = min(most, max(least, int(have) - 1))
+    if free is not None and (fit := int(0.8 * free / needed)) < processes:
+        return Loading(fit, f"{SHARED_MEMORY} holds no more than {fit}: give it more (docker run --shm-size)")
+    return Loading(processes, f"{have:.3g} cores of this rank")
+
+
+def cores(world: World) -> float:
+    """CPU cores of this rank. srun binds a rank to its own; torchrun's and plain python's ranks share the machine's."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    sharing = 1 if world.launcher == "srun" else world.devices
+    return min(mine / sharing, quota() / world.devices)
+
+
+def quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+    """Cores that the control group may use at once; infinite without a limit."""
+    try:
+        most, period = map(float, file.read_text().split())
+        return most / period
+    except (OSError, ValueError):  # "max" means no limit
+        return float("inf")
+
+
+def free_memory() -> int | None:
+    """Bytes of free memory, from /proc/meminfo and the control group; None if unknown."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # "max" means no limit
+        return free
+
+
+def room_for_images(world: World) -> int | None:
+    """Bytes of this rank's memory that evaluation's images may take; None if the free memory is unknown."""
+    free = free_memory()
+    return None if free is None else int(FOR_KEPT_IMAGES * free / world.devices)
+
+
+def keep_freed_memory() -> bool:
+    """Make this process keep freed memory for its next tensors; return whether the C library (glibc) can do that.
+
+    By default glibc returns large tensors to the system, and the next step has to map their pages again. That takes up
+    to half of a layer's time on a CPU and two thirds of the optimiser's.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc; on Windows CDLL takes no None
+        return False
+    no_mapping, no_trimming = (-4, 0), (-1, 2**31 - 1)  # M_MMAP_MAX; M_TRIM_THRESHOLD, bytes
+    return all(mallopt(*option) for option in (no_mapping, no_trimming))

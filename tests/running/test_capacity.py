@@ -1,0 +1,183 @@
+"""What fits a machine: workers in a pass, loader processes, images in shared memory; and that a run says so."""
+
+import contextlib
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from batch_renorm.data.loaders import SentAhead
+from batch_renorm.running import capacity, fitting
+from batch_renorm.running.arithmetic import entries
+from batch_renorm.running.build import build
+from batch_renorm.running.capacity import Execution, Loading, Memory, loading_of, memory_of
+from batch_renorm.running.folder import Folder, prepare_folder
+from batch_renorm.running.progress import opening
+from batch_renorm.running.ranks import ALONE, World
+from batch_renorm.training.module import Training
+from tests.conftest import TINY
+from tests.running.checkpoint_files import final_state
+from tests.running.test_resume import assert_bit_equal
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+EIGHT = World(0, 0, 8, 1, 0, "torchrun")
+
+
+def test_a_pass_is_as_large_as_memory_allows_and_stays_so_when_a_run_resumes(made, monkeypatch):
+    run, sizes = made("size.workers=50"), {}
+    worker = 4 * 500 * 16 * 16 * 16  # bytes, of 16 images of 16 x 16 pixels
+    for free in (None, 2**40, 2 * 13 * worker, 1):
+        monkeypatch.setattr(capacity, "free_memory", lambda free=free: free)
+        sizes[free] = memory_of(run, ALONE, CPU, {}).workers_per_pass
+    assert list(sizes.values()) == [50, 50, 12, 1]
+    first = {"workers_per_pass": 12, "because": memory_of(run, ALONE, CPU, {}).because}
+    assert memory_of(run, ALONE, CPU, {"memory": first}).workers_per_pass == 12
+    other = {"memory": first | {"because": "the most that fits H200, 1 rank, bf16"}}
+    assert memory_of(run, ALONE, CPU, other).workers_per_pass == 1
+    assert memory_of(made("trainer.workers_per_pass=1"), ALONE, CPU, {"memory": first}).workers_per_pass == 1
+    assert memory_of(made("trainer.workers_per_pass=null"), ALONE, CPU, {}).workers_per_pass == 2
+
+
+def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
+    """On a GPU played by this CPU: 50 workers are too many, 25 leave too little free, 12 fit."""
+    run, tried, losses = made("size.workers=50", "size.evaluation_batch=1000"), [], Training.losses
+    before = {name: value.clone() for name, value in run.training.state_dict().items()}
+
+    def small(self, model, images, labels):
+        tried.append(len(images) // 16)
+        if tried[-1] > 25:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(self, model, images[:16], labels[:16])
+
+    monkeypatch.setattr(Training, "losses", small)
+    for name in ("reset_peak_memory_stats", "synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 4 * tried[-1])
+    assert [capacity.fits(run, workers, CPU) for workers in (50, 25, 12)] == [False, False, True]
+    for name, value in run.training.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H200")
+    for most, expected in ((50, 50), (30, 25), (12, 12), (5, 3)):
+        monkeypatch.setattr(capacity, "fits", lambda run, workers, device, most=most: workers <= most)
+        memory = memory_of(run, ALONE, CUDA, {})
+        assert (memory.workers_per_pass, memory.evaluation_batch) == (expected, min(1000, 16 * expected))
+    monkeypatch.setattr(capacity, "fits", lambda *_: False)
+    with pytest.raises(ValueError, match=r"one worker's minibatch \(16 images\) does not fit the memory of H200"):
+        memory_of(run, ALONE, CUDA, {})
+
+
+def test_the_opening_says_what_will_happen(made):
+    run = made("size.workers=50", "size.steps=1000")
+    world = World(0, 0, 8, 1, 0, "torchrun")
+    stated = Execution(
+        entries(run.arithmetic, CPU), Memory(4, "the most that fits H200", 100), Loading(11, "12 cores of this rank")
+    )
+    lines = opening(run, world, stated, Path("runs/glyphs"), 250, 400.0).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for words in (
+        "resuming at step 250 of 1,000", "800: 50 workers x 16, groups of 16",
+        "8, on this machine (started by torchrun)",
+        "7 on ranks 0-1, 6 on the others: busy 89%", "10 or 5 ranks", "11 a rank (12 cores of this rank)",
+        "2, of at most 4 workers (the most that fits H200)", "in 25 min and the evaluations",
+    ):  # fmt: skip
+        assert words in text, text
+
+
+def reading(asked="auto", **source):
+    return SimpleNamespace(machine=SimpleNamespace(loader_processes=asked), source=SimpleNamespace(**source))
+
+
+@pytest.fixture
+def shared_memory(monkeypatch):
+    usage = capacity.shutil.disk_usage("/")
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+
+    def of(free):
+        monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: usage._replace(free=free))
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "processes"), [(12, CUDA, 11), (1, CUDA, 1), (200, CUDA, 16), (2, CPU, 1), (1.5, CPU, 0)]
+)
+def test_processes_follow_the_cores_of_a_rank(monkeypatch, shared_memory, cores, device, processes):
+    monkeypatch.setattr(capacity, "cores", lambda world: cores)
+    shared_memory(1 << 40)
+    because = f"{cores} cores of this rank"
+    assert loading_of(reading(image_bytes=100), ALONE, device, 10) == Loading(processes, because)
+    assert loading_of(reading(), ALONE, device, 10).processes == 0  # nothing to read
+    assert loading_of(reading(7, image_bytes=100), ALONE, device, 10).processes == 7
+    with pytest.raises(ValueError, match=r"trainer.loader_processes=9999 for the .* cores of a rank: say auto"):
+        loading_of(reading(9999), ALONE, device, 10)
+
+
+def test_no_more_processes_than_shared_memory_holds(monkeypatch, shared_memory):
+    """8 ranks, 224 + 64 images of 299 pixels: a container's 64 MB hold none, 14 GB hold 9."""
+    monkeypatch.setattr(capacity, "cores", lambda world: 12.0)
+    for free, processes in ((64 << 20, 0), (14 << 30, 9), (1 << 40, 11)):
+        shared_memory(free)
+        loading = loading_of(reading(image_bytes=3 * 299 * 299), EIGHT, CUDA, 288)
+        assert loading.processes == processes
+        assert ("/dev/shm" in loading.because) == (processes < 11)
+    shared_memory(64 << 20)
+    assert loading_of(reading(0, image_bytes=3 * 299 * 299), EIGHT, CPU, 1600).processes == 0
+    with pytest.raises(ValueError, match=r"8 loader processes of 8 ranks need 54.9 GB of /dev/shm, 0.1 GB are free"):
+        loading_of(reading(8, image_bytes=3 * 299 * 299), EIGHT, CPU, 1600)
+
+
+def test_cores_are_those_of_a_rank_and_of_its_control_group(monkeypatch, tmp_path):
+    """srun binds; plain python and torchrun leave all cores to all ranks."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    file, quota = tmp_path / "cpu.max", capacity.quota
+    monkeypatch.setattr(capacity, "quota", lambda: quota(file))
+    for text, cores in (("", 2), ("max 100000\n", 2), ("800000 100000\n", 1), ("?", 2)):
+        file.write_text(text)
+        assert capacity.cores(EIGHT) == cores
+    assert capacity.cores(World(0, 0, 8, 1, 0, "srun")) == 16
+
+
+def test_a_pass_is_sent_before_the_one_before_it_is_trained_on(compose, tmp_path, monkeypatch):
+    """By stand-ins for a GPU's streams; with the same result, bit for bit."""
+    done = []
+
+    class Stream:
+        def __init__(self, *_): ...
+
+        def record(self, *_):
+            done.append("sent")
+
+        def wait_event(self, event):
+            done.append("awaited")
+
+    def step(self, batch, index, plain=Training.training_step):
+        done.append("step")
+        plain(self, batch, index)
+
+    plain_loader = fitting.training_loader
+    states = []
+    for ahead in (False, True):
+        if ahead:
+            for name in ("Stream", "Event", "current_stream"):
+                monkeypatch.setattr(torch.cuda, name, Stream)
+            monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+            monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+            monkeypatch.setattr(Training, "training_step", step)
+            monkeypatch.setattr(
+                fitting, "training_loader", lambda *a, **k: SentAhead(plain_loader(*a, **k), torch.device("cpu"))
+            )
+        config = compose(*TINY, "size.steps=3", "trainer.workers_per_pass=1")
+        config = {key: value for key, value in config.items() if key != "fresh"}
+        folder = Folder(tmp_path / str(ahead))
+        prepare_folder(folder, config)
+        fitting.fit(build(config), folder, None)
+        states.append(final_state(tmp_path / str(ahead)))
+    assert_bit_equal(*states)
+    assert done[:6] == ["sent", "sent", "step", "awaited", "sent", "step"]
+    assert done.count("sent") == done.count("step") == done.count("awaited") == 6
