@@ -5,24 +5,30 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
+class Frozen:
+    """A module that is in evaluation mode, whoever calls train()."""
+
+    @property
+    def training(self) -> bool:
+        return False
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        pass
+
+
+class FrozenBatchNorm2d(Frozen, nn.BatchNorm2d):
     """nn.BatchNorm2d that always normalises with its running averages; gamma and beta learn as elsewhere."""
 
-    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
-        return super().train(False)
 
-
-class FrozenBatchNormAct2d(BatchNormAct2d):
+class FrozenBatchNormAct2d(Frozen, BatchNormAct2d):
     """The same for timm's batchnorm with its activation."""
-
-    def train(self, mode: bool = True) -> "FrozenBatchNormAct2d":
-        return super().train(False)
 
 
 def frozen_norm(norm: _BatchNorm) -> _BatchNorm:
     """The batchnorm itself, frozen."""
     norm.__class__ = FrozenBatchNormAct2d if isinstance(norm, BatchNormAct2d) else FrozenBatchNorm2d
-    return norm.eval()
+    return norm
 
 
 def frozen_batchnorm(channels: int) -> _BatchNorm:
