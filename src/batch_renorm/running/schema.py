@@ -182,13 +182,6 @@ class Logging:
 
 
 @dataclass(frozen=True)
-class Named:
-    """A norm of one's own has a name, for tags, besides its arguments."""
-
-    name: Name
-
-
-@dataclass(frozen=True)
 class Options:
     """A checked config.
 
@@ -242,7 +235,7 @@ def read(config: Config) -> Options:
     shared = checked(Optimization, shared, "optim", "make")
     norm = None
     if "_target_" in sections["norm"]:
-        checked(Named, {"name": sections["norm"].pop("name", None)}, "norm")
+        validated(TypeAdapter(Name), sections["norm"].pop("name", None), "norm.name")
         arguments["norm"] = arguments_of_target(sections["norm"], "norm", "channels", "group_size")
     else:
         norm = Norm(**checked(Norm, sections["norm"], "norm"))
