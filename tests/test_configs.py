@@ -213,7 +213,6 @@ def complaint(monkeypatch, capsys, tmp_path):
         (["debug=maybe"], "debug must be true or false, got 'maybe'"),
         (["seed=${oc.decode:'1.5'}"], "seed must be a whole number, got 1.5"),
         (["seed=${oc.env:SEED}"], "got '3', which is text; a number from the environment is seed=${oc.decode:"),
-        (["experiment=${oc.decode:a/b}"], "no experiment=${oc.decode:a/b}"),
         (["trainer.precision=16"], "trainer.precision must be 'auto', 32 or 'bf16', got 16"),
         (["trainer.compile=yes"], "trainer.compile must be true or false or 'auto',"),
         (
