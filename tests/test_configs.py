@@ -250,7 +250,7 @@ def test_any_value_of_any_option_is_allowed_or_refused_in_a_line_that_names_it(g
     tried = refused = 0
     for choice in CHOICES[group]:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = compose("train", [f"{group}={choice}"])
+            config = compose("train", [f"{group}={choice}", *(["data.root=/data"] if choice == "imagenet" else [])])
         names = [name for name, _ in flat_options(OmegaConf.to_container(config))]
         of_group = {name: name.partition(".")[0] for name in names}
         of_group |= {name: "scale" for name, section in of_group.items() if section not in CHOICES}
