@@ -218,7 +218,7 @@ def read(config: Config) -> Options:
         UserError: an unknown option, or a value that is not allowed; one line with the option as a user writes it.
     """
     check_headers(config)
-    for name, value in flat_options(config):
+    for name, value in flat_options({"size": config.get("size")} | config):  # others refer to size
         if any(number != number for number in (value if isinstance(value, list) else [value])):
             raise UserError(f"{name} is nan: give it a number")
     general = {name: value for name, value in config.items() if name not in SECTIONS}
