@@ -8,18 +8,19 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from batch_renorm.running.cli import as_hydra_reads, debugged, explained
+from batch_renorm.running.cli import explained
+from batch_renorm.running.overrides import as_hydra_reads, debugged
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train, or print the result of a finished run; return the final val_top1, the objective of a search."""
-    from batch_renorm.running.result import final_accuracy, told_before
+    from batch_renorm.running.result import final_accuracy, result_if_finished
     from batch_renorm.running.screen import say, tell_result
 
     with explained():
         settings: Any = OmegaConf.to_container(debugged(config), resolve=True)
-        if (result := told_before(settings)) is not None:
+        if (result := result_if_finished(settings)) is not None:
             tell_result(result)
             return final_accuracy(Path(settings["folder"]))
         if "torch" not in sys.modules and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":

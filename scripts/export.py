@@ -18,8 +18,9 @@ from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import to_batchnorm
 from batch_renorm.norm.layers import has_layers
 from batch_renorm.running import checkpoints
-from batch_renorm.running.build import load_run, target
+from batch_renorm.running.build import load_run
 from batch_renorm.running.cli import explained
+from batch_renorm.running.schema import target
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -1,17 +1,18 @@
-"""Our runs against the paper: figures, tables, verdicts and an interactive page, from run folders.
+"""Our runs against the paper: figures, tables and verdicts, from run folders.
 
     python scripts/report.py             all runs under runs/, or if there are none under results/runs/, to report/
-    python scripts/report.py --show      the curves and tables in the terminal; writes nothing
+    python scripts/report.py --show      the tables in the terminal; writes nothing
     python scripts/report.py --runs runs results/runs     your runs, then the recorded ones
     python scripts/report.py --figure iid_batchnorm iid_groupnorm noniid_groupnorm    also a figure of your choice
+    python scripts/report.py --study size.alpha           accuracy over an option in which runs differ; two make a map
     python scripts/report.py --runs runs --out results --keep --no-page   makes this repository's results/
 
 A run whose config differs from its experiment's gets a separate row ("noniid_renorm, ramp.rmax=5"). A data set other
-than the scale's gets a separate report (<scale>-<data set>). --figures takes a YAML file of
-`name: {title: ..., lines: [experiment, experiment/metric, "noniid_renorm, ramp.rmax=5"]}`.
+than the scale's gets a separate report (<scale>-<data set>). In --figure, names are rows or row/metric.
 
-Writes <out>/<scale>.html (one file, works offline), <out>/<scale>.md, <out>/<scale>*.csv and
-<out>/figures/<scale>/*.png and *.svg. Reads unfinished runs too, marks them, and says what is missing.
+Writes <out>/<scale>.md, <out>/<scale>*.csv, <out>/figures/<scale>/*.png and *.svg, and <out>/<scale>.html (all curves,
+interactive, works offline). The text of <out>/<scale>-notes.md, if there is one, becomes part of the page. A study is
+<out>/study/<scale>-<option>.png, .svg, .md and .csv. Reads unfinished runs too, marks them, and says what is missing.
 """
 
 from __future__ import annotations
@@ -20,85 +21,73 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from batch_renorm.records.config import flat_options
-from batch_renorm.reporting import compare, differences, lists, missing, paper, runs
+from batch_renorm.records.naming import as_name
+from batch_renorm.reporting import compare, lists, missing, paper, runs, study
 from batch_renorm.reporting.recorded import RecordedRun
+from batch_renorm.running.cli import CONFIGS, explained
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="where run folders are; of a run found twice, the first (default: runs, else results/runs)",
-    )
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
-    parser.add_argument("--scale", help="one scale only (default: every scale that has runs)")
-    parser.add_argument(
-        "--reach",
-        type=float,
-        nargs="+",
-        default=(),
-        metavar="PERCENT",
-        help="count the steps to these accuracies (default: shares of the baseline's best)",
-    )
-    parser.add_argument(
-        "--figure",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="EXPERIMENT",
-        help="draw these together, too; once for each figure",
-    )
-    parser.add_argument("--figures", type=Path, nargs="+", default=(), metavar="YAML", help="figures from files")
-    parser.add_argument("--show", action="store_true", help="print curves and tables, write nothing")
-    parser.add_argument("--no-page", action="store_true", help="leave out the page, which is 5 MB")
-    parser.add_argument("--keep", action="store_true", help="copy finished runs' small files to <out>/runs")
-    return parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--runs", type=Path, nargs="+", metavar="DIR", help="where run folders are (default: runs, else results/runs)")
+    add("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    add("--scale", help="one scale only (default: every scale that has runs)")
+    add("--reach", type=float, nargs="+", default=(), metavar="PERCENT",
+        help="count the steps to these accuracies (default: shares of the baseline's best)")  # fmt: skip
+    add("--figure", nargs="+", action="append", default=[], metavar="EXPERIMENT",
+        help="draw these together, too; once for each figure. In a study: its experiments")  # fmt: skip
+    add("--study", nargs="+", metavar="OPTION", help="accuracy over the values of one option or two, and nothing else")
+    add("--title", help="of the study's figure")
+    add("--show", action="store_true", help="print the tables, write nothing")
+    add("--no-page", action="store_true", help="leave out the interactive page, which is 5 MB")
+    add("--keep", action="store_true", help="copy finished runs' small files to <out>/runs")
+    options = parser.parse_args(arguments)
+    if options.study and len(options.study) > 2:
+        parser.error("--study takes one option or two")
+    return options
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack letters
     roots = options.runs or [Path("runs")]
-    found, problems = runs.find_runs(roots, expected)
-    if not found and not options.runs:
+    every, problems = runs.find_runs(roots, expected)
+    if not every and not options.runs:
         roots = [Path("results/runs")]
-        found, more = runs.find_runs(roots, expected)
+        every, more = runs.find_runs(roots, expected)
         problems += more
     for problem in problems:
         print(problem, file=sys.stderr)
-    scales = [options.scale] if options.scale else sorted({run.scale for run in found})
-    if not any(run.scale in scales for run in found):
+    every = [run for run in every if options.scale in (None, run.scale)]
+    if not every:
         where = f"{' or '.join(map(str, roots))}" + (f" at scale {options.scale}" if options.scale else "")
         print(f"No runs under {where}. Make them:", file=sys.stderr)
         print(*missing.missing_commands([], options.scale or "glyphs"), sep="\n", file=sys.stderr)
         return 1
-
-    try:
-        figures = lists.asked_for(options.figure, options.figures, found)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command = shlex.join(["python", "scripts/report.py", *arguments])
+    scales = sorted({run.scale for run in every})
+    if options.study:
+        studied = {scale: [run for run in every if run.scale == scale] for scale in scales}
+        draw_studies(studied, options, command)
+        return 0
+    figures = lists.asked_for(options.figure, every)
     published = paper.load_published()
     for scale in scales:
-        own = [run for run in found if run.scale == scale]
-        comparison = compare.compare(own, published, scale, accuracies=options.reach, figures=figures)
+        of_scale = [run for run in every if run.scale == scale]
+        comparison = compare.compare(of_scale, published, scale, options.reach, figures)
         if options.show:
             from batch_renorm.showing import terminal
 
-            terminal.show(comparison, own, published)
+            terminal.show(comparison)
         else:
-            command = shlex.join(["python", "scripts/report.py", *(sys.argv[1:] if arguments is None else arguments)])
-            write(comparison, own, published, options, command)
+            write(comparison, of_scale, published, options, command)
     return 0
 
 
@@ -109,10 +98,8 @@ def composed(scale: str, experiment: str) -> Any | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    import batch_renorm.running.cli  # noqa: F401  (registers what configs compute with)
-
-    if not all((CONFIGS / group / f"{name}.yaml").is_file() for group, name in
-               (("scale", scale), ("experiment", experiment))):  # fmt: skip
+    names = {"scale": scale, "experiment": experiment}
+    if not all((CONFIGS / group / f"{name}.yaml").is_file() for group, name in names.items()):
         return None
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -121,11 +108,11 @@ def composed(scale: str, experiment: str) -> Any | None:
         return None
 
 
-def expected(config: differences.Config) -> Mapping[str, Any] | None:
+def expected(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Dotted option -> its value if only scale and experiment are chosen.
 
     Values that the config computes from other options follow from the run's own options: if a run has
-    fewer steps, the earlier knees of its ramp do not count as differences.
+    fewer steps, the earlier knees of its ramp do not count as differences. None computes with the data.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -137,17 +124,18 @@ def expected(config: differences.Config) -> Mapping[str, Any] | None:
     plain = {option: value for option, value in written.items() if "${" not in str(value)}
     with_own = raw.copy()
     for option in plain.keys() & own.keys():
-        OmegaConf.update(with_own, option, own[option])
+        if not option.startswith("data."):
+            OmegaConf.update(with_own, option, own[option])
     try:
         followed = dict(flat_options(OmegaConf.to_container(with_own, resolve=True)))
     except (OmegaConfBaseException, ValueError):  # the run's options do not fit these configs
-        return None
+        return plain
     return followed | plain
 
 
 def write(
     c: compare.Comparison,
-    own: list[RecordedRun],
+    of_scale: Sequence[RecordedRun],
     published: paper.Published,
     options: argparse.Namespace,
     command: str,
@@ -157,20 +145,22 @@ def write(
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     if options.keep:
-        for run in own:
+        for run in of_scale:
             if run.finished:
                 runs.keep(run, out / "runs")
-    drawn = drawings.draw_all(own, published, c.scale, out / "figures" / c.scale, c.figures)
-    way = Path(os.path.relpath(paper.paper_folder(), out)).as_posix() + "/"
-    text = markdown.markdown(c, command, way, {path.stem for path in drawn})
-    (out / f"{c.scale}.md").write_text(text)
+    drawn = drawings.draw_all(of_scale, published, c.scale, out / "figures" / c.scale, c.figures)
+    numbers = Path(os.path.relpath(paper.paper_folder(), out)).as_posix() + "/"
+    notes = out / f"{c.scale}-notes.md"
+    by_hand = notes.read_text(encoding="utf-8") if notes.is_file() else ""
+    text = markdown.markdown(c, command, numbers, {path.stem for path in drawn}, by_hand)
+    (out / f"{c.scale}.md").write_text(text, encoding="utf-8")
     csv_files.write_csv(c, out / f"{c.scale}.csv")
     csv_files.write_claims_csv(c, out / f"{c.scale}-claims.csv")
     csv_files.write_checks_csv(c, out / f"{c.scale}-checks.csv")
     written = [f"{c.scale}.md", f"figures/{c.scale}/"]
     if not options.no_page:
-        (out / f"{c.scale}.html").write_text(page.page(c, own, published, command), encoding="utf-8")
-        written.insert(0, f"{c.scale}.html")
+        (out / f"{c.scale}.html").write_text(page.page(c, of_scale, published), encoding="utf-8")
+        written.append(f"{c.scale}.html")
     print(f"{c.scale}: wrote {', '.join(str(out / name) for name in written)}")
     for line in c.missing:
         print(f"  missing: {line}")
@@ -178,5 +168,26 @@ def write(
         print(f"  {note}")
 
 
+def draw_studies(studied: Mapping[str, Sequence[RecordedRun]], options: argparse.Namespace, command: str) -> None:
+    """A study of each scale whose runs differ in the options."""
+    from batch_renorm.errors import UserError
+    from batch_renorm.showing.study import write_study
+
+    heading = options.title or f"Accuracy over {' and '.join(options.study)}"
+    experiments = [name for names in options.figure for name in names]
+    errors = []
+    for scale, of_scale in studied.items():
+        try:
+            lines = study.study(of_scale, options.study, expected, experiments)
+        except UserError as error:
+            errors.append(error)
+            continue
+        path = options.out / "study" / f"{scale}-{'-'.join(map(as_name, options.study))}"
+        print(*write_study(lines, options.study, heading, path, command), sep="\n")
+    if len(errors) == len(studied):
+        raise errors[0]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    with explained():
+        sys.exit(main(sys.argv[1:]))

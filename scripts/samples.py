@@ -17,8 +17,9 @@ from torch import Tensor
 
 from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.errors import UserError
-from batch_renorm.running.build import construct, target
-from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
+from batch_renorm.running.cli import CONFIGS, explained
+from batch_renorm.running.overrides import as_hydra_reads
+from batch_renorm.running.schema import arguments_of_target, target
 
 ROWS, COLUMNS, GAP = 6, 8, 4
 
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", as_hydra_reads(options.overrides)), resolve=True)
     assert isinstance(config, dict)
-    source: Source = construct(target(config["data"]), config, "data")  # type: ignore[arg-type]
+    source: Source = target(config["data"], "data")(**arguments_of_target(config["data"], "data"))
     page(source, config["seed"]).save(options.out)
     print(options.out)
 

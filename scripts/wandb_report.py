@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 from batch_renorm.reporting import paper
 from batch_renorm.showing import dashboard, references
@@ -37,24 +38,21 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run:
         path = options.out / "wandb.json"
         spec = dashboard.specification(options.entity or "ENTITY", options.project, options.scale, published)
-        path.write_text(json.dumps(spec, indent=1) + "\n")
-        blocks, metrics = spec["report"]["spec"]["blocks"], dashboard.metrics_named(spec)
-        print(f"wrote {path}: a report of {len(blocks)} blocks and a view, drawing {len(metrics)} metrics")
-        return 0
-    if options.offline:
-        logged = references.log_references(published, options.project, options.entity, "offline", options.out)
-        there = len(paper.EXPERIMENTS) - len(logged)
-        print(f"{len(logged)} reference runs logged, {there} were there; upload them once:")
-        print(f"  wandb sync {options.out}/wandb/offline-run-*")
+        path.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {path}: a report of {len(spec['report']['spec']['blocks'])} blocks and a view")
         return 0
 
     import wandb
 
+    mode: Literal["offline", "online"] = "offline" if options.offline else "online"
     try:
-        entity = options.entity or wandb.Api().default_entity or ""
-        logged = references.log_references(published, options.project, entity, "online", options.out)
+        entity = options.entity if options.offline else options.entity or wandb.Api().default_entity or ""
+        logged = references.log_references(published, options.project, entity, mode, options.out)
         print(f"{len(logged)} reference runs logged, {len(paper.EXPERIMENTS) - len(logged)} were there")
-        print(*dashboard.publish(entity, options.project, options.scale, published), sep="\n")
+        if options.offline:
+            print(f"upload them once: wandb sync {options.out}/wandb/offline-run-*")
+        else:
+            print(*dashboard.publish(entity, options.project, options.scale, published), sep="\n")
     except (wandb.Error, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}; --dry-run and --offline need no network", file=sys.stderr)
         return 2

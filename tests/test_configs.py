@@ -1,5 +1,6 @@
 """Every experiment at every scale composes; options are all read, and wrong ones explained."""
 
+import errno
 import sys
 
 import pytest
@@ -7,9 +8,14 @@ import torch
 import yaml
 
 import train
+from batch_renorm.errors import TransientReadError, UserError
+from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.norm.layers import layers_of
+from batch_renorm.records.config import flat_options
 from batch_renorm.reporting import paper
 from batch_renorm.running.build import build
+from batch_renorm.running.cli import composition
+from batch_renorm.running.schema import read
 from tests.conftest import ROOT, TINY
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -26,7 +32,13 @@ PAPER = {  # facts of sections 4.1 to 4.3: norm, images per label, group
 }
 
 
-OURS = {"iid_groupnorm": "iid", "micro4_groupnorm": "micro4", "noniid_groupnorm": "pairs"}  # and their minibatches
+OURS = {  # norm and minibatch
+    "iid_groupnorm": ("groupnorm", "iid"),
+    "micro4_groupnorm": ("groupnorm", "micro4"),
+    "noniid_groupnorm": ("groupnorm", "pairs"),
+    "micro4_frozen": ("frozen", "micro4"),
+    "noniid_frozen": ("frozen", "pairs"),
+}
 
 
 def test_the_papers_seven_experiments_and_ours():
@@ -39,14 +51,15 @@ def test_the_papers_seven_experiments_and_ours():
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_differ_in_norm_and_regime_alone(compose, experiment, scale):
-    options = [f"scale={scale}", *(["data.root=/data"] if scale == "imagenet" else [])]
+    root = "/data" if scale == "imagenet" else "/data/tiny-imagenet-200"
+    options = [f"scale={scale}", *([f"data.root={root}"] if "imagenet" in scale else [])]
     config, base = compose(f"experiment={experiment}", *options), compose("experiment=iid_batchnorm", *options)
     norm, minibatch = config["norm"], config["minibatch"]
     if scale == "imagenet":
         if experiment in PAPER:
             assert (norm["name"], minibatch["images_per_label"], minibatch["group"]) == PAPER[experiment]
         else:
-            assert (norm["name"], minibatch["name"]) == ("groupnorm", OURS[experiment])
+            assert (norm["name"], minibatch["name"]) == OURS[experiment]
     assert config["folder"] == f"runs/{scale}/{experiment}/seed0"
     for section in config.keys() - {"norm", "minibatch", "experiment", "folder"}:
         assert config[section] == base[section], section
@@ -62,12 +75,13 @@ def test_imagenet_is_the_papers_setting(compose):
     optim = config["optim"]
     assert (optim["lr"], optim["lr_decay"], optim["lr_decay_steps"]) == (0.045, 0.94, 1601)
     assert (optim["decay"], optim["momentum"], optim["eps"], optim["clip_norm"]) == (0.9, 0.9, 1.0, 2.0)
-    assert (optim["label_smoothing"], optim["aux_weight"], optim["weight_decay"]) == (0.1, 0.4, 4e-5)
+    assert (optim["weight_decay"], config["loss"]) == (4e-5, {"label_smoothing": 0.1, "aux_weight": 0.4})
     assert config["average"]["decay"] == 0.9999
     assert (config["norm"]["eps"], config["norm"]["alpha"]) == (1e-3, 0.01)
     assert (config["evaluation"]["labels_per_minibatch"], config["evaluation"]["images_per_label"]) == (25, 2)
     assert config["model"] == {
         "_target_": "batch_renorm.models.timm_models.create", "name": "inception_v3", "aux_logits": True,
+        "drop_rate": 0.2,  # TF-slim's Inception-v3, on which the paper builds, keeps 0.8
     }  # fmt: skip
 
 
@@ -127,7 +141,7 @@ def test_groupnorm_takes_the_place_of_every_norm_and_wrong_options_of_it_are_nam
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
     with pytest.raises(ValueError, match=r"nothing reads the option norm\.gruops"):
         build(config | {"norm": config["norm"] | {"gruops": 4}})
-    with pytest.raises(ValueError, match="channels_per_group must be at least 1"):
+    with pytest.raises(ValueError, match=r"norm\.channels_per_group must be greater than 0, got 0"):
         build(config | {"norm": config["norm"] | {"channels_per_group": 0}})
 
 
@@ -136,11 +150,6 @@ def test_groupnorm_sees_no_group(compose):
     model = build(compose("experiment=noniid_groupnorm", *TINY)).training.model.train()
     images = torch.randn(6, 1, 16, 16)
     torch.testing.assert_close(model(images)[:2], model(images[:2]), rtol=1e-4, atol=1e-5)
-
-
-def leaves(config, prefix=()):
-    for key, value in config.items():
-        yield from leaves(value, (*prefix, key)) if isinstance(value, dict) else [(*prefix, key)]
 
 
 def test_no_option_is_ignored(compose):
@@ -152,7 +161,7 @@ def test_no_option_is_ignored(compose):
         wrong = config | {section: config[section] | {"no_such_thing": 1}}
         with pytest.raises(ValueError, match=f"nothing reads the option {section}.no_such_thing"):
             build(wrong)
-    with pytest.raises(ValueError, match="nothing reads the option 'sized'; did you mean size"):
+    with pytest.raises(ValueError, match="nothing reads the option sized; did you mean size"):
         build(config | {"sized": 1})
 
 
@@ -202,32 +211,170 @@ def complaint(monkeypatch, capsys, tmp_path):
         (["ramp.start=100", "ramp.rmax_end=50"], "100"),
         (["trainer.devices=9", "size.workers=2"], "9 ranks but only 2 workers"),
         (["folder=/proc/none"], "cannot write the run folder /proc/none"),
-        (["seed=-1"], "seed must be a whole number"),
-        (["optim.lr=fast"], "optim.lr must be float, got 'fast'"),
+        (["seed=-1"], "seed must be greater than or equal to 0, got -1"),
+        (["optim.lr=fast"], "optim.lr must be a number, got 'fast'"),
         (["+logger.online=1"], "nothing reads the option logger.online"),
-        (["logger=offline", "logger.wandb.mode=on"], "logger.wandb.mode must be"),
+        (["logger=offline", "logger.wandb.mode=on"], "logger.wandb.mode must be 'offline' or 'online', got 'on'"),
+        (["logger=offline", "logger.wandb.tags=mine"], "logger.wandb.tags must be a list, got 'mine'"),
+        (["fresh=no"], "fresh must be true or false, got 'no'"),
+        (["debug=maybe"], "debug must be true or false, got 'maybe'"),
+        (["seed=${oc.decode:'1.5'}"], "seed must be a whole number, got 1.5"),
+        (["seed=${oc.env:SEED}"], "got '3', which is text; a number from the environment is seed=${oc.decode:"),
+        (["experiment=${oc.decode:a/b}"], "no experiment=${oc.decode:a/b}"),
+        (["trainer.precision=16"], "trainer.precision must be 'auto', 32 or 'bf16', got 16"),
+        (["trainer.compile=yes"], "trainer.compile must be true or false or 'auto',"),
+        (
+            ["optim._target_=torch.optim.Nothing"],
+            "optim._target_='torch.optim.Nothing' cannot be used",
+        ),
+        (["minibatch=halves", "size.minibatch=7"], "size.minibatch must be even"),
         (["size.steps=soon"], "size.steps"),
         (["scale=imagenet"], "data.root"),
     ],
 )
-def test_wrong_commands_get_one_clear_line(complaint, arguments, answer):
+def test_wrong_commands_get_one_clear_line(complaint, monkeypatch, arguments, answer):
+    monkeypatch.setenv("SEED", "3")
     line = complaint(*(["logger=csv", "data.labels=40"] if "scale=imagenet" not in arguments else []), *arguments)
     assert line.startswith("error: ")
     assert answer in line
 
 
+CHOICES = {  # of each group's files, those whose options differ
+    "norm": ["renorm", "batchnorm", "groupnorm"], "minibatch": ["pairs", "halves", "micro4", "iid"],
+    "ramp": ["paper", "none"], "optim": ["rmsprop"], "trainer": ["auto"], "logger": ["offline", "csv"],
+    "model": ["glyph_inception", "inception_v3", "timm"], "data": ["glyphs", "imagenet", "folder", "cifar100"],
+    "scale": ["glyphs", "imagenet"], "experiment": ["noniid_renorm"],
+}  # fmt: skip
+ODD = [0, -1, float("nan"), float("inf"), "text", "", None, [1], True, 10**30]
+
+
+@pytest.mark.parametrize("group", CHOICES)
+def test_any_value_of_any_option_is_allowed_or_refused_in_a_line_that_names_it(group):
+    """Before anything is made: nothing but the config is touched, and no value ends in a traceback."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tried = refused = 0
+    for choice in CHOICES[group]:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            config = compose("train", [f"{group}={choice}"])
+        options = flat_options(OmegaConf.to_container(config))
+        for name in [name for name, _ in options if name.startswith(f"{group}.") or group in ("scale", "experiment")]:
+            before = OmegaConf.to_container(config)
+            for value in ODD:
+                OmegaConf.update(config, name, value, force_add=True)
+                tried += 1
+                try:
+                    read(OmegaConf.to_container(config, resolve=True))
+                except (UserError, OmegaConfBaseException) as error:
+                    line = composition(error)
+                    assert name in line, (name, value, line)
+                    assert "\n" not in line
+                    refused += 1
+            config = OmegaConf.create(before)
+        if group in ("scale", "experiment"):
+            break
+    assert tried / 3 < refused < tried or group == "experiment"
+
+
 def test_a_sweeps_job_leaves_the_error_to_the_command_that_waits_for_it(monkeypatch, capsys):
     """In a job of submitit's an exit would be the end without a reason; the exception travels."""
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    with pytest.raises(ValueError, match="a bad option"), train.explained():
-        raise ValueError("a bad option")
+    with pytest.raises(UserError, match="a bad option"), train.explained():
+        raise UserError("a bad option")
     assert capsys.readouterr().err == "error: a bad option\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("a bad option"), 2, "error: a bad option"),
+        (TransientReadError("/a: Input/output error"), 75, "error: /a: Input/output error; this may pass"),
+        (OSError(errno.ESTALE, "Stale file handle", "/data/a"), 75, "error: /data/a: Stale file handle; this may pass"),
+        (OSError(errno.EACCES, "Permission denied", "/a"), 2, "error: cannot read or write /a: Permission denied"),
+        (OSError(errno.EBADF, "Bad file descriptor", "/a"), None, ""),
+        (ValueError("a bug of any library"), None, ""),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_a_bug_has_its_traceback(capsys, error, status, line):
+    with pytest.raises(SystemExit if status else type(error)) as stopped, train.explained():
+        raise error
+    assert getattr(stopped.value, "code", None) == status
+    assert capsys.readouterr().err.startswith(line)
+
+
+def plain(channels):
+    return torch.nn.BatchNorm2d(channels)
+
+
+def with_averages(channels):
+    return torch.nn.InstanceNorm2d(channels, track_running_stats=True)
+
+
+class OfThePass(torch.nn.Module):
+    """Batchnorm written by hand."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x):
+        return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
+
+
+def in_groups(channels: int, group_size: int, eps: float):
+    return BatchRenorm2d(channels, eps=eps, group_size=group_size)
+
+
+@pytest.mark.parametrize("norm", ["plain", "with_averages", "OfThePass"])
+def test_a_norm_that_sees_whole_passes_is_refused(compose, norm):
+    """Its statistics would depend on the numbers of passes and ranks, and minibatch.group would have no effect."""
+    config = compose("minibatch=micro4", *TINY) | {"norm": {"_target_": f"tests.test_configs.{norm}", "name": "mine"}}
+    with pytest.raises(UserError, match=r"norm=mine: .* and not with its group .* make it from BatchRenorm2d"):
+        build(config)
+
+
+def test_a_norm_of_ones_own_gets_the_group_and_follows_the_ramp(compose):
+    config = compose("minibatch=micro4", *TINY)
+    own = {"_target_": "tests.test_configs.in_groups", "name": "mine", "eps": 1e-3}
+    training = build(config | {"norm": own}).training
+    assert {layer.group_size for layer in layers_of(training.model).values()} == {4}
+    assert training.limits(10**6) == (3.0, 5.0)
+    with pytest.raises(UserError, match=r"norm\.eps must be a number, got 'small'"):
+        build(config | {"norm": own | {"eps": "small"}})
+    with pytest.raises(UserError, match="norm: eps must be positive"):  # the layer's own ValueError
+        build(config | {"norm": own | {"eps": -1.0}})
+
+
+def test_a_torch_optimiser_is_one_file(compose):
+    """Its options are checked by its signature, and by itself; weight decay is of the weights alone."""
+    shared = {"lr": 1e-3, "lr_decay": 1.0, "lr_decay_steps": 1, "weight_decay": 0.05, "clip_norm": float("inf")}
+    adamw = {"_target_": "torch.optim.AdamW", "betas": [0.9, 0.98], **shared}
+    config = compose(*TINY)
+    training = build(config | {"optim": adamw}).training
+    optimizer = training.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.98)
+    for option, value, message in (
+        ("beta", 1, "nothing reads the option optim.beta; did you mean betas"),
+        ("betas", [0.9], r"optim\.betas must be a longer list, got \[0.9\]"),
+        ("betas", [0.9, 1.5], "optim: Invalid beta parameter"),
+        ("clip_norm", 0, r"optim\.clip_norm must be greater than 0, got 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(config | {"optim": adamw | {option: value}})
+
+
+def test_no_bound_is_a_fair_wish(compose):
+    ramp = build(compose("ramp.rmax=inf", "ramp.dmax=inf", "ramp.start=2", *TINY, "size.steps=100")).training.ramp
+    assert (ramp(2), ramp(10**6)) == ((1.0, 0.0), (float("inf"), float("inf")))
 
 
 def test_configs_are_sorted_by_axis():
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
     assert groups == {
-        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger", "hydra",
+        "experiment", "scale", "norm", "minibatch", "ramp", "model", "data", "optim", "trainer", "logger",
     }  # fmt: skip
     for path in (ROOT / "configs/experiment").glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["experiment"] == path.stem

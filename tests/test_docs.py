@@ -1,11 +1,8 @@
 """Commands and links of the pages name scripts, options and files that exist."""
 
-import importlib.util
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -58,7 +55,7 @@ def test_experiments_of_ones_own(tmp_path, monkeypatch):
     text = (ROOT / OWN).read_text()
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     files = re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", text, re.DOTALL)
-    assert len(files) == len(re.findall(r"```(?:yaml|python)\n", text)) == 6
+    assert len(files) == len(re.findall(r"```(?:yaml|python)\n", text)) == 7
     for name, content in files:
         assert not (tmp_path / name).exists()
         (tmp_path / name).write_text(content)
@@ -69,14 +66,11 @@ def test_experiments_of_ones_own(tmp_path, monkeypatch):
             assert (ROOT / script).exists()
             options = [word for word in words if "=" in word and not word.startswith("experiment=noniid_renorm,")]
             options = [word for word in options if not word.startswith("seed=0,")]
-            config = compose("train", options, return_hydra_config="hydra/sweeper=search" in options)
+            config = compose("train", options)
             composed.append((options, config))
         assert len(composed) >= 10
         for options, config in composed:
-            if "hydra/sweeper=search" in options:
-                searched = config.hydra.sweeper.params
-                assert all(OmegaConf.select(config, name) is not None for name in searched)
-            elif "scale=imagenet" not in options:
+            if "scale=imagenet" not in options:
                 run = build(OmegaConf.to_container(config, resolve=True))
                 if "norm=layernorm" in options:
                     assert not run.evaluation.groups
@@ -84,12 +78,3 @@ def test_experiments_of_ones_own(tmp_path, monkeypatch):
                     assert type(run.training.model).__name__ == "Small"
                 if "minibatch=fours" in options:
                     assert run.evaluation.trained == (4, 4)
-
-
-def test_a_search_without_its_plugin_says_what_to_install():
-    if importlib.util.find_spec("optuna") is not None:
-        pytest.skip("it is installed")
-    command = [sys.executable, "train.py", "-m", "hydra/sweeper=search", "debug=true"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    cure = "pip install hydra-optuna-sweeper"
-    assert (done.returncode, done.stderr) == (2, f"error: hydra/sweeper=search needs hydra-optuna-sweeper: {cure}\n")

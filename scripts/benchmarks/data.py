@@ -1,22 +1,20 @@
 """Preparing 32 training images, from reading to resized uint8, as a ratio to torchvision's reference recipe."""
 
 import io
-import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import transforms
 
-from batch_renorm.data import regions, strips
-from batch_renorm.data.images import Crop, Images
+from batch_renorm.data.files import is_image
+from batch_renorm.data.images import Images
 from batch_renorm.data.loaders import Draw
-from batch_renorm.data.sources import find, images_below
+from batch_renorm.data.sources import find
 from batch_renorm.data.store import prepare
 from batch_renorm.errors import UserError
 from benchmarks.measure import cell, interleaved, ratios, spread, table
@@ -37,8 +35,6 @@ def run(args: Namespace) -> dict:
         about = write(photographs(args.images) if args.images else made(args.count), root / "set", args.count)
         about["what"] = f"from {args.images.name}" if args.images else "made with a 1/f spectrum"
         prepare(find(root / "set"), root / "store", 8192, 1, lambda images: None)
-        if shutil.which(strips.PROGRAM):
-            prepare(find(root / "set"), root / "strips", 8192, 1, lambda images: None, in_strips=True)
         seconds = measure(root, args)
     images = about["images"]
     rates = {name: spread([images / value for value in values]) for name, values in seconds.items()}
@@ -49,8 +45,7 @@ def run(args: Namespace) -> dict:
     )
     body = [[name, cell(rates[name]), f"{speeds[name]:.2f}"] for name in seconds]
     table(title, ["", "images/s on one core", "times the recipe"], body)
-    version = getattr(regions.codec(), "__version__", None)
-    return {"files": about, "nvimgcodec": version, "images_per_second": rates, "times_the_recipe": speeds}
+    return {"files": about, "images_per_second": rates, "times_the_recipe": speeds}
 
 
 def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
@@ -64,7 +59,6 @@ def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
     )
     files, count = folders.files["train"], len(folders.labels("train"))
     names = [files.name(index) for index in range(count)]
-    encoded = [files.read(index) for index in range(count)]
     minibatches = [np.arange(start, min(start + MINIBATCH, count)) for start in range(0, count, MINIBATCH)]
 
     def reference() -> None:
@@ -79,35 +73,8 @@ def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
         for step, indices in enumerate(minibatches):
             source.fetch("train", indices, Draw(0, step, 0))
 
-    def decoding(part: Callable[[bytes, Crop], np.ndarray], images: list[bytes]) -> None:
-        for index, data in enumerate(images):
-            part(data, Crop(Draw(0, index // MINIBATCH, 0), index % MINIBATCH))
-
-    runs = {
-        REFERENCE: reference,
-        "from folders": lambda: without_codec(lambda: ours(folders)),
-        "from a store": lambda: without_codec(lambda: ours(store)),
-        "decoding alone": lambda: decoding(regions.part_of_whole, encoded),
-    }
-    if regions.codec() is not None:
-        runs |= {
-            "from a store, with nvImageCodec": lambda: ours(store),
-            "decoding alone, with nvImageCodec": lambda: decoding(regions.decode_part, encoded),
-        }
-    if (root / "strips").exists():
-        cut = Images(str(root / "strips"), 299)
-        in_strips = [cut.files["train"].read(index) for index in range(count)]
-        runs |= {
-            "from a store in strips": lambda: ours(cut),
-            "decoding alone, in strips": lambda: decoding(regions.decode_part, in_strips),
-        }
+    runs = {REFERENCE: reference, "from folders": lambda: ours(folders), "from a store": lambda: ours(store)}
     return interleaved(runs, args)
-
-
-def without_codec(run: Callable[[], None]) -> None:
-    """As on a machine that has no nvImageCodec."""
-    with mock.patch.object(regions, "codec", return_value=None):
-        run()
 
 
 def write(pictures: Iterator[bytes], root: Path, count: int) -> dict:
@@ -127,8 +94,8 @@ def write(pictures: Iterator[bytes], root: Path, count: int) -> dict:
 
 
 def photographs(folder: Path) -> Iterator[bytes]:
-    for name in sorted(images_below(folder)):
-        yield (folder / name).read_bytes()
+    for path in sorted(path for path in folder.rglob("*") if is_image(path.name)):
+        yield path.read_bytes()
 
 
 def made(count: int) -> Iterator[bytes]:

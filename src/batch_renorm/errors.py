@@ -1,4 +1,8 @@
-"""The error for what a user can mend; every other exception is a bug or the machine's."""
+"""Errors that are no bugs. The commands print them in one line; every other exception has a traceback and status 1."""
+
+import os
+import signal
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -9,5 +13,52 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        last = message.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
+        super().__init__(last_line(type(self), message))
+
+
+class TransientReadError(OSError):
+    """A read that failed several times for a reason that may pass (EIO, ESTALE, ETIMEDOUT).
+
+    The commands end with status 75, sysexits' "temporary failure: run me again".
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(last_line(type(self), message))
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or the gradient became NaN or infinite; status 2."""
+
+
+class DiskFullError(RuntimeError):
+    """The disk is too full for a file of the run; status 2."""
+
+    def __init__(self, path: Path, missing: int) -> None:
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        super().__init__(
+            f"the disk is full: {path} needs {missing:,} bytes more.{last_checkpoint(folder)} Make room, and the same "
+            "command goes on from there"
+        )
+
+
+class Stopped(RuntimeError):
+    """A signal stopped the run, which has written a checkpoint; `status` is the program's exit status.
+
+    130 after Ctrl-C, as in a shell; otherwise 75, sysexits' "temporary failure: run me again".
+    """
+
+    def __init__(self, cause: signal.Signals, step: int, steps: int) -> None:
+        super().__init__(
+            f"stopped by {cause.name} after step {step:,} of {steps:,}; the same command goes on from there"
+        )
+        self.status = 130 if cause is signal.SIGINT else os.EX_TEMPFAIL
+
+
+def last_line(error: type[Exception], message: str) -> str:
+    return message.strip().splitlines()[-1].removeprefix(f"{error.__module__}.{error.__qualname__}: ")
+
+
+def last_checkpoint(folder: Path) -> str:
+    """A sentence that names a run folder's last checkpoint; empty if it has none."""
+    checkpoints = sorted((folder / "checkpoints").glob("step*.ckpt"))
+    return f" The last checkpoint is good: {checkpoints[-1].name}." if checkpoints else ""

@@ -16,6 +16,7 @@ from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.images import Images, with_replacements
 from batch_renorm.data.loaders import Division, Draw, TrainingPasses, training_loader
 from batch_renorm.data.minibatches import LabelsTimesImages
+from batch_renorm.errors import UserError
 from tests.data.imagenet_files import cut_in_half, encoded, write_folders
 
 CPU = torch.device("cpu")
@@ -187,13 +188,50 @@ def test_a_file_that_is_gone_is_named(folders, tmp_path):
         ({"classes": 1000}, r"has 4 classes, not 1,000 \(data.classes\)"),
         ({"train_images": 1281167}, r"has 12 training images, not 1,281,167 \(data.train_images\)"),
         ({"val_images": 50000}, "for another data set say data=folder"),
-        ({"decode": "device", "on_error": "skip"}, "data.on_error=skip needs data.decode=cpu"),
         ({"size": 0}, "data.size must be at least 1"),
     ],
 )
 def test_a_data_set_that_is_not_the_one_asked_for_is_refused(folders, options, answer):
     with pytest.raises(ValueError, match=answer):
         Images(str(folders), **({"size": 32} | options))
+
+
+def test_a_part_of_the_labels_has_their_images_alone(folders, written, tmp_path):
+    """ImageNet-100 is the first 100 classes, or a list of 100."""
+    (tmp_path / "list.txt").write_text("n03000684 chain saw\n\nn02123045\n")
+    for kind, root in (("folders", folders), *written.items()):
+        if kind == "parquet":
+            continue
+        whole, names = Images(str(root), 32), str(tmp_path / "list.txt")
+        for chosen, taken in ((2, [0, 1]), *(((names, [1, 2]),) if kind != "arrow" else ())):
+            part = Images(str(root), 32, classes=4, train_images=12, val_images=8, labels=chosen)
+            assert part.classes == 2
+            for split in ("train", "val"):
+                rows = np.flatnonzero(np.isin(whole.labels(split), taken))
+                assert part.labels(split).tolist() == [taken.index(label) for label in whole.labels(split)[rows]]
+                for index, row in enumerate(rows.tolist()):
+                    assert part.files[split].read(index) == whole.files[split].read(row)
+                    assert part.files[split].name(index) == whole.files[split].name(row)
+            assert torch.equal(batch(part, [4], Draw(0, 1, 2)), batch(whole, [3 * taken[1] + 1], Draw(0, 1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "content", "answer"),
+    [
+        (0, None, "data.labels=0 must be at least 1 and at most 4"),
+        (5, None, "data.labels=5 must be at least 1 and at most 4"),
+        ("nowhere.txt", None, "cannot read .*nowhere.txt: No such file or directory; it must have the name"),
+        ("list.txt", b"", "list.txt names no class"),
+        ("list.txt", b"n02123045\nn99999999\n", "list.txt names the class 'n99999999', which the data set"),
+        ("list.txt", b"\xff\xfen\x00\x00", "list.txt is not a list of classes, in UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_not_there_is_named(folders, tmp_path, labels, content, answer):
+    if content is not None:
+        (tmp_path / labels).write_bytes(content)
+    with pytest.raises(UserError, match=answer) as error:
+        Images(str(folders), 32, labels=labels if isinstance(labels, int) else str(tmp_path / labels))
+    assert "\n" not in str(error.value)
 
 
 def test_files_to_prepare_from_are_not_trained_on(written):

@@ -34,18 +34,22 @@ def source(folders, monkeypatch):
 
 @pytest.mark.parametrize(("room", "first", "again"), [(None, 10, 0), (0, 16, 16), (4, 13, 9), (9, 10, 1)])
 @pytest.mark.parametrize("processes", [0, 2])
-def test_images_are_those_of_the_source_in_every_visit(source, room, first, again, processes, loader_processes):
+def test_images_are_those_of_the_source_in_every_visit(
+    source, room, first, again, processes, loader_processes, monkeypatch
+):
     """`again` are prepared at every later evaluation: what there is no room for, once for each visit."""
     room = None if room is None else room * source.image_bytes + 5
-    kept = KeptImages(source, processes, room)
+    kept, asked = KeptImages(source, processes, room), []
+    load = kept._load
+    monkeypatch.setattr(kept, "_load", lambda visits: (asked.extend(visits), load(visits))[1])
     expected = [(source.fetch(split, i, None).pixels, source.labels(split)[i].tolist()) for split, i in VISITS]
     for prepared in (first, first + again):
         for (got, labels), (wanted, theirs) in zip(pixels(kept), expected, strict=True):
             assert torch.equal(got, wanted)
             assert labels == theirs
-        assert kept.prepared == prepared
-    if kept.pixels is not None:
-        assert room is None or kept.pixels.nbytes <= room
+        assert sum(len(indices) for _, indices in asked) == prepared
+    if kept.kept is not None:
+        assert room is None or kept.kept.nbytes <= room
     assert len(loader_processes()) == (processes if again else 0)  # nothing left to prepare: no processes
     other = [("train", np.array([0, 1, 2]))]
     assert torch.equal(pixels(kept, other)[0][0], source.fetch("train", np.arange(3), None).pixels)
@@ -78,4 +82,4 @@ def test_images_made_on_the_device_are_not_kept(glyph_options):
     (fetched, labels), _ = kept.visit([("val", np.array([4, 2])), ("val", np.array([1]))])
     assert torch.equal(fetched, source.fetch("val", np.array([4, 2])))
     assert labels.tolist() == source.labels("val")[[4, 2]].tolist()
-    assert kept.pixels is None
+    assert kept.kept is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batch_renorm.data.staging import on_this_node
+from batch_renorm.data.sources import on_this_node
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import yaml
 from batch_renorm.reporting import paper
 
 
-def write_run(root, experiment, seed, curves, *, scale="glyphs", steps=3000, step=None, state="finished"):
-    """curves: metric -> [(step, value), ...]"""
+def write_run(root, experiment, seed, curves, *, scale="glyphs", steps=3000, step=None, state="finished", config=None):
+    """curves: metric -> [(step, value), ...]; config: more of it."""
     folder = Path(root) / scale / experiment / f"seed{seed}"
     folder.mkdir(parents=True)
-    config = {"scale": scale, "experiment": experiment, "seed": seed, "steps": steps, "norm": {"alpha": 0.02}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    config = {"scale": scale, "experiment": experiment, "seed": seed, "norm": {"alpha": 0.02}, **(config or {})}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     lines = [(s, m, v) for m, points in curves.items() for s, v in points]
     lines.sort(key=lambda line: line[0])
     text = "".join(f"{s},{m},{v}\n" for s, m, v in lines)

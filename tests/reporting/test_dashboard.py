@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from wandb_workspaces.reports.v2 import Report
+from wandb_workspaces.reports.v2.internal import ReportViewspec
 
 from batch_renorm.reporting import paper
 from batch_renorm.showing import dashboard
@@ -35,6 +37,17 @@ def logged(folder):
     return found
 
 
+def metrics_named(specification):
+    """Every metric on the axes of a specification's panels."""
+    if isinstance(specification, list):
+        return {name for value in specification for name in metrics_named(value)}
+    if not isinstance(specification, dict):
+        return set()
+    config = specification.get("config", {}) if "viewType" in specification else {}
+    names = {*config.get("metrics", []), *([config["xAxis"]] if "xAxis" in config else [])}
+    return names.union(*map(metrics_named, specification.values()))
+
+
 def run_sets(spec):
     """run set -> the tags that it asks for, of every panel grid."""
     grids = [block["metadata"] for block in spec["report"]["spec"]["blocks"] if block["type"] == "panel-grid"]
@@ -49,7 +62,7 @@ def test_a_dry_run_names_what_training_logs(command, train_command, tmp_path, ca
         assert command(["--dry-run", "--scale", scale, "--out", str(tmp_path), "--entity", "me"]) == 0
         assert "wandb.json" in capsys.readouterr().out
         spec = json.loads((tmp_path / "wandb.json").read_text())
-        named = dashboard.metrics_named(spec)
+        named = metrics_named(spec)
         assert named >= {"val_top1", "train_top1", "val_top1_batch_statistics", "activation_distance", "r_clipped"}
         assert named <= {name for row in rows for name in row}
         assert "_step" in named
@@ -95,7 +108,15 @@ def test_reference_runs_hold_the_published_curves_and_are_logged_once(command, p
         told = {row["_step"]: row[metric] for row in rows if metric in row}
         np.testing.assert_allclose(list(told), np.round(steps))
         np.testing.assert_allclose(list(told.values()), values)
-    assert {r["id"] for r in dashboard.specification("e", "p", "glyphs", published)["references"]} == set(found)
+    spec = dashboard.specification("e", "p", "glyphs", published)
+    assert {r["id"] for r in spec["references"]} == set(found)
+    # What is published can be read again by the library that made it.
+    made = dashboard.report("e", "p", "glyphs", published)._to_model()
+    again = ReportViewspec.model_validate(
+        {**made.model_dump(by_alias=True, mode="json"), "spec": spec["report"]["spec"]}
+    )
+    blocks = Report._from_model(again)._to_model().spec.blocks
+    assert [type(block) for block in blocks] == [type(block) for block in made.spec.blocks]
 
 
 def test_without_an_account_one_line_names_the_cure(command, tmp_path, capsys, monkeypatch):
@@ -173,5 +194,5 @@ for scale in ("glyphs", "glyphs"):
         spec = json.loads(view["spec"])
         expected = dashboard.specification("me", "p", "glyphs", published)
         part = expected["report" if view["type"] == "runs" else "workspace"]
-        assert dashboard.metrics_named(spec) == dashboard.metrics_named(part)
+        assert metrics_named(spec) == metrics_named(part)
         assert view["displayName"] == dashboard.report_title("glyphs")

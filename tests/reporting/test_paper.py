@@ -57,11 +57,6 @@ def test_claims_with_margins(relation, margin, agreeing, contrary):
     assert not any(map(claim.agrees, contrary))
 
 
-def test_an_unknown_relation_is_an_error():
-    with pytest.raises(ValueError, match="'<'"):
-        paper.Claim("", paper.BASELINE, "<", paper.BASELINE).range()
-
-
 def test_outside_a_clone_the_error_names_the_places(monkeypatch, tmp_path):
     monkeypatch.setattr(paper, "__file__", str(tmp_path / "site" / "a" / "b" / "paper.py"))
     monkeypatch.chdir(tmp_path)

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 import torch
 
+from batch_renorm.errors import DiskFullError
 from batch_renorm.running.checkpoints import AtomicCheckpointIO, checkpoints, remove_old, step_of
-from batch_renorm.running.errors import DiskFullError
 from tests.running.checkpoint_files import final_state
 
 

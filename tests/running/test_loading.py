@@ -31,9 +31,9 @@ def run(asked="auto", **source):
 def test_processes_follow_the_cores_of_a_rank(monkeypatch, cores, device, processes):
     monkeypatch.setattr(loading, "cores", lambda world: cores)
     monkeypatch.setattr(loading, "shared_memory_fits", lambda *_: None)
-    found = loading.loading(run(image_bytes=100), ALONE, device, 10)
+    found = loading.loading(run(image_bytes=100, needs_loader_processes=True), ALONE, device, 10)
     assert found == {"processes": processes, "because": f"{cores} cores of this rank"}
-    assert loading.loading(run(), ALONE, device, 10)["processes"] == 0  # nothing to read
+    assert loading.loading(run(needs_loader_processes=False), ALONE, device, 10)["processes"] == 0  # nothing to read
     assert loading.loading(run(7, image_bytes=100), ALONE, device, 10)["processes"] == 7
 
 
@@ -47,7 +47,7 @@ def test_no_more_processes_than_shared_memory_holds(monkeypatch):
     world = World(0, 0, 8, 1, 0, "torchrun")
     for free, processes in ((64 << 20, 0), (16 << 30, 11), (14 << 30, 9), (1 << 40, 11)):
         monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
-        found = loading.loading(run(image_bytes=3 * 299 * 299), world, CUDA, 288)
+        found = loading.loading(run(image_bytes=3 * 299 * 299, needs_loader_processes=True), world, CUDA, 288)
         assert found["processes"] == processes
         assert ("/dev/shm" in found["because"]) == (processes < 11)
 

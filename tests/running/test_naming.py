@@ -16,6 +16,7 @@ from batch_renorm.running.wandb_log import group_of, tags_of
         (["scale=imagenet", "data=folder", "data.root=/data/my cars/"], "my_cars", "imagenet-my_cars"),
         (["scale=imagenet", "data.root=/data/a-tenth", "data.train_images=128116"], "a-tenth", "imagenet-a-tenth"),
         (["data=folder", "data.root=/x/y", "dataset=cars"], "cars", "glyphs-cars"),
+        (["data=folder", "data.root=/x/glyphs"], "glyphs-folder", "glyphs-glyphs-folder"),
         (["debug=true"], "glyphs", "debug/glyphs"),
     ],
 )
@@ -29,6 +30,13 @@ def test_the_data_set_is_in_the_runs_place_group_and_tags(compose, options, data
 
 def test_a_folder_is_named_by_its_last_part():
     assert dataset_of({"_target_": "batch_renorm.data.images.Images", "root": "~/cars"}) == "cars"
+
+
+@pytest.mark.parametrize(
+    ("labels", "dataset"), [(50, "cars-50"), ("lists/fast ones.txt", "cars-fast_ones"), (None, "cars")]
+)
+def test_a_part_of_the_labels_is_another_data_set(labels, dataset):
+    assert dataset_of({"_target_": "batch_renorm.data.images.Images", "root": "~/cars", "labels": labels}) == dataset
 
 
 def test_tags_are_once_each_and_the_users_are_among_them(compose):

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from batch_renorm.errors import UserError
 from batch_renorm.running import curve_logger
 from batch_renorm.running.checkpoints import checkpoints, newest_readable
-from batch_renorm.running.folder import differences, move_aside
+from batch_renorm.running.folder import Folder, check_data, differences, move_aside, prepare_folder
 from tests.conftest import ROOT, TINY
 from tests.running.checkpoint_files import curve, final_state
 
@@ -78,6 +80,20 @@ def test_another_config_in_the_same_folder_is_refused(train_command):
     other = train_command("optim.clip_norm=1", "trainer.log_every=2", check=False)
     assert other.returncode == 2
     assert "another config; it differs in optim.clip_norm." in other.stderr
+
+
+def test_images_may_move_but_not_change(tmp_path):
+    """data.root is where a store is; what it holds is noted, so that a resume does not go on with other images."""
+    old = {"optim": {"lr": 1}, "data": {"root": "/a", "size": 8}, "dataset": "a", "size": {"evaluate_every": 1}}
+    new = old | {"data": {"root": "/b", "size": 8}, "dataset": "b", "size": {"evaluate_every": 2}}
+    assert differences(old, new) == []
+    folder, labels = Folder(tmp_path), {"train": np.arange(6), "val": np.arange(3)}
+    prepare_folder(folder, new)
+    check_data(folder, labels)
+    check_data(folder, {split: of.copy() for split, of in labels.items()})
+    for other in (np.arange(7), np.arange(6)[::-1].copy()):
+        with pytest.raises(UserError, match=r"other images or labels .6 for train and 3 for val."):
+            check_data(folder, labels | {"train": other})
 
 
 def test_every_corrupt_byte_is_found(tmp_path):

@@ -86,7 +86,8 @@ def reference(run):
         for worker in range(5):
             indices = run.regime(config["seed"], step, worker)
             images = run.source.images([run.source.fetch("train", indices)], torch.device("cpu"))
-            losses.append(F.cross_entropy(model(images), labels[indices], label_smoothing=optim["label_smoothing"]))
+            smoothing = config["loss"]["label_smoothing"]
+            losses.append(F.cross_entropy(model(images), labels[indices], label_smoothing=smoothing))
         gradients = torch.autograd.grad(torch.stack(losses).mean(), list(model.parameters()))
         length = torch.stack([g.norm() for g in gradients]).norm()
         rate = optim["lr"] * optim["lr_decay"] ** (step // optim["lr_decay_steps"])

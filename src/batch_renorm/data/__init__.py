@@ -1,1 +1,1 @@
-"""Images and how minibatches are drawn: results depend only on the arguments, never on hidden state."""
+"""Images and how minibatches are drawn: an image and a minibatch depend on their arguments alone."""

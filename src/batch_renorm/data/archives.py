@@ -1,47 +1,43 @@
 """ILSVRC-2012's official archives: a tar of tars for training, a tar of files for validation, and the devkit.
 
-Nothing is unpacked: the headers give the place of every image in its archive, and images are read there.
+Nothing is unpacked: tarfile reads the headers once, and images are read at their places in the archive.
 """
 
-import io
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
-from batch_renorm.data.files import Found, is_image, looks_like, order, stem
-from batch_renorm.data.labels import flat_labels
+from batch_renorm.data.files import is_image, looks_like, order, printable, reading
 from batch_renorm.errors import UserError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+AGAIN = "download it again"
 
 Member = tuple[str, int, int]
 """Name, first byte in the archive, number of bytes."""
 
-COMPRESSED = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-    b"PK": "unzip",
-}
-
 
 class TarFiles:
-    """Images in a tar file, read at their places in it."""
+    """Images in a tar file, read at their places in it.
+
+    Args:
+        labels: (images,) int64, in the order of `members`.
+    """
 
     def __init__(self, archive: Path, labels: np.ndarray, members: list[Member]) -> None:
-        names = pa.array([member[0] for member in members], pa.string())
+        names = pa.array([os.fsencode(name) for name, _, _ in members], pa.binary())
         by_label = order(labels, names)
         self.archive, self.labels, self.names = str(archive), labels[by_label], names.take(pa.array(by_label))
-        self.places = np.array([member[1:] for member in members], dtype=np.int64).reshape(-1, 2)[by_label]
+        self.places = np.array([place for _, *place in members], dtype=np.int64)[by_label]
         self._file: int | None = None
 
     def path(self, index: int) -> str:
-        return self.names[index].as_py()
+        return printable(self.names[index].as_py())
 
     def name(self, index: int) -> str:
         return f"{self.archive}:{self.path(index)}"
@@ -52,136 +48,73 @@ class TarFiles:
         start, size = self.places[index].tolist()
         data = os.pread(self._file, size, start)  # uses no file position, which processes would share
         if len(data) != size:
-            raise OSError(f"the archive ends after {len(data)} of {size} bytes: download it again")
+            raise OSError(f"the archive ends after {len(data)} of {size} bytes: {AGAIN}")
         return data
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_file": None}
 
 
-def find(root: Path) -> Found:
-    """The official archives in a folder, also if repacked as folders of classes.
+def by_class(archive: Path) -> dict[str, list[Member]]:
+    """The images of each class in a tar that has a tar, or a folder, for each class.
 
     Raises:
-        UserError: an archive or the labels of validation images are missing, truncated or something else.
+        UserError: the archive cannot be read, or has something else in it.
     """
-    if not (root / VAL).exists():
-        raise UserError(f"{root} has {TRAIN} but not {VAL}: download it from image-net.org, too")
-    classes, labels, members = train_members(root / TRAIN)
-    val = sorted((member for member in files_in(root / VAL) if is_image(member[0])), key=lambda m: (stem(m[0]), m[0]))
-    if not val:
-        raise UserError(f"{root / VAL} has no images: download it again")
-    splits = {
-        "train": TarFiles(root / TRAIN, labels, members),
-        "val": TarFiles(root / VAL, val_labels([name for name, _, _ in val], classes, root), val),
-    }
-    return Found("archives", classes, dict(splits))
+    result: dict[str, list[Member]] = {}
+    shape = "it should be a tar of n01440764.tar and so on, as image-net.org has it"
+    kinds = set()
+    with reading(archive, "a whole tar file", AGAIN), archive.open("rb") as file:
+        for name, start, size in _members(file, archive, ""):
+            if name.endswith(".tar"):
+                kinds.add("archives of classes")
+                wnid = Path(name).stem
+                if wnid in result:
+                    raise UserError(f"{archive} has the class {wnid} twice: {AGAIN}")
+                inner = [member for member in _members(file, archive, name, start, size) if is_image(member[0])]
+                if not inner:
+                    raise UserError(f"the class {wnid} has no images: {archive}:{name} is empty")
+                result[wnid] = inner
+            elif is_image(name):
+                kinds.add("images in folders")
+                wnid = Path(name).parent.name
+                if not wnid:
+                    raise UserError(f"{archive} has {printable(name)} in no folder of a class: {shape}")
+                result.setdefault(wnid, []).append((name, start, size))
+    if len(kinds) != 1:
+        raise UserError(f"{archive} has {' and '.join(sorted(kinds)) or 'no images'}: {shape}")
+    return result
 
 
-def train_members(archive: Path) -> tuple[list[str], np.ndarray, list[Member]]:
-    """Classes, labels and places of the images in a tar that has a tar, or a folder, for each class."""
-    every = sorted(files_in(archive))
-    inner = [member for member in every if member[0].endswith(".tar")]
-    images = [member for member in every if is_image(member[0])]
-    if bool(inner) == bool(images):
-        what = "both archives of classes and images" if inner else "neither archives nor folders of classes"
-        raise UserError(f"{archive} has {what}: it should be a tar of n01440764.tar and so on, as image-net.org has it")
-    by_class: dict[str, list[Member]] = {}
-    with open(archive, "rb") as file:
-        for name, start, size in inner:
-            wnid = Path(name).stem
-            if wnid in by_class:
-                raise UserError(f"{archive} has the class {wnid} twice: download it again")
-            part = _members(_Part(file, start, size), f"{archive}:{name}")
-            by_class[wnid] = [(inside, start + at, length) for inside, at, length in part if is_image(inside)]
-            if not by_class[wnid]:
-                raise UserError(f"the class {wnid} has no images: {archive}:{name} is empty")
-    for member in images:
-        wnid = Path(member[0]).parent.name
-        if not wnid:
-            raise UserError(f"{archive} has {member[0]} in no folder of a class: pack the folders of classes")
-        by_class.setdefault(wnid, []).append(member)
-    classes = sorted(by_class)
-    labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
-    return classes, labels, [member for name in classes for member in by_class[name]]
-
-
-def val_labels(names: list[str], classes: list[str], root: Path) -> np.ndarray:
-    """Labels from the devkit, from a list, or from the folders of a repacked archive."""
-    folders = [Path(name).parent.name for name in names]
-    position = {name: label for label, name in enumerate(classes)}
-    sorted_out = sum(folder in position for folder in folders)
-    if 0 < sorted_out < len(names):
-        raise UserError(
-            f"{root / VAL} has {sorted_out:,} of {len(names):,} images in folders of classes: all must be, or none"
-        )
-    return np.array([position[f] for f in folders]) if sorted_out else flat_labels(names, classes, [root])
-
-
-def files_in(archive: Path) -> Iterator[Member]:
-    """The files of a tar file.
+def images_in(archive: Path) -> list[Member]:
+    """The images of a tar file.
 
     Raises:
-        UserError: the file cannot be read, is not a tar file, or is truncated.
+        UserError: the archive cannot be read or has no images.
     """
-    try:
-        with open(archive, "rb") as file:
-            yield from _members(file, str(archive))
-    except OSError as error:
-        raise UserError(f"cannot read {archive}: {error.strerror or error}") from error
+    with reading(archive, "a whole tar file", AGAIN), archive.open("rb") as file:
+        images = [member for member in _members(file, archive, "") if is_image(member[0])]
+    if not images:
+        raise UserError(f"{archive} has no images: {AGAIN}")
+    return images
 
 
-def _members(file: io.IOBase, name: str) -> Iterator[Member]:
-    again = "download it again"
-    begin = file.read(8)
-    tool = next((tool for mark, tool in COMPRESSED.items() if begin.startswith(mark)), None)
-    if tool is not None:
-        raise UserError(f"{name} is compressed: unpack it first ({tool}), images are read out of it at any place")
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - tarfile.BLOCKSIZE))
-    if any(file.read(tarfile.BLOCKSIZE)):
-        raise UserError(f"{name} {looks_like(name) or 'is cut off, it has no end mark'}: {again}")
-    file.seek(0)
+def _members(file: IO[bytes], archive: Path, inside: str, start: int = 0, size: int | None = None) -> Iterator[Member]:
+    """The files of a tar file, or of the one named `inside` that begins at byte `start` of it."""
+    name = f"{archive}:{inside}" if inside else str(archive)
+    file.seek(start)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                if member.offset_data + member.size > end:
-                    raise UserError(f"{name} is cut off in {member.name}: {again}")
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                if size is not None and member.offset_data + member.size > start + size:
+                    raise UserError(f"{name} is cut off in {printable(member.name)}: {AGAIN}")
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
                     yield member.name, member.offset_data, member.size
-                archive.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
-            file.seek(archive.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):  # tarfile treats a damaged header as the end
-                raise UserError(f"{name} is damaged at byte {archive.offset:,}: {again}")
-    except UserError:
-        raise
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        reason = looks_like(name) or f"is not a whole tar file ({error})"
-        raise UserError(f"{name} {reason}: {again}") from error
-
-
-class _Part(io.RawIOBase):
-    """A part of an open file, readable as a separate file."""
-
-    def __init__(self, file: io.IOBase, start: int, size: int) -> None:
-        self.file, self.start, self.size, self.place = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
-
-    def readinto(self, buffer) -> int:
-        self.file.seek(self.start + self.place)
-        data = self.file.read(max(0, min(len(buffer), self.size - self.place)))
-        buffer[: len(data)] = data
-        self.place += len(data)
-        return len(data)
+                tar.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes damage for the end
+                raise UserError(f"{name} is cut off or damaged at byte {tar.offset:,}: {AGAIN}")
+    except tarfile.TarError as error:
+        if not inside and not looks_like(archive) and tarfile.is_tarfile(archive):
+            raise UserError(f"{name} is compressed: unpack it first, images are read out of it at any place") from error
+        raise UserError(f"{name} {looks_like(archive) or f'is not a whole tar file ({error})'}: {AGAIN}") from error

@@ -28,16 +28,16 @@ def central_box(width: int, height: int) -> tuple[float, float, float, float]:
     return x, y, width - x, height - y
 
 
-def random_box(numbers: np.random.Generator, width: int, height: int) -> Box:
+def random_box(numbers: np.random.Generator, width: int, height: int, areas: tuple[float, float] = AREAS) -> Box:
     """A random crop as in TensorFlow's sampler; the whole image if no attempt fits.
 
-    The aspect is uniform; then the height is uniform among those with an area of 5% to 100% of the image. A crop of
-    less than 10% covers too little and is drawn again. As in TensorFlow, a crop never touches the right or lower edge
-    unless it is as wide or high as the image.
+    The aspect is uniform; then the height is uniform among those with an area of 5% to 100% of the image, or in
+    `areas`. A crop of less than 10% covers too little and is drawn again. As in TensorFlow, a crop never touches the
+    right or lower edge unless it is as wide or high as the image.
     """
     for _ in range(ATTEMPTS):
         aspect = numbers.uniform(*ASPECTS)
-        size = crop_size(numbers, aspect, width, height)
+        size = crop_size(numbers, aspect, width, height, areas)
         if size is None:
             continue
         w, h = size
@@ -48,12 +48,14 @@ def random_box(numbers: np.random.Generator, width: int, height: int) -> Box:
     return 0, 0, width, height
 
 
-def crop_size(numbers: np.random.Generator, aspect: float, width: int, height: int) -> tuple[int, int] | None:
+def crop_size(
+    numbers: np.random.Generator, aspect: float, width: int, height: int, areas: tuple[float, float] = AREAS
+) -> tuple[int, int] | None:
     """Width and height of a crop with an aspect, its height uniform among those that fit; None if none fits.
 
     Follows GenerateRandomCrop of TensorFlow's sample_distorted_bounding_box_op.cc, including its rounding.
     """
-    smallest, largest = (part * width * height for part in AREAS)
+    smallest, largest = (part * width * height for part in areas)
     low, high = round((smallest / aspect) ** 0.5), round((largest / aspect) ** 0.5)
     if round(high * aspect) > width:
         high = int((width + 0.5 - 1e-7) / aspect)

@@ -11,10 +11,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from batch_renorm.data.scan import MOST_PIXELS
 from batch_renorm.errors import UserError
 
 CMYK = ("CMYK", "YCCK")
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 1 << 28
+"""Pillow refuses larger images, which a damaged header may claim to be."""
 
 
 class UnreadableImage(UserError):

@@ -1,26 +1,37 @@
 """Encoded images of a split, in any kind of storage, and their common order.
 
-A data set orders its images by label, then by name, so that the same images have the same positions
-in folders, archives and stores. Names are kept in Arrow arrays: changing reference counts would copy a million
-Python strings, page by page, into every loader process.
+A data set orders its images by label, then by name, so that the same images have the same positions in folders,
+archives and stores. Names are bytes, since a file's name need not be UTF-8, and are kept in Arrow arrays: changing
+reference counts would copy a million Python objects, page by page, into every loader process.
 """
 
+import errno
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batch_renorm.errors import UserError
+from batch_renorm.errors import TransientReadError, UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 STEM = r"^.*/|(_n\d{8})?\.[^./]*$"
 """Parts of a name that are not its stem: folders, extension, and the class that Hugging Face's copy appends."""
+TRANSIENT = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ECONNRESET, errno.EREMOTEIO,
+    errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN,
+}  # fmt: skip
+"""Errors that a network disk reports for a moment."""
+WAITS = (0.1, 1.0, 5.0)
+"""Seconds before a read that failed for a moment is tried again."""
+
+T = TypeVar("T")
 
 
 class Files(Protocol):
@@ -31,13 +42,8 @@ class Files(Protocol):
         """(images,) int64."""
         ...
 
-    @property
-    def names(self) -> pa.Array | pa.ChunkedArray:
-        """The file names of the images, now or originally; nulls for images without one."""
-        ...
-
     def path(self, index: int) -> str | None:
-        """The file name of an image, now or originally."""
+        """The file name of an image, now or originally, printable."""
         ...
 
     def name(self, index: int) -> str:
@@ -56,34 +62,59 @@ class Found:
     Args:
         kind: the kind of storage, for messages.
         classes: names in the order of labels.
-        splits: "train" and "val".
-        random_access: whether images can be read in any order without reading others.
+        splits: "train" and "val", or the asked one alone.
+        remarks: lines that the user should read, for example what was passed over.
+        in_order: whether images can be read in any order without reading others, and are sorted.
     """
 
     kind: str
     classes: list[str]
     splits: dict[str, Files]
-    random_access: bool = True
+    remarks: tuple[str, ...] = ()
+    in_order: bool = True
+
+
+def patiently(read: Callable[[], T], describe: Callable[[], str]) -> T:
+    """What `read` returns; it is called again while it fails for a moment.
+
+    Raises:
+        TransientReadError: it still fails after all WAITS; the message has what `describe` returns.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+            if wait is None:
+                tried = f"tried {len(WAITS) + 1} times; the same command may work later"
+                raise TransientReadError(f"cannot read {describe()}: {error.strerror or error} ({tried})") from error
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
 def reading(path: Path | str, what: str, cure: str) -> Iterator[None]:
-    """Turn any error while reading a file into one line with the file's name.
+    """Turn any error while reading a file into one line with the file's name, but for errors of a moment.
 
     Args:
         what: what the file should be.
         cure: what the user can do if it is not.
 
     Raises:
-        UserError: the reader raised any exception.
+        UserError: the reader raised any exception, or the file is a pipe or a device, where reading may never end.
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path} is no file but a pipe, a socket or a device: {cure}")
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # readers of binary formats may raise anything on damaged files
-        if isinstance(error, OSError) and error.errno is not None and error.strerror:
-            raise UserError(f"cannot read {path}: {error.strerror}; {cure}") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.errno in TRANSIENT:
+                raise
+            raise UserError(f"cannot read {path}: {os.strerror(error.errno)}; {cure}") from error
         reason = looks_like(path) or f"is not {what} ({' '.join(str(error).split())[:200] or type(error).__name__})"
         raise UserError(f"{path} {reason}: {cure}") from error
 
@@ -107,11 +138,9 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")
 
 
-def stem(name: str) -> str:
-    """An image's name without folders and without the extension of images."""
-    base = os.path.basename(name)
-    root, extension = os.path.splitext(base)
-    return root if extension.lower() in EXTENSIONS else base
+def printable(name: str | bytes) -> str:
+    r"""A name for messages: of one that is not UTF-8, the other bytes as \xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def order(labels: np.ndarray, names: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -136,16 +165,38 @@ class PlainFiles:
     """
 
     def __init__(self, root: Path, labels: np.ndarray, names: list[str]) -> None:
-        strings = pa.array(names, pa.string())
-        by_label = order(labels, strings)
-        self.root, self.labels, self.names = str(root), labels[by_label], strings.take(pa.array(by_label))
+        given = pa.array(map(os.fsencode, names), pa.binary())
+        by_label = order(labels, given)
+        self.root, self.labels, self.names = os.fsencode(root), labels[by_label], given.take(pa.array(by_label))
 
     def path(self, index: int) -> str:
-        return self.names[index].as_py()
+        return printable(self.names[index].as_py())
 
     def name(self, index: int) -> str:
-        return f"{self.root}/{self.path(index)}"
+        return f"{printable(self.root)}/{self.path(index)}"
 
     def read(self, index: int) -> bytes:
-        with open(self.name(index), "rb") as file:
+        with open(os.path.join(self.root, self.names[index].as_py()), "rb") as file:
             return file.read()
+
+
+class PartOfLabels:
+    """The images of some labels of another split, with these labels numbered from 0 on.
+
+    Args:
+        files: all images of the split.
+        labels: the chosen labels, ascending.
+    """
+
+    def __init__(self, files: Files, labels: np.ndarray) -> None:
+        self.files, self.rows = files, np.flatnonzero(np.isin(files.labels, labels))
+        self.labels = np.searchsorted(labels, files.labels[self.rows])
+
+    def path(self, index: int) -> str | None:
+        return self.files.path(int(self.rows[index]))
+
+    def name(self, index: int) -> str:
+        return self.files.name(int(self.rows[index]))
+
+    def read(self, index: int) -> bytes:
+        return self.files.read(int(self.rows[index]))

@@ -4,19 +4,22 @@ ImageNet's photographs likewise show several things. The label's letter is usual
 not, and then the image alone does not determine its label: no network can get all images right.
 
 An image is a pure function of (split, index). Every random number in it is a hash of these two, computed with integer
-tensor operations. So whole minibatches are drawn at once, on any device, and no image is stored.
+tensor operations. So whole minibatches are drawn at once, the same on any device, and no image is stored.
 """
 
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from batch_renorm.data.hashing import uniform
+from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.errors import UserError
 
 TEMPLATE_SIZE = 32
@@ -95,7 +98,7 @@ def _plain_letters(file: Path) -> list[str]:
     return [c for c in characters if unicodedata.category(c) in ("Lu", "Ll", "Lo") and not unicodedata.decomposition(c)]
 
 
-class Glyphs:
+class Glyphs(Source):
     """Generated images, `labels` x `train_images` for training and `labels` x `val_images` for validation.
 
     Args:
@@ -114,24 +117,24 @@ class Glyphs:
     """
 
     channels = 1
+    needs_loader_processes = False  # a key takes no time
+    image_bytes = 8
 
     def __init__(
         self,
-        labels: int,
-        train_images: int,
-        val_images: int,
-        size: int,
-        others: int,
-        contrast: tuple[float, float],
-        other_contrast: tuple[float, float],
-        rotation: float,
-        stretch: float,
-        jitter: float,
-        exposure: float,
-        noise: float,
+        labels: Annotated[int, Field(ge=1, le=10_000)],
+        train_images: Annotated[int, Field(ge=1, le=1_000_000)],
+        val_images: Annotated[int, Field(ge=1, le=1_000_000)],
+        size: Annotated[int, Field(ge=1, le=1024)],
+        others: Annotated[int, Field(ge=0, lt=CORNERS)],
+        contrast: tuple[NonNegativeFloat, NonNegativeFloat],
+        other_contrast: tuple[NonNegativeFloat, NonNegativeFloat],
+        rotation: NonNegativeFloat,
+        stretch: NonNegativeFloat,
+        jitter: NonNegativeFloat,
+        exposure: Annotated[float, Field(ge=0, le=10)],
+        noise: NonNegativeFloat,
     ) -> None:
-        if not 0 <= others < CORNERS:
-            raise UserError(f"data.others must be 0 to {CORNERS - 1}, a letter a corner; got {others}")
         self.classes, self.size, self.others = labels, size, others
         self.images_per_label = {"train": train_images, "val": val_images}
         self.contrast, self.other_contrast = tuple(contrast), tuple(other_contrast)
@@ -143,7 +146,7 @@ class Glyphs:
         """The label of every image of a split, (images,) int64: all of the first label, then the second."""
         return np.repeat(np.arange(self.classes), self.images_per_label[split])
 
-    def fetch(self, split: str, indices: np.ndarray, draw: object = None) -> Tensor:
+    def fetch(self, split: str, indices: np.ndarray, draw: Draw | None = None) -> Tensor:
         """The key of each image, (n,) int64; a loader process prepares nothing else."""
         return torch.from_numpy(indices * len(SPLITS) + SPLITS[split])
 

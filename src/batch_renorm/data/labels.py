@@ -1,8 +1,8 @@
-"""Labels of validation images that are all in one folder or archive, as in ILSVRC.
+"""Lists: the labels of validation images that are all in one folder or archive, and names of classes.
 
-A list gives the class of each image: the devkit's ground truth (numbers, whose classes are in meta.mat),
-a list of synsets (one class per line, in the order of file names), or lines with image and class, as in
-Kaggle's LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt.
+A list gives the class of each image: the devkit's ground truth (numbers, whose classes are in meta.mat), a list of
+synsets (one class per line, in the order of file names), or lines with image and class, as in Kaggle's
+LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt. Or names say it: ILSVRC2012_val_00000001_n01751748.JPEG.
 """
 
 import codecs
@@ -12,139 +12,140 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from batch_renorm.data.files import reading, stem
+from batch_renorm.data.files import STEM, is_image, printable, reading
 from batch_renorm.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 LISTS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "synset_labels.txt",
          "val_annotations.txt")  # fmt: skip
-GET_AGAIN = f"download {DEVKIT}.tar.gz again"
-MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
+DEVKIT_AGAIN, LIST_AGAIN = f"download {DEVKIT}.tar.gz again", "get the list again"
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
 """Byte order marks, which editors on Windows write at the beginning, and their encodings."""
+WNID = re.compile(r"n\d{8}")
 
 
-def flat_labels(names: list[str], classes: list[str], folders: list[Path]) -> np.ndarray:
-    """The label of every image, (images,) int64.
+def flat_labels(names: list[str], classes: list[str] | None, folders: list[Path]) -> tuple[list[str], np.ndarray]:
+    """The classes in the order of labels, and the label of every image, (images,) int64.
 
     Args:
         names: the images' names, sorted.
-        classes: names in the order of labels.
+        classes: names in the order of labels; None takes those that the list names, sorted.
         folders: folders to search for lists of labels.
 
     Raises:
         UserError: no list, or a list that does not fit the images or classes.
     """
-    found, chosen = _listed(names, folders)
-    position = {name: label for label, name in enumerate(classes)}
+    where, chosen = _listed(names, folders)
+    known = sorted(set(chosen)) if classes is None else classes
+    position = {name: label for label, name in enumerate(known)}
     unknown = next((name for name in chosen if name not in position), None)
     if unknown is not None:
-        raise UserError(f"{found} names the class {unknown!r}, which the training images do not have")
-    return np.array([position[name] for name in chosen], dtype=np.int64)
+        raise UserError(f"{where} names the class {unknown!r}, which the training images do not have")
+    return known, np.array([position[name] for name in chosen], dtype=np.int64)
 
 
-def _listed(names: list[str], folders: list[Path]) -> tuple[Path, list[str]]:
-    """The first list found, and its class for each image."""
-    for folder in folders:
+def _listed(names: list[str], folders: list[Path]) -> tuple[object, list[str]]:
+    """The first list that there is, and its class for each image."""
+    for folder in dict.fromkeys(folders):
         for name in LISTS:
             if (folder / name).is_file():
                 return folder / name, _from_list(folder / name, names)
-        for devkit in (*(folder / f"{DEVKIT}{end}" for end in (".tar.gz", ".tgz", ".tar")), folder / DEVKIT, folder):
-            if (parts := _devkit(devkit)) is not None:
-                return devkit, _from_devkit(devkit, *parts, names)
+        if (devkit := devkit_in(folder)) is not None:
+            truth, synsets = read_devkit(devkit)
+            _check_number(devkit, len(truth), len(names))
+            return devkit, [synsets[number] for number in truth]
+    behind = [re.search(r"_(n\d{8})\.[^.]*$", name) for name in names]
+    if all(behind):
+        return "a name among the validation images", [match[1] for match in behind if match]
     raise UserError(
         f"{len(names):,} validation images are in no class folders and have no list of labels: looked for "
-        f"{DEVKIT}.tar.gz, {DEVKIT}/, {', '.join(LISTS)} in {', '.join(str(f) for f in dict.fromkeys(folders))}"
+        f"{DEVKIT}.tar.gz, {DEVKIT}/, {', '.join(LISTS)} in {', '.join(map(str, dict.fromkeys(folders)))}"
     )
 
 
-def text(data: bytes, path: Path) -> str:
-    """A text file's content, in UTF-8 or the encoding of its byte order mark."""
-    encoding = next((encoding for mark, encoding in MARKS if data.startswith(mark)), "utf-8")
-    with reading(path, "text", "save it as UTF-8 text, or get it again"):
-        result = data.decode(encoding)
-        if "\0" in result:
-            raise UserError("it has zero bytes")
-        return result
+def lines_of(path: Path, what: str, cure: str) -> list[str]:
+    """The lines of a text file, in UTF-8 or the encoding of its byte order mark."""
+    with reading(path, what, cure):
+        return _decoded(path.read_bytes()).splitlines()
+
+
+def _decoded(data: bytes) -> str:
+    text = data.decode(next((encoding for mark, encoding in MARKS.items() if data.startswith(mark)), "utf-8"))
+    if "\0" in text or text.lstrip()[:5].lower() in ("<!doc", "<html"):
+        raise ValueError("no text")  # an HTML page is named by `reading`
+    return text
 
 
 def _from_list(path: Path, names: list[str]) -> list[str]:
-    cure = "get the list again"
-    with reading(path, "a list of labels", cure):
-        lines = text(path.read_bytes(), path).replace('"', "").splitlines()
-    rows = [(number, re.split(r"[,\s]+", line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = lines_of(path, "a list of labels, in UTF-8", LIST_AGAIN)
+    rows = [(number, re.split(r"[,\s]+", line.replace('"', "").strip())) for number, line in enumerate(lines, 1)]
+    rows = [(number, row) for number, row in rows if row[0]]
     if not rows:
-        raise UserError(f"{path} is empty: {cure}")
-    if looks_like_html(lines):
-        raise UserError(f"{path} is an HTML page, as servers send in place of a file: {cure}")
+        raise UserError(f"{path} is empty: {LIST_AGAIN}")
     if all(len(row) == 1 for _, row in rows):
-        _fits(path, len(rows), len(names))
+        _check_number(path, len(rows), len(names))
         return [row[0] for _, row in rows]
-    by_stem: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for number, row in rows:
         if len(row) < 2 or not row[1]:
-            raise UserError(f"{path} has no class in line {number} ({row[0]}): {cure}")
-        if by_stem.setdefault(stem(row[0]), row[1]) != row[1]:
-            raise UserError(f"{path} has two classes for {row[0]}, the second in line {number}: {cure}")
-    missing = next((name for name in names if stem(name) not in by_stem), None)
+            raise UserError(f"{path} has no class in line {number} ({row[0]}): {LIST_AGAIN}")
+        if classes.setdefault(stem(row[0]), row[1]) != row[1]:
+            raise UserError(f"{path} has two classes for {row[0]}, the second in line {number}: {LIST_AGAIN}")
+    missing = next((name for name in names if stem(name) not in classes), None)
     if missing is not None:
-        raise UserError(f"{path} has no line for {missing}: {cure}")
-    return [by_stem[stem(name)] for name in names]
+        raise UserError(f"{path} has no line for {printable(missing)}: {LIST_AGAIN}")
+    return [classes[stem(name)] for name in names]
 
 
-def looks_like_html(lines: list[str]) -> bool:
-    return lines[0].lstrip().lower().startswith(("<!doctype", "<html"))
-
-
-def _fits(path: Path, labels: int, images: int) -> None:
+def _check_number(path: Path, labels: int, images: int) -> None:
     if labels != images:
         raise UserError(
             f"{path} has {labels:,} labels for {images:,} validation images: the list or some images are not whole"
         )
 
 
-def _devkit(path: Path) -> tuple[bytes, bytes] | None:
-    """Ground truth and meta.mat of a devkit: an archive, its folder, or the folder that contains `data`.
+def devkit_in(folder: Path) -> Path | None:
+    """A devkit in a folder: its archive, its folder, or the folder itself if it contains `data`."""
+    archives = [folder / f"{DEVKIT}{end}" for end in (".tar.gz", ".tgz", ".tar")]
+    folders = [
+        place for place in (folder / DEVKIT, folder) if any((place / "data" / n).is_file() for n in (TRUTH, META))
+    ]
+    return next((path for path in (*archives, *folders) if path.exists()), None)
 
-    None if there is no devkit.
-    """
-    if path.suffix:
-        if not path.is_file():
-            return None
-        with reading(path, "the devkit's archive", GET_AGAIN), tarfile.open(path) as archive:
-            inside = {tuple(Path(os.path.normpath(m.name)).parts[-2:]): m for m in archive.getmembers() if m.isfile()}
-            parts = [inside.get(("data", name)) for name in (TRUTH, META)]
-            files = [archive.extractfile(part) for part in parts if part is not None]
-            contents = [file.read() for file in files if file is not None]
-    else:
-        places = [path / "data" / name for name in (TRUTH, META)]
-        if not any(place.is_file() for place in places):
-            return None
-        with reading(path, "the devkit", GET_AGAIN):
-            contents = [place.read_bytes() for place in places if place.is_file()]
+
+def read_devkit(path: Path) -> tuple[list[int], dict[int, str]]:
+    """The devkit's number of each validation image's class, and the synset (wnid) of each number."""
+    contents = {}
+    with reading(path, "the devkit's archive", DEVKIT_AGAIN):
+        if path.is_dir():
+            places = {name: path / "data" / name for name in (TRUTH, META)}
+            contents = {name: place.read_bytes() for name, place in places.items() if place.is_file()}
+        else:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    folder, name = os.path.split(member.name)
+                    if member.isfile() and name in (TRUTH, META) and os.path.basename(folder) == "data":
+                        contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
     if len(contents) < 2:
-        raise UserError(f"{path} lacks data/{TRUTH} or data/{META}: {GET_AGAIN}")
-    return contents[0], contents[1]
-
-
-def _from_devkit(path: Path, truth: bytes, meta: bytes, names: list[str]) -> list[str]:
-    with reading(path, "a devkit whose meta.mat can be read", GET_AGAIN):
-        classes = synsets(meta)
-    with reading(path, f"a devkit whose {TRUTH} has a number a line", GET_AGAIN):
-        numbers = [int(word) for word in text(truth, path).split()]
-    _fits(path, len(numbers), len(names))
-    unknown = next((number for number in numbers if number not in classes), None)
+        raise UserError(f"{path} lacks data/{TRUTH} or data/{META}: {DEVKIT_AGAIN}")
+    with reading(path, "a devkit whose meta.mat can be read", DEVKIT_AGAIN):
+        synsets = _synsets(contents[META])
+    with reading(path, f"a devkit whose {TRUTH} has a number a line", DEVKIT_AGAIN):
+        truth = [int(word) for word in _decoded(contents[TRUTH]).split()]
+    unknown = next((number for number in truth if number not in synsets), None)
     if unknown is not None:
-        raise UserError(f"{path} gives an image the number {unknown}, and its meta.mat no class to it: {GET_AGAIN}")
-    return [classes[number] for number in numbers]
+        raise UserError(f"{path} gives an image the number {unknown}, and its meta.mat no class to it: {DEVKIT_AGAIN}")
+    return truth, synsets
 
 
 READ_META = """
@@ -156,18 +157,56 @@ print(json.dumps([(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in rows 
 
 
 @cache
-def synsets(meta: bytes) -> dict[int, str]:
-    """The devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid).
-
-    Raises:
-        UserError: the file cannot be read, or numbers or synsets are missing or repeated.
-    """
-    # A separate process reads it, because scipy may crash on a file with a wrong byte.
-    read = subprocess.run([sys.executable, "-c", READ_META], input=meta, capture_output=True, check=False)
-    if read.returncode:
-        raise UserError("it is not a file of MATLAB with the table synsets")
-    rows = json.loads(read.stdout)
+def _synsets(meta: bytes) -> dict[int, str]:
+    """The table of a devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid)."""
+    # in a process of its own, because a wrong byte in the file can crash scipy
+    done = subprocess.run([sys.executable, "-c", READ_META], input=meta, capture_output=True, check=False)
+    if done.returncode:
+        raise ValueError("it is not a file of MATLAB with the table synsets")
+    rows = json.loads(done.stdout)
     result = dict(rows)
     if sorted(result) != list(range(1, len(rows) + 1)) or len(set(result.values())) != len(rows):
-        raise UserError("its classes are not numbered from 1 on, each once")
+        raise ValueError("its classes are not numbered from 1 on, each once")
     return result
+
+
+def class_names(path: Path) -> list[str]:
+    """The classes that a file names, one a line, or those of a devkit, sorted. Of `n01440764 tench` the wnid counts.
+
+    Raises:
+        UserError: it names none, or one twice.
+    """
+    if path.is_dir() or path.suffix in (".gz", ".tgz", ".tar"):
+        return sorted(read_devkit(devkit_in(path) or path)[1].values())
+    lines = lines_of(path, "a list of classes, in UTF-8", "it must have the name of a class on each line")
+    words = [line.strip() for line in lines if line.strip()]
+    names = [word.split()[0] if WNID.fullmatch(word.split()[0]) else word for word in words]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if not names or twice is not None:
+        raise UserError(f"{path} names {'no class' if twice is None else f'the class {twice!r} twice'}")
+    return names
+
+
+def chosen_labels(chosen: int | str, classes: Sequence[str]) -> np.ndarray:
+    """The labels that data.labels takes, ascending: the first so many, or those whose classes a file names.
+
+    Raises:
+        UserError: the data set does not have them.
+    """
+    if isinstance(chosen, int):
+        if not 1 <= chosen <= len(classes):
+            raise UserError(
+                f"data.labels={chosen} must be at least 1 and at most {len(classes):,}, the classes there are"
+            )
+        return np.arange(chosen)
+    position = {name: label for label, name in enumerate(classes)}
+    names = class_names(Path(os.path.expanduser(chosen)))
+    unknown = next((name for name in names if name not in position), None)
+    if unknown is not None:
+        raise UserError(f"data.labels={chosen} names the class {unknown!r}, which the data set does not have")
+    return np.array(sorted(position[name] for name in names))
+
+
+def stem(name: str) -> str:
+    """An image's name without folders, the extension of images, and the class that Hugging Face's copy appends."""
+    return re.sub(STEM, "", name) if is_image(name) else os.path.basename(name)

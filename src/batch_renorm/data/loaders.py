@@ -4,9 +4,11 @@ A *source* is a data set. Loader processes call its `fetch`, which does the part
 the CPU; the training process calls its `images`, which finishes the work on the device.
 """
 
+import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from batch_renorm.data.minibatches import Regime
 from batch_renorm.data.workers import passes_per_step, split_evenly, workers_of_pass, workers_of_rank
+from batch_renorm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,116 @@ class Draw:
         return self.worker + position // self.minibatch, position % self.minibatch
 
 
+@dataclass
+class Fetched:
+    """Images as loader processes prepare them.
+
+    Args:
+        pixels: (n, channels, size, size) uint8, channels innermost.
+        colours: (n, 5) float32 draws of `augmentation.distort`; None for evaluation.
+        seconds: time spent on the images: read, decode, augment.
+        replaced: number of unreadable images that were replaced.
+    """
+
+    pixels: Tensor
+    colours: Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    replaced: int = 0
+
+    def pin_memory(self) -> "Fetched":
+        colours = self.colours.pin_memory() if self.colours is not None else None
+        return Fetched(self.pixels.pin_memory(), colours, self.seconds, self.replaced)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Fetched":
+        colours = self.colours.to(device, non_blocking=non_blocking) if self.colours is not None else None
+        return Fetched(self.pixels.to(device, non_blocking=non_blocking), colours, self.seconds, self.replaced)
+
+    def record_stream(self, stream: Any) -> None:
+        self.pixels.record_stream(stream)
+        if self.colours is not None:
+            self.colours.record_stream(stream)
+
+
 class Source(Protocol):
-    """A data set: labelled training and validation images."""
+    """A data set: labelled training and validation images.
+
+    A class of one's own derives from this one, has the three numbers and the three methods, and changes the other
+    members where their defaults are not right. What `fetch` returns goes from a loader process to the training process.
+    """
 
     classes: int
     channels: int
     size: int
+    """Height and width of the images, pixels."""
+    needs_loader_processes: bool = True
+    """Whether `fetch` reads or decodes files, which takes cores; False where it only notes which images are wanted."""
+    skips_unreadable: bool = False
+    """Whether `Fetched.replaced` counts replaced images, which a run then records."""
+    remarks: Sequence[str] = ()
+    """Lines that the user should read before training."""
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an image in what `fetch` returns, of which shared memory holds some."""
+        return 4 * self.channels * self.size**2
 
     def labels(self, split: str) -> np.ndarray:
         """The label of every image of `split` ("train" or "val"), (images,) int64."""
         ...
 
-    def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Any:
-        """Prepare images in a loader process; `draw` determines the augmentation, None is for evaluation."""
+    def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Tensor | Fetched:
+        """Prepare images in a loader process; `draw` determines the augmentation, None is for evaluation.
+
+        The result depends on the arguments alone. Its first dimension is the images.
+        """
         ...
 
     def images(self, fetched: list[Any], device: torch.device) -> Tensor:
         """Finish the results of some calls of `fetch` on the device: (n, channels, size, size) float32."""
         ...
+
+
+METHODS = ("labels", "fetch", "images")
+MEMBERS = (
+    "classes",
+    "channels",
+    "size",
+    "needs_loader_processes",
+    "skips_unreadable",
+    "remarks",
+    "image_bytes",
+    *METHODS,
+)
+
+
+def check_source(source: Source, name: str) -> None:
+    """Check that a data set has what a `Source` has, and labels for its images.
+
+    Args:
+        name: what to call it in messages, as its `_target_`.
+
+    Raises:
+        UserError: it has not; the message names the member.
+    """
+    missing = [member for member in MEMBERS if member not in dir(source)]
+    missing += [name for name in METHODS if getattr(type(source), name, None) is getattr(Source, name)]
+    if missing:
+        raise UserError(
+            f"the data set {name} lacks {', '.join(missing)}: a class that derives from "
+            "batch_renorm.data.loaders.Source has defaults for some of these (docs/experiments.md, A data set)"
+        )
+    for member in ("classes", "channels", "size"):
+        value = getattr(source, member)
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise UserError(f"the data set {name} has {member}={value!r}: it must be a whole number of at least 1")
+    for split in ("train", "val"):
+        labels = source.labels(split)
+        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.ndim != 1:
+            raise UserError(f"the data set {name} must give the {split} labels as a NumPy array, (images,) int64")
+        if not len(labels) or labels.min() < 0 or labels.max() >= source.classes:
+            got = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
+            raise UserError(f"the data set {name} has {source.classes} classes, so its {split} labels are 0 to "
+                            f"{source.classes - 1}, one an image; they are {got}")  # fmt: skip
 
 
 @dataclass
@@ -71,14 +166,16 @@ class Pass:
 
     step: int
     last: bool
-    fetched: list[Any]
+    fetched: list[Tensor | Fetched]
     labels: Tensor
     sent: Any = None
     """On a GPU: the event of its copy to the device, in a separate stream."""
+    draw: Draw | None = None
+    """The place of its images in the run; None without images."""
 
     def pin_memory(self) -> "Pass":
-        fetched = [part.pin_memory() if hasattr(part, "pin_memory") else part for part in self.fetched]
-        return Pass(self.step, self.last, fetched, self.labels.pin_memory())
+        fetched = [part.pin_memory() for part in self.fetched]
+        return Pass(self.step, self.last, fetched, self.labels.pin_memory(), draw=self.draw)
 
     def arrive(self, device: torch.device) -> None:
         """Make the device's current stream wait for the copy; the host does not wait."""
@@ -109,7 +206,7 @@ class SentAhead:
                 labels = batch.labels.to(self.device, non_blocking=True)
                 sent = torch.cuda.Event()
                 sent.record(stream)
-            yield Pass(batch.step, batch.last, fetched, labels, sent)
+            yield Pass(batch.step, batch.last, fetched, labels, sent, batch.draw)
 
 
 @dataclass(frozen=True)
@@ -148,7 +245,7 @@ class TrainingPasses(Dataset[Pass]):
         minibatches = [self.regime(self.seed, step, worker) for worker in workers]
         indices = np.concatenate(minibatches)
         draw = Draw(self.seed, step, workers[0], len(minibatches[0]))
-        return Pass(step, last, [self.source.fetch("train", indices, draw)], self.labels[indices])
+        return Pass(step, last, [self.source.fetch("train", indices, draw)], self.labels[indices], draw=draw)
 
 
 class _Items:
@@ -165,16 +262,25 @@ def outlive_signals(worker: int) -> None:
     """Make a loader process ignore signals that ask the run to stop: the training process handles them.
 
     A terminal's Ctrl-C or a cluster's signal goes to every process of a run. If it killed a loader process,
-    the run could not finish its last step. A loader process ends with the training process, or at a second
-    SIGTERM, which Python sends to the remaining processes at the end of a program.
+    the run could not finish its last step. It ends with the training process, see `end_with_this_process`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_this_process() -> None:
+    """Have loader processes killed when this process ends, whatever the reason and whatever still refers to them.
+
+    Otherwise Python sends them a SIGTERM, which they ignore, and waits for them for ever.
     """
 
-    def heard(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for a killed loader process
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
 
-    signal.signal(signal.SIGTERM, heard)
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    Finalize(None, kill, exitpriority=100)  # an atexit function would not run in a process of multiprocessing
 
 
 def training_loader(
@@ -182,6 +288,7 @@ def training_loader(
 ) -> DataLoader[Pass]:
     """The rank's passes of steps `start_step` .. `steps` - 1, in order, prepared by `processes` loader processes."""
     passes = dataset.division.passes
+    end_with_this_process()
     return DataLoader(
         dataset,
         batch_size=None,

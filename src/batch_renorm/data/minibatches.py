@@ -19,7 +19,7 @@ from batch_renorm.errors import UserError
 Indices = np.ndarray
 """(size,) int64: positions of images in the training set."""
 
-MINIBATCHES, PERMUTATIONS, AUGMENTATION, EVALUATION = range(4)
+MINIBATCHES, PERMUTATIONS, AUGMENTATION, EVALUATION, MASKS = range(5)
 """Philox streams: one per purpose, so that no stream repeats another's numbers."""
 
 

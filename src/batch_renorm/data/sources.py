@@ -1,26 +1,33 @@
-"""Finds a data set below a folder and detects its kind: store, Hugging Face folder, archives, folders of classes.
+"""Finds a data set below a folder and detects its kind: store, Hugging Face's tables, archives, folders of classes.
 
 - `train/<class>/*.JPEG` and `val/<class>/*.JPEG`, or `val/*.JPEG` with a list of labels beside it;
 - ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the devkit, from image-net.org;
 - folders written by scripts/prepare_imagenet.py or `datasets.save_to_disk`;
 - Parquet files of `ILSVRC/imagenet-1k`, only for preparing a store.
 
-Class folders may have any names: labels follow the sorted names of the folders in `train`.
+Labels follow the sorted names of the classes; names that are all numbers are sorted as numbers.
 """
 
 import os
+from collections import Counter
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from batch_renorm.data import archives, arrow
-from batch_renorm.data.files import Files, Found, PlainFiles, is_image
-from batch_renorm.data.labels import flat_labels
-from batch_renorm.errors import UserError
+from batch_renorm.data import archives, tables
+from batch_renorm.data.archives import TarFiles
+from batch_renorm.data.files import Files, Found, PlainFiles, is_image, patiently, printable
+from batch_renorm.data.labels import LISTS, class_names, flat_labels
+from batch_renorm.errors import TransientReadError, UserError
 
 VAL_FOLDERS = ("val", "validation", "valid", "test")
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
+SYSTEM = ("@eaDir", "#recycle", "@tmp", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that NAS, macOS and Windows make; so are hidden ones."""
+BOTH = ("train", "val")
 
 HOW_TO_GET = (
     "download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from image-net.org "
@@ -28,105 +35,226 @@ HOW_TO_GET = (
 )
 
 
-def find(root: str | Path) -> Found:
+def find(root: str | Path, splits: Sequence[str] = BOTH, class_list: str | None = None) -> Found:
     """The data set below `root`.
+
+    Args:
+        splits: "train" and "val", or one of them: ("val",) for validation images alone, in `root`/val or in `root`.
+        class_list: a file that names the class of each label, one a line, or ILSVRC's devkit; None takes the labels
+            from the classes that are there.
 
     Raises:
         UserError: no known data set, or an incomplete one; the message says what was looked for.
+        TransientReadError: the disk failed for a moment, and again.
     """
     root = Path(os.path.expanduser(root))
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise UserError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
     try:
-        return _find(root)
+        return patiently(lambda: _find(root, tuple(splits), class_list), lambda: str(root))
+    except TransientReadError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
 
 
-def _find(root: Path) -> Found:
+def _find(root: Path, splits: tuple[str, ...], class_list: str | None) -> Found:
     """The data set below an existing folder."""
-    if arrow.is_arrow(root):
-        return arrow.find(root)
-    if arrow.parquet_shards(root, "train"):
-        return arrow.find_parquet(root)
-    if (root / archives.TRAIN).exists():
-        return archives.find(root)
+    classes = None if class_list is None else class_names(Path(os.path.expanduser(class_list)))
+    arrow = tables.is_arrow(root)
+    if arrow or any(tables.parquet_shards(root, split) for split in splits):
+        if classes is not None:
+            raise UserError(f"{root} has a table with its own numbers of classes: leave out data.class_list")
+        return tables.find_arrow(root, splits) if arrow else tables.find_parquet(root, splits)
+    names = {"train": archives.TRAIN, "val": archives.VAL}
+    if any((root / names[split]).is_file() for split in splits):
+        return find_archives(root, splits, classes)
     for base in (root, root / KAGGLE):
-        if (base / "train").is_dir():
-            return find_folders(base, root)
+        val = next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
+        if "train" in splits and (base / "train").is_dir():
+            if "val" in splits and val is None:
+                raise UserError(f"{base} has training images but no validation images: looked for {base}/val/<class>/*")
+            return find_folders(base, val, splits, classes, [root, base])
+        if "train" not in splits and val is not None:
+            if classes is None and (base / "train").is_dir():
+                classes = in_order(contents(base / "train", Counter())[0]) or None
+            return find_folders(base, val, splits, classes, [root, base])
+    if "train" not in splits:
+        return find_folders(root, root, splits, classes, [root.parent])
     raise UserError(
         f"no images in {root}: looked for train/<class>/*.JPEG, {archives.TRAIN}, Arrow folders "
         f"(train/state.json) and Parquet files (data/train-*.parquet); {HOW_TO_GET}"
     )
 
 
-def find_folders(base: Path, root: Path) -> Found:
-    """Folders of classes; `root` may have a list of labels if the validation images are in one folder."""
-    val = next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
-    if val is None:
-        raise UserError(f"{base} has training images but no validation images: looked for {base / 'val'}/<class>/*")
-    classes = subfolders(base / "train")
-    if not classes:
-        raise UserError(f"{base / 'train'} has no folders: training images must be in train/<class>/*.JPEG")
-    splits: dict[str, Files] = {"train": in_classes(base / "train", classes)}
-    inside, loose = subfolders(val), images_in(val)
-    filled = [name for name in inside if name in set(classes) and has_images(val / name)]
-    if filled and loose:
-        raise UserError(
-            f"{val} has {len(loose):,} images beside {len(filled):,} folders of classes that have some: sorting "
-            "them into folders was interrupted; finish that, or unpack the validation images again"
-        )
-    flat = val / "images" if not loose and "images" in inside and not filled else val
-    if loose or flat != val:
-        names = sorted(images_in(flat))
+def find_archives(root: Path, splits: tuple[str, ...], classes: list[str] | None) -> Found:
+    """The official archives in a folder, also if repacked as folders of classes."""
+    found: dict[str, Any] = {}
+    if "train" in splits:
+        if not (root / archives.TRAIN).is_file():
+            raise UserError(f"{root} has {archives.VAL} but not {archives.TRAIN}: download it from image-net.org, too")
+        by_class = archives.by_class(root / archives.TRAIN)
+        classes, position = numbered(by_class, classes, root / archives.TRAIN)
+        labels = np.repeat([position[name] for name in by_class], [len(members) for members in by_class.values()])
+        found["train"] = TarFiles(root / archives.TRAIN, labels, [m for members in by_class.values() for m in members])
+    if "val" in splits:
+        archive = root / archives.VAL
+        if not archive.is_file():
+            raise UserError(f"{root} has {archives.TRAIN} but not {archives.VAL}: download it from image-net.org, too")
+        members = sorted(archives.images_in(archive), key=lambda member: os.path.basename(member[0]))
+        folders = [Path(name).parent.name for name, *_ in members]
+        sorted_out = [folder in (classes or folders) for folder in folders] if any(folders) else [False]
+        if any(sorted_out) and not all(sorted_out):
+            raise UserError(
+                f"{archive} has {sum(sorted_out):,} of {len(members):,} images in folders of classes: all must be, or "
+                "none"
+            )
+        if all(sorted_out):
+            classes, position = numbered(set(folders), classes, archive)
+            labels = np.array([position[folder] for folder in folders])
+        else:
+            classes, labels = flat_labels([name for name, *_ in members], classes, [root])
+        found["val"] = TarFiles(archive, labels, members)
+    return Found("archives", list(classes or ()), found)
+
+
+def find_folders(
+    base: Path, val: Path | None, splits: tuple[str, ...], classes: list[str] | None, lists: list[Path]
+) -> Found:
+    """Folders of classes; the folders `lists` may have the labels of validation images that are all in one folder."""
+    passed: Counter[str] = Counter()
+    found: dict[str, Files] = {}
+    names: list[str] = []
+    if "train" in splits:
+        names, loose = contents(base / "train", passed)
+        passed["images beside the folders of classes"] += len(loose)
         if not names:
-            raise UserError(f"{flat} has no images: looked for {flat}/*.JPEG")
-        labels = flat_labels(names, classes, [root, base, val, val.parent])
-        splits["val"] = PlainFiles(flat, labels, names)
-    else:
-        extra = set(inside) - set(classes)
-        if extra:
-            raise UserError(f"{val} has the class {min(extra)}, which {base / 'train'} has not")
-        if not filled:
+            raise UserError(f"{base / 'train'} has no folders: training images must be in train/<class>/*.JPEG")
+        classes, position = numbered(names, classes, base / "train")
+        listings = images_of(base / "train", names, passed)
+        empty = next((name for name in names if not listings[name]), None)
+        if empty is not None:
+            raise UserError(f"the class {empty} has no images: {base / 'train' / empty} has no *.JPEG file")
+        found["train"] = in_classes(base / "train", listings, position)
+    if "val" in splits:
+        assert val is not None
+        inside, loose = contents(val, passed)
+        if not loose and inside == ["images"] and "images" not in names:  # as in Tiny ImageNet
+            val, (inside, loose) = val / "images", contents(val / "images", passed)
+        listings = {name: listing for name, listing in images_of(val, inside, passed).items() if listing}
+        if listings and loose:
+            raise UserError(
+                f"{val} has {len(loose):,} images beside {len(listings):,} folders of classes that have some: sorting "
+                "them into folders was interrupted; finish that, or unpack the validation images again"
+            )
+        if not listings and not loose:
             raise UserError(f"{val} has no images: looked for {val}/<class>/*.JPEG and {val}/*.JPEG")
-        splits["val"] = in_classes(val, filled, classes)
-    return Found("folders of classes", classes, splits)
+        if loose:
+            classes, labels = flat_labels(sorted(loose), classes, [*lists, val, val.parent])
+            found["val"] = PlainFiles(val, labels, sorted(loose))
+        else:
+            names = names or list(listings)
+            classes, position = numbered(listings, classes, val)
+            found["val"] = in_classes(val, listings, position)
+    remarks = []
+    if sorted(names) != in_order(names):
+        remarks.append(f"the classes of {base} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ...")
+    if +passed:
+        counts = ", ".join(f"{what} ({count:,})" for what, count in passed.most_common() if count)
+        remarks.append(f"passed over in {base}: {counts}")
+    return Found("folders of classes", list(classes or ()), found, tuple(remarks))
 
 
-def has_images(folder: Path) -> bool:
-    return bool(images_in(folder)) or any(has_images(folder / name) for name in subfolders(folder))
+def in_order(names: Collection[str]) -> list[str]:
+    """Names of classes in the order of labels."""
+    if all(name.isascii() and name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden ones."""
+def numbered(present: Collection[str], classes: list[str] | None, where: Path) -> tuple[list[str], dict[str, int]]:
+    """The classes in the order of labels, and the label of each class; `classes` if they are known already.
+
+    Raises:
+        UserError: one that is present is none of these.
+    """
+    known = in_order(present) if classes is None else classes
+    position = {name: label for label, name in enumerate(known)}
+    if not set(present) & set(known) and all(name.isdecimal() and int(name) < len(known) for name in present):
+        position = {name: int(name) for name in present}  # folders 0 to 999 of classes that a list names
+    extra = next((name for name in in_order(present) if name not in position), None)
+    if extra is not None:
+        raise UserError(f"{where} has the class {printable(extra)}, which the training images or the list do not have")
+    return known, position
+
+
+def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
+    """Names of the folders, sorted, and of the images in a folder; counts in `passed` what is neither.
+
+    Raises:
+        UserError: an image is a pipe or a device, where reading may never end, or a link leads to nothing or upwards.
+    """
+    folders, images = [], []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        for entry in entries:
+            name = entry.name
+            if name in SYSTEM or name.startswith("."):
+                passed["hidden files and folders" if name.startswith(".") else f"folders {name}"] += 1
+            elif entry.is_dir():
+                if entry.is_symlink() and folder.resolve().is_relative_to(os.path.realpath(entry.path)):
+                    raise UserError(f"{printable(entry.path)} is a link to a folder above it: remove it")
+                folders.append(name)
+            elif not is_image(name) and name not in LISTS:
+                passed[f"files *{os.path.splitext(printable(name))[1]}"] += 1
+            elif entry.is_file():
+                images += [name] if is_image(name) else []
+            else:
+                raise UserError(
+                    f"{printable(entry.path)} is no file but a pipe, a device or a link to nothing: remove it"
+                )
+    return sorted(folders), images
 
 
-def images_in(folder: Path) -> list[str]:
-    """Names of the images directly in a folder, not sorted, without hidden files (._name on macOS)."""
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if is_image(entry.name)]
+def images_of(folder: Path, names: list[str], passed: Counter[str]) -> dict[str, list[str]]:
+    """For each folder named in a folder: the paths of all images below it."""
 
+    def below(inner: str) -> tuple[list[str], Counter[str]]:
+        here: Counter[str] = Counter()
+        folders, images = contents(folder / inner, here)
+        paths = [f"{inner}/{name}" for name in images]
+        for name in folders:
+            more, others = below(f"{inner}/{name}")
+            paths, here = paths + more, here + others
+        return paths, here
 
-def images_below(folder: Path) -> list[str]:
-    """Paths of all images below a folder, relative to it."""
-    found = images_in(folder)
-    for inner in subfolders(folder):
-        found += [f"{inner}/{name}" for name in images_below(folder / inner)]
-    return found
-
-
-def in_classes(folder: Path, present: list[str], classes: list[str] | None = None) -> PlainFiles:
-    """The images of class folders. `classes` are the names of the labels, `present` the folders found here."""
-    position = {name: label for label, name in enumerate(classes or present)}
     with ThreadPoolExecutor(16) as pool:  # a network file system answers many requests at once
-        listings = list(pool.map(lambda name: images_below(folder / name), present))
-    if classes is None:
-        for name, listing in zip(present, listings, strict=True):
-            if not listing:
-                raise UserError(f"the class {name} has no images: {folder / name} has no *.JPEG file")
-    labels = np.repeat([position[name] for name in present], [len(listing) for listing in listings])
-    names = [f"{name}/{image}" for name, listing in zip(present, listings, strict=True) for image in listing]
-    return PlainFiles(folder, labels.astype(np.int64), names)
+        listings = list(pool.map(below, names))
+    for _, others in listings:
+        passed.update(others)
+    return {name: paths for name, (paths, _) in zip(names, listings, strict=True)}
+
+
+def in_classes(folder: Path, listings: dict[str, list[str]], position: dict[str, int]) -> PlainFiles:
+    labels = np.repeat([position[name] for name in listings], [len(paths) for paths in listings.values()])
+    return PlainFiles(folder, labels.astype(np.int64), [path for paths in listings.values() for path in paths])
+
+
+def on_this_node(data: dict[str, Any]) -> dict[str, Any]:
+    """The data section with `root` in STAGED, the copy of the file or folder STAGE that slurm/train.sbatch has made.
+
+    Both are environment variables. The config keeps the original path, so a run can resume on another node or be
+    evaluated later. A node without the copy reads the original.
+
+    Raises:
+        UserError: STAGE is set, but `root` is neither STAGE nor below it, so nothing would read the copy.
+    """
+    original, copy = os.environ.get("STAGE"), os.environ.get("STAGED")
+    if not original or not copy:
+        return data
+    staged, root = Path(original).resolve(), data.get("root")
+    if root is None or not Path(root).resolve().is_relative_to(staged):
+        raise UserError(f"STAGE={original} is copied to the nodes, but data.root={root} is not in it")
+    if not Path(copy).exists():
+        return data
+    return data | {"root": str(Path(copy) / Path(root).resolve().relative_to(staged))}

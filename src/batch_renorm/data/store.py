@@ -1,262 +1,292 @@
-"""Writes and checks the store: a data set in a few big files with random access.
+"""Writes and checks the store: a data set in a few big Arrow files with random access.
 
-Each split is a folder of Arrow files with some thousand encoded images each, in the layout of Hugging Face's
-`datasets.load_from_disk`. store.json has the number of images, and the size and checksum of every file.
-Images are stored unchanged, byte for byte, and each is decoded once as a check. With `in_strips`, JPEGs are written
-in strips: their pixels are unchanged, and a crop is read without the rest (`strips.py`).
-
-Files are written whole or not at all, and existing files are not written again: a stopped preparation continues
-with the same images. Only one process at a time prepares a store.
+A store opens with `datasets.load_from_disk`. Each split is a folder of files with some thousand encoded images each,
+byte for byte as they were, and a checksum of each. A file is written under another name and renamed, so that the
+same command continues after a stop with the files that are missing. Only one process at a time prepares a store.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import sys
 import zlib
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from torch.utils.data import DataLoader, Dataset
 
 from batch_renorm import durable
-from batch_renorm.data import arrow, strips
 from batch_renorm.data.decoding import UnreadableImage, decode
-from batch_renorm.data.files import Found, reading, stems
-from batch_renorm.data.shards import (
-    FOLDERS,
-    Progress,
-    Shard,
-    features_of,
-    in_processes,
-    note_of,
-    noted,
-    read_again,
-    shards_of,
-    write,
-)
-from batch_renorm.data.sources import find
-from batch_renorm.errors import UserError
+from batch_renorm.data.files import Files, Found, patiently, printable
+from batch_renorm.data.tables import FINISHED, STORE, ArrowFiles, find_arrow, read_json
+from batch_renorm.errors import TransientReadError, UserError
+
+FOLDERS = {"train": "train", "val": "validation"}
+BATCH = 256
+"""Images in a record batch, about 28 MB of ImageNet."""
+
+Progress = Callable[[int], Any]
+"""Called with the number of images done since the last call."""
 
 
-def prepare(
-    found: Found, target: Path, images_per_shard: int, processes: int, progress: Progress, in_strips: bool = False
-) -> dict[str, Any]:
-    """Write or finish the store of a data set; return its manifest.
+@dataclass(frozen=True)
+class Part:
+    """Images `start` to `stop` - 1 of a split, and their file in the store."""
+
+    split: str
+    start: int
+    stop: int
+    path: Path
+
+
+def parts_of(found: Found, target: Path, images: int) -> list[Part]:
+    """The files of a store with so many images each."""
+    result = []
+    for split, files in found.splits.items():
+        total = len(files.labels)
+        starts = range(0, total, images)
+        for number, start in enumerate(starts):
+            path = target / FOLDERS[split] / f"data-{number:05d}-of-{len(starts):05d}.arrow"
+            result.append(Part(split, start, min(start + images, total), path))
+    return result
+
+
+def prepare(found: Found, target: Path, images_per_file: int, processes: int, progress: Progress) -> None:
+    """Write or finish the store of a data set.
 
     Raises:
-        UserError: the folder is in use or holds another data set's store; the disk lacks space; or images are
-            unreadable: the message names them, and everything else is written.
+        UserError: the folder is in use or holds something else; the disk lacks space; or images are unreadable: the
+            message names them, and everything else is written.
     """
-    plan = shards_of(found, images_per_shard)
-    source = _source(found, images_per_shard) | {"in_strips": in_strips}
-    if in_strips:
-        strips.check_program()
-    manifest = _manifest(target)
-    if manifest is not None and manifest["finished"] and not _leftovers(target, plan):  # perhaps on a read-only disk
-        _same(manifest, source, found, target, plan)
-        progress(plan_size(plan))
-        return manifest
+    parts = parts_of(found, target, images_per_file)
+    about: dict[str, Any] = {
+        "images": {FOLDERS[split]: len(files.labels) for split, files in found.splits.items()},
+        "images_per_file": images_per_file, "sorted": found.in_order, "source": fingerprint(found),
+    }  # fmt: skip
+    if is_begun(target, about) and (target / FINISHED).exists():  # perhaps on a read-only disk
+        progress(sum(part.stop - part.start for part in parts))
+        return
     try:
         target.mkdir(parents=True, exist_ok=True)
         with durable.only_writer(target, "the store", "wait until it ends, or choose another folder"):
-            manifest = _manifest(target) or _begin(found, source, target)
-            _same(manifest, source, found, target, plan)
-            if manifest["finished"]:
-                progress(plan_size(plan))
-            else:
-                _finish(found, plan, manifest, target, processes, progress)
-            for rest in _leftovers(target, plan):
-                rest.unlink()
+            if not is_begun(target, about):
+                durable.write_text(target / STORE, json.dumps(about, indent=1))
+            for split in found.splits:
+                (target / FOLDERS[split]).mkdir(exist_ok=True)
+            missing = [part for part in parts if not part.path.exists()]
+            progress(sum(part.stop - part.start for part in parts if part not in missing))
+            check_room(found, missing, target)
+            try:
+                in_processes(_Written(found, missing), processes, progress, "get them again, and run the same command")
+            finally:
+                for rest in target.glob("**/*.part"):  # of a process that was killed
+                    rest.unlink(missing_ok=True)
+            describe(found, parts, target, about["source"])
+    except TransientReadError:
+        raise
     except OSError as error:
         raise UserError(
             f"cannot write {target}: {error.strerror or error}; mend that, or choose another folder"
         ) from error
-    return manifest
 
 
-def plan_size(plan: list[Shard]) -> int:
-    return sum(shard.stop - shard.start for shard in plan)
-
-
-def _finish(
-    found: Found, plan: list[Shard], manifest: dict[str, Any], target: Path, processes: int, progress: Progress
-) -> None:
-    """Write the missing files, then the lists of files, and complete the manifest."""
-    for folder in FOLDERS.values():
-        (target / folder).mkdir(exist_ok=True)
-    done = [written for shard in plan if (written := noted(target, shard)) is not None]
-    missing = [shard for shard in plan if shard.file not in {d.file for d in done if d.split == shard.split}]
-    for rest in _leftovers(target, missing):  # left by a killed start
-        rest.unlink()
-    progress(plan_size(done))
-    if missing:
-        _room(found, missing, target)
-    unreadable: list[str] = []
-    tasks = [(target, shard) for shard in missing]
-    in_strips = manifest["source"]["in_strips"]
-    for written, bad in in_processes(write, tasks, found, processes, progress, in_strips):
-        unreadable += bad
-        if not bad:
-            done.append(written)
-    if unreadable:
-        raise UserError(_complaint(unreadable, "get them again, and run the same command to write what is missing"))
-    for split, folder in FOLDERS.items():
-        parts = sorted((s for s in done if s.split == split), key=lambda s: s.number)
-        _describe(target / folder, folder, found, parts, manifest["source"]["labels"])
-        rows = [{key: value for key, value in asdict(part).items() if key not in ("split", "number")} for part in parts]
-        labels = zlib.crc32(np.asarray(found.splits[split].labels, dtype=np.int64).tobytes())
-        manifest["splits"][folder] = {"images": parts[-1].stop, "labels_crc32": labels, "shards": rows}
-    manifest["finished"] = True
-    durable.write_text(target / arrow.STORE, json.dumps(manifest, indent=1))
-
-
-def check(target: Path, processes: int, progress: Progress) -> dict[str, Any]:
-    """Read a whole store again, verify its files and decode every image; return its manifest.
+def check(found: Found, processes: int, progress: Progress) -> None:
+    """Read a data set again, decode every image, and compare a store's checksums.
 
     Raises:
-        UserError: something differs from what was written; the message lists it.
+        UserError: something cannot be read, or differs from what was written; the message names it.
     """
-    if not (target / arrow.STORE).exists():
-        raise UserError(f"{target} is no store: it has no {arrow.STORE}")
-    found = find(target)
-    manifest = arrow.read_json(target / arrow.STORE)
-    tasks = []
-    for split, folder in FOLDERS.items():
-        entry = manifest["splits"][folder]
-        labels = found.splits[split].labels
-        if len(labels) != entry["images"] or len(np.unique(labels)) > len(found.classes):
-            raise UserError(f"{target / folder} has {len(labels):,} images where {entry['images']:,} were written")
-        tasks += [(target, Shard(split, i, **shard)) for i, shard in enumerate(entry["shards"])]
-    bad = [line for _, lines in in_processes(read_again, tasks, found, processes, progress) for line in lines]
-    if bad:
-        raise UserError(_complaint(bad, "prepare the store again from its source"))
-    return manifest
+    work = _Checked(found, parts_of(found, Path(), BATCH))
+    in_processes(work, processes, progress, "prepare the store again from its source")
 
 
-def _source(found: Found, images_per_shard: int) -> dict[str, Any]:
-    """Fingerprints of the images that a store is made of."""
-    images, labels = hashlib.sha256(), hashlib.sha256()
-    for files in found.splits.values():
-        labels.update(np.asarray(files.labels, dtype=np.int64).tobytes())
-        images.update("\n".join(str(stem) for stem in stems(files.names).to_pylist()).encode())
-    return {
-        "images_per_file": images_per_shard,
-        "classes": hashlib.sha256("\n".join(found.classes).encode()).hexdigest(),
-        "labels": labels.hexdigest(),
-        "images": images.hexdigest(),
-    }
+class _Work(Dataset[tuple[int, list[str]]]):
+    """Items are done by loader processes: the number of images that are done, and lines about those that are bad."""
+
+    def __init__(self, found: Found, parts: list[Part]) -> None:
+        self.found, self.parts, self.stop = found, parts, multiprocessing.Event()
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> tuple[int, list[str]]:
+        part, bad = self.parts[number], list[str]()
+        self.do(part, bad)
+        return part.stop - part.start, bad
+
+    def do(self, part: Part, bad: list[str]) -> None:
+        raise NotImplementedError
+
+    def decodable(self, files: Files, index: int, bad: list[str]) -> bytes:
+        """The bytes of an image; nothing if it cannot be read, which is added to `bad`."""
+        if self.stop.is_set():
+            raise RuntimeError("asked to stop")  # the main process no longer waits for an answer
+        try:
+            data = patiently(partial(files.read, index), partial(files.name, index))
+            decode(data)
+            return data
+        except TransientReadError:
+            raise
+        except (OSError, UnreadableImage) as error:
+            bad.append(f"{files.name(index)}: {error}")
+            return b""
 
 
-def _manifest(target: Path) -> dict[str, Any] | None:
-    """The contents of store.json; None if there is no store yet.
+class _Written(_Work):
+    """Writes files of a store. A file with an unreadable image is not written."""
+
+    class Unreadable(Exception):
+        pass
+
+    def do(self, part: Part, bad: list[str]) -> None:
+        try:
+            with durable.whole(part.path) as temporary:
+                self.write(part, temporary, bad)
+                if bad:
+                    raise self.Unreadable
+        except self.Unreadable:
+            pass
+        except TransientReadError:
+            raise
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "the disk is full: make room" if full else f"{error.strerror or error}: mend that"
+            raise UserError(f"cannot write {part.path}, {reason}, and the same command goes on from there") from error
+
+    def write(self, part: Part, path: Path, bad: list[str]) -> None:
+        files, schema = self.found.splits[part.split], schema_of(self.found)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for start in range(part.start, part.stop, BATCH):
+                rows = []
+                for index in range(start, min(start + BATCH, part.stop)):
+                    image = {"bytes": self.decodable(files, index, bad), "path": files.path(index)}
+                    label = int(files.labels[index])
+                    rows.append({"image": image, "label": label, "crc32": checksum(image, label)})
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+
+
+class _Checked(_Work):
+    """Reads images again."""
+
+    def do(self, part: Part, bad: list[str]) -> None:
+        files = self.found.splits[part.split]
+        for index in range(part.start, part.stop):
+            if isinstance(files, ArrowFiles) and "crc32" in files.schema.names:
+                row = files.row(index)
+                if row["crc32"] != checksum(row["image"], row["label"]):
+                    bad.append(f"{files.name(index)}: its bytes are not those that were written")
+                    continue
+            self.decodable(files, index, bad)
+
+
+def in_processes(work: _Work, processes: int, progress: Progress, cure: str) -> None:
+    """Do all of the work in processes, which end when this one ends for any reason.
 
     Raises:
-        UserError: store.json is damaged, or the folder is something else.
+        UserError: images are bad, which are also printed; or a process was killed.
     """
-    path = target / arrow.STORE
-    if path.exists():
-        found = arrow.read_json(path)
-        with reading(path, "the list of a store that can go on", "choose another folder, or delete this one"):
-            for entry in ("labels", "classes", "images", "images_per_file"):
-                found["finished"], found["splits"], found["source"][entry]  # raises what is missing
-        found["source"].setdefault("in_strips", False)  # a store from before there were strips
-        return found
+    bad: list[str] = []
+    number = max(1, min(processes, len(work)))
+    loader = DataLoader(work, batch_size=None, num_workers=number, in_order=False, worker_init_fn=_start)
     try:
-        others = sorted(target.iterdir()) if target.exists() else []
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; choose another folder") from error
-    if any(not (other.name == durable.LOCK or other.suffix == ".part") for other in others):
-        raise UserError(f"{target} is not empty and not a store: choose another folder")
-    return None
+        for done, lines in loader if len(work) else ():
+            progress(done)
+            bad += lines
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a process that works on the images was killed, perhaps because memory ran out (then take fewer: "
+            "--processes); run the same command again, what is written stays"
+        ) from error
+    finally:
+        work.stop.set()
+    if bad:
+        print(*bad, sep="\n", file=sys.stderr)
+        raise UserError(
+            f"{len(bad):,} of the images cannot be read, {'; '.join(bad[:3])}{' ...' * (len(bad) > 3)}: {cure}"
+        )
 
 
-def _begin(found: Found, source: dict[str, Any], target: Path) -> dict[str, Any]:
-    manifest = {
-        "format": 1, "finished": False, "made_of": found.kind, "source": source, "classes": len(found.classes),
-        "in_order": found.random_access, "splits": {},
-    }  # fmt: skip
-    durable.write_text(target / arrow.STORE, json.dumps(manifest, indent=1))
-    return manifest
+def _start(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to every process: the main one handles it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the main process
 
 
-def _same(manifest: dict[str, Any], source: dict[str, Any], found: Found, target: Path, plan: list[Shard]) -> None:
-    """Check that the store, finished or not, is made of the same images, in any kind of storage.
+def is_begun(target: Path, about: dict[str, Any]) -> bool:
+    """Whether the folder has this store, finished or not.
 
     Raises:
-        UserError: it is not; the message says what differs.
+        UserError: it has something else.
     """
-    begun, other = manifest["source"], "choose another folder"
-    made_of = f"it is made of {manifest.get('made_of', 'other files')}, these are {found.kind}"
-    if begun["labels"] != source["labels"]:
-        raise UserError(f"{target} is the store of other images, or in another order ({made_of}): {other}")
-    if begun["classes"] != source["classes"]:
-        raise UserError(f"{target} is a store whose classes have other names ({made_of}): {other}")
-    if begun["images"] != source["images"]:
-        raise UserError(f"{target} is the store of images with other names ({made_of}): {other}")
-    if begun["images_per_file"] != source["images_per_file"]:
-        raise UserError(f"{target} has {begun['images_per_file']:,} images a file: say --images-per-file "
-                         f"{begun['images_per_file']}, or {other}")  # fmt: skip
-    if begun["in_strips"] != source["in_strips"]:
-        raise UserError(f"{target} is a store {'in' if begun['in_strips'] else 'without'} strips: "
-                         f"{'say' if begun['in_strips'] else 'leave out'} --strips, or {other}")  # fmt: skip
-    if not found.random_access:
-        return
-    for shard in plan:  # equal names may have different images: compare one image of each existing file
-        path = target / FOLDERS[shard.split] / shard.file
-        if manifest["finished"] or noted(target, shard) is not None:
-            kept = arrow.ArrowFiles([path], in_order=True)
-            files = found.splits[shard.split]
-            try:
-                differs = _differs(kept.read(0), files.read(shard.start), begun["in_strips"])
-            except (OSError, UnreadableImage):  # an unreadable image of the source is reported when it is needed
-                continue
-            if differs:
-                raise UserError(f"{target} has another image than {files.name(shard.start)} under its name: {other}")
+    if (target / STORE).exists():
+        begun = read_json(target / STORE)
+        if begun.get("images_per_file") != about["images_per_file"]:
+            raise UserError(f"{target} has {begun.get('images_per_file')} images a file: say so with --images-per-file")
+        if begun != about:
+            raise UserError(f"{target} is the store of other images, or in another order: choose another folder")
+        return True
+    if target.exists() and set(os.listdir(target)) - {durable.LOCK}:
+        raise UserError(f"{target} is not empty and not a store: choose another folder")
+    return False
 
 
-def _differs(kept: bytes, given: bytes, in_strips: bool) -> bool:
-    """Whether a kept image is another one; in strips by its pixels, since programs write other bytes of the same."""
-    return kept != given and not (in_strips and np.array_equal(decode(kept), decode(given)))
+def fingerprint(found: Found) -> str:
+    """A number of the classes, the labels, and a few images."""
+    digest = hashlib.sha256("\n".join(map(printable, found.classes)).encode())
+    for files in found.splits.values():
+        digest.update(np.asarray(files.labels, dtype=np.int64).tobytes())
+        for index in np.linspace(0, len(files.labels) - 1, 3).astype(int).tolist():
+            digest.update(files.read(index))
+    return digest.hexdigest()[:16]
 
 
-def _leftovers(target: Path, plan: list[Shard]) -> list[Path]:
-    """Temporary files, and the notes of a plan's files."""
-    places = [target, *(target / folder for folder in FOLDERS.values())]
-    notes = [note for shard in plan if (note := note_of(target, shard)).exists()]
-    return [part for place in places for part in place.glob("*.part")] + notes
+def checksum(image: dict[str, Any], label: int) -> int:
+    return zlib.crc32(image["bytes"], zlib.crc32((image["path"] or "").encode(), label))
 
 
-def _room(found: Found, shards: list[Shard], target: Path) -> None:
-    """Check that the disk has enough space, estimated from a few images of every missing file."""
-    needed = 0.0
-    for shard in shards:
-        places = np.linspace(shard.start, shard.stop - 1, 4 if found.random_access else 1).astype(int)
-        sizes = []
-        for place in places:
-            try:
-                sizes.append(len(found.splits[shard.split].read(int(place))))
-            except OSError:  # reported when it is written
-                continue
-        needed += float(np.mean(sizes or [0])) * (shard.stop - shard.start)
+def check_room(found: Found, parts: list[Part], target: Path) -> None:
+    """Check that the disk has enough space, estimated from an image of every file."""
+    needed = sum(len(found.splits[part.split].read(part.start)) * (part.stop - part.start) for part in parts)
     free = shutil.disk_usage(target).free
     if needed > free:
         raise UserError(f"{target} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
 
 
-def _describe(folder: Path, name: str, found: Found, shards: list[Shard], fingerprint: str) -> None:
-    """Write the files that `datasets.load_from_disk` needs."""
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": shard.file} for shard in shards], "_fingerprint": fingerprint[:16],
-        "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,
-        "_split": name,
-    }  # fmt: skip
-    durable.write_text(folder / "dataset_info.json", json.dumps({"features": features_of(found)}, indent=1))
-    durable.write_text(folder / "state.json", json.dumps(state, indent=1))
-    durable.write_text(folder.parent / "dataset_dict.json", json.dumps({"splits": list(FOLDERS.values())}))
+def features_of(found: Found) -> dict[str, Any]:
+    """The columns, as `datasets` describes them."""
+    label = {"names": list(map(printable, found.classes)), "_type": "ClassLabel"}
+    return {"image": {"_type": "Image"}, "label": label, "crc32": {"dtype": "uint32", "_type": "Value"}}
 
 
-def _complaint(lines: list[str], cure: str) -> str:
-    shown = "\n  ".join(lines[:20])
-    more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
-    return f"{len(lines)} of the images cannot be read; {cure}:\n  {shown}{more}"
+def schema_of(found: Found) -> pa.Schema:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    metadata = {"huggingface": json.dumps({"info": {"features": features_of(found)}})}
+    return pa.schema([("image", image), ("label", pa.int64()), ("crc32", pa.uint32())], metadata)
+
+
+def describe(found: Found, parts: list[Part], target: Path, source: str) -> None:
+    """Write the files that `datasets.load_from_disk` needs, and open the store."""
+    for split in found.splits:
+        folder = target / FOLDERS[split]
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": part.path.name} for part in parts if part.split == split],
+            "_fingerprint": source, "_format_columns": None, "_format_kwargs": {}, "_format_type": None,
+            "_output_all_columns": False, "_split": folder.name,
+        }  # fmt: skip
+        durable.write_text(folder / "dataset_info.json", json.dumps({"features": features_of(found)}, indent=1))
+        durable.write_text(folder / "state.json", json.dumps(state, indent=1))
+    durable.write_text(target / FINISHED, json.dumps({"splits": [FOLDERS[split] for split in found.splits]}))
+    find_arrow(target, tuple(found.splits))

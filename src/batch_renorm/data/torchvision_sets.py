@@ -6,15 +6,16 @@ a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from pydantic import Field
 from torch import Tensor
 
-from batch_renorm.data.loaders import Draw
+from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
 from batch_renorm.errors import UserError
 
@@ -26,7 +27,7 @@ Split = tuple[Tensor, np.ndarray]
 """Images (n, channels, height, width) uint8, and their labels (n,) int64."""
 
 
-class TorchvisionSet:
+class TorchvisionSet(Source):
     """A torchvision data set, in memory.
 
     Args:
@@ -40,11 +41,19 @@ class TorchvisionSet:
         UserError: an unknown name, or a download that fails.
     """
 
-    def __init__(self, name: str, root: str, size: int, shift: int, mirrored: bool) -> None:
+    needs_loader_processes = False  # the images are in memory
+    image_bytes = 40  # of a row of `fetch`
+
+    def __init__(
+        self,
+        name: str,
+        root: str,
+        size: Annotated[int, Field(ge=1, le=1024)],
+        shift: Annotated[int, Field(ge=0, le=1024)],
+        mirrored: bool,
+    ) -> None:
         if name not in (*IN_ARRAYS, "Omniglot"):
             raise UserError(f"data.name={name} is none of {', '.join(IN_ARRAYS)}, Omniglot")
-        if size < 1 or shift < 0:
-            raise UserError(f"data.size must be at least 1 and data.shift at least 0, got {size} and {shift}")
         self.size, self.shift, self.mirrored = size, shift, mirrored
         splits = omniglot(root) if name == "Omniglot" else in_arrays(name, root)
         self.pictures = {split: resized(images, size) for split, (images, _) in splits.items()}

@@ -1,17 +1,20 @@
-"""A small network in Inception's style for the embedded data set: a norm after every convolution.
+"""A small network in Inception's style for the embedded data set, or wider for photographs: convolutions with norms.
 
 It concatenates parallel branches of 1 x 1 and 3 x 3 convolutions and pooling, as in Inception-v3. Then follow a
-convolution that covers the positions that are left, 2 x 2 of an image of 16 pixels, and 1 x 1 convolutions. So the
-last norms see few values, of features that are specific to labels.
+convolution that covers the positions that are left, 2 x 2 of an image of 16 pixels, or the mean over them, and 1 x 1
+convolutions. So the last norms see few values, of features that are specific to labels.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Product(nn.Conv2d):
@@ -77,17 +80,30 @@ class GlyphInception(nn.Module):
         head: channels of the convolutions before the classifier.
         head_kernel: height and width of the first of them, which is not padded.
         head_layers: how many 1 x 1 convolutions follow it.
+        width: multiplies the channels before the head.
+        pooled: take the mean over positions before the head, for images of objects anywhere; head_kernel is then 1.
     """
 
-    def __init__(self, classes: int, channels: int, norm: Norm, head: int, head_kernel: int, head_layers: int) -> None:
+    def __init__(
+        self,
+        classes: int,
+        channels: int,
+        norm: Norm,
+        head: Count,
+        head_kernel: Count,
+        head_layers: Annotated[int, Field(ge=0, le=1000)],
+        width: Count = 1,
+        pooled: bool = False,
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            convolution(channels, 16, 3, norm, stride=2),
-            convolution(16, 24, 3, norm),
+            convolution(channels, 16 * width, 3, norm, stride=2),
+            convolution(16 * width, 24 * width, 3, norm),
             nn.MaxPool2d(2, ceil_mode=True),
         )
-        first = InceptionBlock(24, 16, 16, 24, 16, norm)
-        second = InceptionBlock(first.outputs, 32, 24, 48, 24, norm)
+        first = InceptionBlock(24 * width, 16 * width, 16 * width, 24 * width, 16 * width, norm)
+        second = InceptionBlock(first.outputs, 32 * width, 24 * width, 48 * width, 24 * width, norm)
+        self.pooled = pooled
         self.blocks = nn.Sequential(first, nn.MaxPool2d(2, ceil_mode=True), second)
         self.head = nn.Sequential(
             convolution(second.outputs, head, head_kernel, norm, padded=False),
@@ -98,4 +114,7 @@ class GlyphInception(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.head(self.blocks(self.stem(x))).mean((2, 3)))
+        x = self.blocks(self.stem(x))
+        if self.pooled:
+            x = x.mean((2, 3), keepdim=True)
+        return self.classifier(self.head(x).mean((2, 3)))

@@ -3,12 +3,11 @@
 Your own norm is such a function too: configs/norm names it by `_target_`, see docs/experiments.md.
 """
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
-from batch_renorm.errors import UserError
 
-
-def group_norm(channels: int, channels_per_group: int, eps: float, scale: bool = False) -> nn.GroupNorm:
+def group_norm(channels: int, channels_per_group: PositiveInt, eps: PositiveFloat, scale: bool = False) -> nn.GroupNorm:
     """torch's GroupNorm (Wu and He, 2018) over the channels of each image alone: (n, channels, ...) to the same.
 
     A group has `channels_per_group` channels or the next larger number that divides the channels, at most all.
@@ -18,12 +17,7 @@ def group_norm(channels: int, channels_per_group: int, eps: float, scale: bool =
     Args:
         channels_per_group: the fewest channels of a group.
         scale: learn gamma; the paper's networks have gamma = 1 throughout. beta is always learned.
-
-    Raises:
-        UserError: channels_per_group below 1.
     """
-    if channels_per_group < 1:
-        raise UserError(f"norm.channels_per_group must be at least 1, got {channels_per_group}")
     size = next((size for size in range(channels_per_group, channels) if channels % size == 0), channels)
     layer = nn.GroupNorm(channels // size, channels, eps)
     if not scale:

@@ -1,5 +1,6 @@
 """Images prepared as a timm model's configuration says, for evaluating timm's pretrained weights."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,9 @@ class PretrainedImages:
     """A source for evaluation: resized, cropped and normalised by the model's `pretrained_cfg`."""
 
     channels = 3
+    needs_loader_processes = True
+    skips_unreadable = False
+    remarks: Sequence[str] = ()
 
     def __init__(self, pictures: Pictures, model: nn.Module) -> None:
         from timm.data import create_transform, resolve_model_data_config
@@ -29,6 +33,10 @@ class PretrainedImages:
         config = resolve_model_data_config(model, use_test_size=True)
         self.pictures, self.classes, self.size = pictures, pictures.classes, config["input_size"][-1]
         self.transform: Any = create_transform(**config, is_training=False)
+
+    @property
+    def image_bytes(self) -> int:
+        return 4 * 3 * self.size**2
 
     def labels(self, split: str) -> np.ndarray:
         return self.pictures.labels(split)

@@ -11,18 +11,24 @@ IMAGENET = {"classes": 1000, "train_images": 1281167, "val_images": 50000}
 def dataset_of(data: Mapping[str, Any]) -> str:
     """The name of the data set in configs/data: glyphs, cifar100, imagenet, or the name of the user's folder.
 
-    A folder is called imagenet only if the config requires ImageNet's numbers of classes and images.
+    A folder is called imagenet only if the config requires ImageNet's numbers of classes and images, and never glyphs:
+    its runs would stand among those of the scale's own data set. A part of the labels has its number, or the name of
+    its list, behind this: imagenet-100.
     """
-    kind = data["_target_"].rpartition(".")[2]
+    kind = str(data.get("_target_")).rpartition(".")[2]
     if kind == "Images":
-        if all(data.get(name) == number for name, number in IMAGENET.items()):
-            return "imagenet"
-        return as_name(Path(str(data["root"])).expanduser().absolute().name)
+        name = as_name(Path(str(data["root"])).expanduser().absolute().name)
+        if all(data.get(key) == number for key, number in IMAGENET.items()):
+            name = "imagenet"
+        elif name in ("imagenet", "glyphs"):
+            name = f"{name}-folder"
+        labels = data.get("labels")
+        return name if labels is None else as_name(f"{name}-{Path(str(labels)).stem}")
     return as_name(str(data.get("name", kind)).lower())
 
 
-def place_of(config: Mapping[str, Any]) -> str:
-    """The scale, and the data set if it is not the scale's own: imagenet, imagenet-cars."""
+def run_group(config: Mapping[str, Any]) -> str:
+    """The folder of comparable runs: the scale, and the data set if it is not the scale's: imagenet, imagenet-cars."""
     dataset = as_name(str(config["dataset"]))
     place = config["scale"] if dataset == config.get("dataset_of_scale") else f"{config['scale']}-{dataset}"
     return f"debug/{place}" if config["debug"] else place

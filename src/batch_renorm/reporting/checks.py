@@ -5,12 +5,13 @@ They are decided like the orderings: by the mean over the seeds, and with certai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
 import numpy as np
 
+from batch_renorm.reporting.lists import CONTROLS, MINIBATCHES
 from batch_renorm.reporting.paper import (
     AS_TRAINED,
     BATCH_STATISTICS,
@@ -25,6 +26,8 @@ from batch_renorm.reporting.recorded import RecordedRun
 
 DISTANCE = "activation_distance"
 LATE = 0.1  # "at the end" is the mean over this last fraction of the steps, because a single step is noisy
+Value = Callable[[Mapping[str, RecordedRun]], float | None]
+"""The finished runs of one seed, by experiment -> the number that is checked."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Check:
     """`low < value <= high`, for a value of every run or of every pair of runs with the same seed."""
 
     text: str
-    value: Callable[[dict[str, RecordedRun]], float | None]  # the finished runs of one seed, by experiment
+    value: Value
     low: float
     high: float
     unit: str  # "%", "points" or "" (a ratio)
@@ -53,12 +56,12 @@ class Check:
         return f"≤ {self.high:g}{unit}" if self.high < inf else f"> {self.low:g}{unit}"
 
     def by_seed(self, runs: Sequence[RecordedRun]) -> dict[int, float]:
-        found = {}
+        values = {}
         for seed in sorted({run.seed for run in runs}):
-            own = {run.experiment: run for run in runs if run.seed == seed and run.finished}
-            if all(name in own for name in self.experiments) and (value := self.value(own)) is not None:
-                found[seed] = value
-        return found
+            of_seed = {run.experiment: run for run in runs if run.seed == seed and run.finished}
+            if all(name in of_seed for name in self.experiments) and (value := self.value(of_seed)) is not None:
+                values[seed] = value
+        return values
 
 
 def late_percent(run: RecordedRun, metric: str) -> float | None:
@@ -74,82 +77,64 @@ def drop(curve: tuple[np.ndarray, np.ndarray] | None) -> float | None:
     return None if curve is None else float(curve[1].max() - curve[1][-1])
 
 
-def checks(published: Published) -> list[Check]:
-    found = []
-    for letter, high, theirs in (("r", 10.0, "a small fraction"), ("d", 0.1, "none")):
+def checks(published: Published) -> Iterator[Check]:
+    for letter, high, paper in (("r", 10.0, "a small fraction"), ("d", 0.1, "none")):
         for name in EXPERIMENTS:
             if name.endswith("_renorm"):
                 text = f"{letter} clipped at the end: {EXPERIMENTS[name].title}"
-                found.append(Check(text, _clipped(name, letter), -inf, high, "%", theirs, (name,)))
-    for metric, of in ((VAL, ""), (TRAIN, ", on training images")):
-        fall = drop(published.curves.get(("noniid_batchnorm", metric)))
-        found.append(
-            Check(
-                f"non-i.i.d. batchnorm falls from its best to the end{of}",
-                _fall("noniid_batchnorm", metric),
-                2.0, inf, "points", f"{fall:.1f}" if fall is not None else "", ("noniid_batchnorm",),
-            )
-        )  # fmt: skip
-    suspected = "suspected, not measured"
-    for title, higher, lower, known in (
-        (
-            "non-i.i.d. batchnorm: evaluated as trained above the normal evaluation",
-            ("noniid_batchnorm", AS_TRAINED), ("noniid_batchnorm", VAL), "not measured",
-        ),
-        (
-            "non-i.i.d. batchnorm: batch statistics of pairs above those without counterparts",
-            ("noniid_batchnorm", BATCH_STATISTICS), ("noniid_batchnorm", NO_COUNTERPART), suspected,
-        ),
-        (
-            "i.i.d. batchnorm: batch statistics without counterparts above those of pairs",
-            ("iid_batchnorm", NO_COUNTERPART), ("iid_batchnorm", BATCH_STATISTICS), "not measured",
-        ),
-    ):  # fmt: skip
-        found.append(Check(title, _difference(higher, lower), 0.0, inf, "points", known, (higher[0],)))
-    for group, minibatches in (("micro4", "groups of 4"), ("noniid", "non-i.i.d.")):
-        left, right = f"{group}_batchnorm", f"{group}_renorm"
-        text = f"{minibatches}: activation distance, batchnorm above Batch Renorm"
-        found.append(
-            Check(
-                text,
-                _difference((left, DISTANCE), (right, DISTANCE)),
-                0.0,
-                inf,
-                "",
-                "argued, not measured",
-                (left, right),
-            )
-        )
-    return found
+                yield Check(text, _clipped(name, letter), -inf, high, "%", paper, (name,))
+    pairs = "noniid_batchnorm"
+    for metric, images in ((VAL, ""), (TRAIN, ", on training images")):
+        fall = drop(published.curves.get((pairs, metric)))
+        text = f"non-i.i.d. batchnorm falls from its best to the end{images}"
+        yield Check(text, _fall(pairs, metric), 2.0, inf, "points", f"{fall:.1f}" if fall is not None else "", (pairs,))
+    suspected, unknown, argued = "suspected, not measured", "not measured", "argued, not measured"
+    text = "non-i.i.d. batchnorm: evaluated as trained above the normal evaluation"
+    yield _above(text, (pairs, AS_TRAINED), (pairs, VAL), unknown)
+    text = "non-i.i.d. batchnorm: batch statistics of pairs above those without counterparts"
+    yield _above(text, (pairs, BATCH_STATISTICS), (pairs, NO_COUNTERPART), suspected)
+    text = "i.i.d. batchnorm: batch statistics without counterparts above those of pairs"
+    yield _above(text, ("iid_batchnorm", NO_COUNTERPART), ("iid_batchnorm", BATCH_STATISTICS), unknown)
+    for group in ("micro4", "noniid"):
+        text = f"{MINIBATCHES[group]}: activation distance, batchnorm above Batch Renorm"
+        yield _above(text, (f"{group}_batchnorm", DISTANCE), (f"{group}_renorm", DISTANCE), argued, unit="")
 
 
-def own_checks(runs: Sequence[RecordedRun]) -> list[Check]:
-    """The checks of our control, if it has run: it does not see the minibatch, so no minibatch changes it."""
-    there, ours = {run.experiment for run in runs}, "not the paper's: our control"
-    return [
-        Check(
-            f"GroupNorm: {minibatches} level with i.i.d.",
-            _difference((name, VAL), ("iid_groupnorm", VAL)),
-            -2.0, 2.0, "points", ours, (name, "iid_groupnorm"),
-        )
-        for name, minibatches in (("micro4_groupnorm", "groups of 4"), ("noniid_groupnorm", "non-i.i.d."))
-        if {name, "iid_groupnorm"} <= there
-    ]  # fmt: skip
+def own_checks(runs: Sequence[RecordedRun]) -> Iterator[Check]:
+    """The checks of our controls that have run.
+
+    GroupNorm does not see the minibatch, so no minibatch changes it. Frozen statistics are the usual remedy where one
+    fine-tunes: whoever takes the layer wants to know whether it is better.
+    """
+    rows, ours = {run.experiment for run in runs}, "not the paper's: our control"
+    for group in ("micro4", "noniid"):
+        name, level = f"{group}_groupnorm", "iid_groupnorm"
+        if {name, level} <= rows:
+            text = f"{CONTROLS['groupnorm']}: {MINIBATCHES[group]} level with i.i.d."
+            yield Check(text, _difference((name, VAL), (level, VAL)), -2.0, 2.0, "points", ours, (name, level))
+        if {f"{group}_frozen", f"{group}_renorm"} <= rows:
+            text = f"{MINIBATCHES[group]}: Batch Renorm above frozen batchnorm"
+            yield _above(text, (f"{group}_renorm", VAL), (f"{group}_frozen", VAL), ours)
 
 
-def _clipped(name: str, letter: str) -> Callable[[dict[str, RecordedRun]], float | None]:
-    return lambda own: late_percent(own[name], f"{letter}_clipped")
+def _above(text: str, higher: Series, lower: Series, published: str, unit: str = "points") -> Check:
+    experiments = tuple(dict.fromkeys((higher[0], lower[0])))
+    return Check(text, _difference(higher, lower), 0.0, inf, unit, published, experiments)
 
 
-def _fall(experiment: str, metric: str) -> Callable[[dict[str, RecordedRun]], float | None]:
-    return lambda own: drop(own[experiment].curve.get(metric))
+def _clipped(name: str, letter: str) -> Value:
+    return lambda runs: late_percent(runs[name], f"{letter}_clipped")
 
 
-def _difference(left: Series, right: Series) -> Callable[[dict[str, RecordedRun]], float | None]:
+def _fall(experiment: str, metric: str) -> Value:
+    return lambda runs: drop(runs[experiment].curve.get(metric))
+
+
+def _difference(left: Series, right: Series) -> Value:
     """The difference between the final values of two experiments."""
 
-    def value(own: dict[str, RecordedRun]) -> float | None:
-        a, b = (own[experiment].final(metric) for experiment, metric in (left, right))
+    def value(runs: Mapping[str, RecordedRun]) -> float | None:
+        a, b = (runs[experiment].final(metric) for experiment, metric in (left, right))
         return a - b if a is not None and b is not None else None
 
     return value

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Protocol
@@ -82,14 +82,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Company:
+class GroupEffect:
     """One experiment, evaluated per image and in two kinds of minibatches; final values of the finished seeds."""
 
     label: str
     averages: Sample | None  # with mu and sigma
     pairs: Sample | None  # with muB and sigmaB of labels x 2 images
     alone: Sample | None  # with muB and sigmaB of minibatches with each label once
-    worth: Sample | None  # pairs - alone, by seed
+    counterpart_gain: Sample | None  # pairs - alone, by seed
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ class Comparison:
     rows: tuple[Row, ...]
     claims: tuple[ClaimResult, ...]
     checks: tuple[CheckResult, ...]
-    company: tuple[Company, ...]
+    group_effects: tuple[GroupEffect, ...]
     thresholds: tuple[float, ...]  # percent; empty without a finished baseline
     published_thresholds: tuple[float, ...]
     shares: tuple[float, ...]  # of the baseline's best, one for each threshold; empty where accuracies were given
     missing: tuple[str, ...]  # commands that make what is missing
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     data: str | None = None  # the data set's name if it is not the scale's: the paper's accuracies then do not apply
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
@@ -129,7 +129,6 @@ def compare(
     runs: Sequence[RecordedRun],
     published: Published,
     scale: str,
-    notes: Sequence[str] = (),
     accuracies: Sequence[float] = (),
     figures: Sequence[Figure] = (),
 ) -> Comparison:
@@ -139,36 +138,36 @@ def compare(
     """
     runs = [run for run in runs if run.scale == scale]
     baseline = published.number(BASELINE)
-    theirs = tuple(accuracies) or tuple(s * baseline.top1 for s in SHARES if baseline)
-    own = values_by_seed(runs, BASELINE, "best")
+    published_thresholds = tuple(accuracies) or tuple(s * baseline.top1 for s in SHARES if baseline)
+    bests = values_by_seed(runs, BASELINE, "best")
     if scale == "imagenet" or accuracies:
-        ours = theirs
+        thresholds = published_thresholds
     else:
-        ours = tuple(share * fmean(own.values()) for share in SHARES) if own else ()
+        thresholds = tuple(share * fmean(bests.values()) for share in SHARES) if bests else ()
     series = series_of(runs)
     return Comparison(
-        scale,
-        tuple(_row(runs, published, s, label, ours, theirs, scale == "imagenet") for s, label in series.items()),
-        tuple(check(claim, runs, published) for claim in CLAIMS),
-        tuple(_checked(c, runs) for c in (*checks(published), *own_checks(runs))),
-        tuple(_company(runs, series[0], label) for series, label in series_of(runs).items() if series[1] == VAL),
-        ours,
-        theirs,
-        () if accuracies else SHARES,
-        tuple(missing_commands(runs, scale)),
-        (*notes, *set_apart(runs), *not_drawn(runs), *other_compositions(runs)),
-        next((run.data for run in runs if run.data), None),
-        figures_of(runs, figures),
+        scale=scale,
+        rows=tuple(_row(runs, published, s, label, thresholds, published_thresholds) for s, label in series.items()),
+        claims=tuple(judge(claim, runs, published) for claim in CLAIMS),
+        checks=tuple(_checked(c, runs) for c in (*checks(published), *own_checks(runs))),
+        group_effects=tuple(_group_effect(runs, s[0], label) for s, label in series.items() if s[1] == VAL),
+        thresholds=thresholds,
+        published_thresholds=published_thresholds,
+        shares=() if accuracies else SHARES,
+        missing=tuple(missing_commands(runs, scale)),
+        notes=(*set_apart(runs), *not_drawn(runs), *other_compositions(runs)),
+        data=next((run.data for run in runs if run.data), None),
+        figures=figures_of(runs, figures),
     )
 
 
-def _company(runs: Sequence[RecordedRun], experiment: str, label: str) -> Company:
+def _group_effect(runs: Sequence[RecordedRun], experiment: str, label: str) -> GroupEffect:
     averages, pairs, alone = (
         _sample(values_by_seed(runs, (experiment, metric), "final").values())
         for metric in (VAL, BATCH_STATISTICS, NO_COUNTERPART)
     )
-    worth = paired(runs, (experiment, BATCH_STATISTICS), (experiment, NO_COUNTERPART), "final")
-    return Company(label, averages, pairs, alone, worth)
+    gain = paired(runs, (experiment, BATCH_STATISTICS), (experiment, NO_COUNTERPART), "final")
+    return GroupEffect(label, averages, pairs, alone, gain)
 
 
 def series_of(runs: Sequence[RecordedRun]) -> dict[Series, str]:
@@ -176,24 +175,25 @@ def series_of(runs: Sequence[RecordedRun]) -> dict[Series, str]:
 
     Rows that differ from an experiment come below it; rows on another data set have its name.
     """
-    there = {run.experiment: run.of for run in runs}
-    own = {run.experiment for run in runs for metric in run.curve if (run.experiment, metric) in OWN_SERIES}
+    base = {run.experiment: run.base_experiment for run in runs}
+    measured = {(run.experiment, metric) for run in runs for metric in run.curve}
+    ours = {experiment for experiment, _ in OWN_SERIES.keys() & measured}
     data = next((f", {run.data}" for run in runs if run.data), "")
-    found: dict[Series, str] = {}
-    for of in (*EXPERIMENTS, *sorted(set(there.values()) - set(EXPERIMENTS))):
-        if of in EXPERIMENTS or of in there:
-            found[of, VAL] = title(of) + data
-        found |= {s: label for s, label in SERIES.items() if s[0] == of and s[1] != VAL}
-        found |= {s: label for s, label in OWN_SERIES.items() if s[0] == of and of in own}
-        found |= {(name, VAL): name + data for name in sorted(there) if there[name] == of != name}
-    return found
+    series: dict[Series, str] = {}
+    for name in (*EXPERIMENTS, *sorted(set(base.values()) - set(EXPERIMENTS))):
+        if name in EXPERIMENTS or name in base:
+            series[name, VAL] = title(name) + data
+        series |= {s: label for s, label in SERIES.items() if s[0] == name and s[1] != VAL}
+        series |= {s: label for s, label in OWN_SERIES.items() if s[0] == name and name in ours}
+        series |= {(row, VAL): row + data for row in sorted(base) if base[row] == name != row}
+    return series
 
 
 def values_by_seed(runs: Sequence[RecordedRun], series: Series, which: str) -> dict[int, float]:
     """seed -> the "final" or "best" value of the finished runs."""
     experiment, metric = series
-    found = {r.seed: getattr(r, which)(metric) for r in runs if r.finished and r.experiment == experiment}
-    return {seed: found[seed] for seed in sorted(found) if found[seed] is not None}
+    values = {r.seed: getattr(r, which)(metric) for r in runs if r.finished and r.experiment == experiment}
+    return {seed: values[seed] for seed in sorted(values) if values[seed] is not None}
 
 
 def paired(runs: Sequence[RecordedRun], left: Series, right: Series, which: str) -> Sample | None:
@@ -202,11 +202,16 @@ def paired(runs: Sequence[RecordedRun], left: Series, right: Series, which: str)
     return _sample(a[seed] - b[seed] for seed in a if seed in b)
 
 
-def check(claim: Claim, runs: Sequence[RecordedRun], published: Published) -> ClaimResult:
-    final = paired(runs, claim.left, claim.right, "final")
-    best = paired(runs, claim.left, claim.right, "best")
-    of_best, of_final = (d(claim.left, claim.right) for d in (published.difference, published.final_difference))
-    return ClaimResult(claim, of_best, of_final, final, best, verdict(claim, final))
+def judge(claim: Claim, runs: Sequence[RecordedRun], published: Published) -> ClaimResult:
+    final, best = (paired(runs, claim.left, claim.right, which) for which in ("final", "best"))
+    return ClaimResult(
+        claim,
+        published.difference(claim.left, claim.right),
+        published.final_difference(claim.left, claim.right),
+        final,
+        best,
+        verdict(claim, final),
+    )
 
 
 class Statement(Protocol):
@@ -219,8 +224,8 @@ class Statement(Protocol):
 
 def _checked(check: Check, runs: Sequence[RecordedRun]) -> CheckResult:
     values = _sample(check.by_seed(runs).values())
-    there = {run.experiment for run in runs if run.finished} >= set(check.experiments)
-    return CheckResult(check, values, NOT_MEASURED if values is None and there else verdict(check, values))
+    have_run = {run.experiment for run in runs if run.finished} >= set(check.experiments)
+    return CheckResult(check, values, NOT_MEASURED if values is None and have_run else verdict(check, values))
 
 
 def verdict(claim: Statement, values: Sample | None) -> str:
@@ -257,35 +262,33 @@ def _row(
     label: str,
     thresholds: Sequence[float],
     published_thresholds: Sequence[float],
-    on_imagenet: bool,
 ) -> Row:
     experiment, metric = series
-    ours = [run for run in runs if run.experiment == experiment]
-    finished = [run for run in ours if run.finished and metric in run.curve]
+    of_row = [run for run in runs if run.experiment == experiment]
+    finished = [run for run in of_row if run.finished and metric in run.curve]
     final, best = (_sample(values_by_seed(runs, series, which).values()) for which in ("final", "best"))
     number = None if any(run.data for run in runs) else published.number(series)
+    on_imagenet = any(run.scale == "imagenet" for run in runs)
     reached = [[steps_to_reach(run.curve[metric], t) for run in finished] for t in thresholds]
+    curve = published.curves.get(series)
     walls = [w for run in finished if isinstance(w := run.info.get("wall_seconds"), int | float) and w > 0]
     return Row(
-        series,
-        label,
-        tuple(sorted(run.seed for run in finished)),
-        tuple(run for run in ours if not run.finished),
-        final,
-        best,
-        number.top1 if number else None,
-        best.mean - number.top1 if best and number and on_imagenet else None,
-        None if series == BASELINE else paired(runs, series, BASELINE, "best"),
-        None if series == BASELINE else published.difference(series, BASELINE),
-        tuple(tuple(s for s in steps if s is not None) for steps in reached),
-        tuple(
-            steps_to_reach(published.curves[series], t) if series in published.curves else None
-            for t in published_thresholds
-        ),
-        fmean(walls) / 60 if walls else None,
+        series=series,
+        label=label,
+        seeds=tuple(sorted(run.seed for run in finished)),
+        unfinished=tuple(run for run in of_row if not run.finished),
+        final=final,
+        best=best,
+        published=number.top1 if number else None,
+        gap=best.mean - number.top1 if best and number and on_imagenet else None,
+        to_baseline=None if series == BASELINE else paired(runs, series, BASELINE, "best"),
+        published_to_baseline=None if series == BASELINE else published.difference(series, BASELINE),
+        reach=tuple(tuple(s for s in steps if s is not None) for steps in reached),
+        published_reach=tuple(steps_to_reach(curve, t) if curve else None for t in published_thresholds),
+        minutes=fmean(walls) / 60 if walls else None,
     )
 
 
-def _sample(values) -> Sample | None:
+def _sample(values: Iterable[float]) -> Sample | None:
     values = tuple(values)
     return Sample(values) if values else None

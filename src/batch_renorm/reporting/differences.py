@@ -1,56 +1,48 @@
 """The config identifies a run: runs that were trained differently get separate rows, named by their differences.
 
 A run is compared with `expected`, the config that its scale and experiment compose to today. If that is unknown, for an
-experiment whose file is gone or an option from other versions, it is compared with most runs of the
+experiment whose file is gone or an option from another version, it is compared with most runs of the
 same experiment. Options of the machine do not count: they cannot change what is trained.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from batch_renorm.records.config import flat_options
-from batch_renorm.records.naming import as_name, dataset_of
+from batch_renorm.records.config import trained_options
+from batch_renorm.records.naming import as_name
 from batch_renorm.reporting.recorded import RecordedRun
 
-Config = Mapping[str, Any]
-Expected = Callable[[Config], Mapping[str, Any] | None]
+Expected = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 """config -> dotted option -> its value if only the config's scale and experiment are chosen; None if they do not
 compose."""
 
-NEUTRAL = frozenset(
-    {
-        *("seed", "scale", "experiment", "folder", "fresh", "trainer", "logger", "debug", "tags", "notes", "dataset"),
-        *("data.root", "data.decode", "data.on_error", "size.evaluate_every", "size.evaluation_batch"),
-        *("evaluation.every", "evaluation.batch_size"),
-        *("size.minibatches_every", "evaluation.minibatches_every"),
-    }
-)
-"""Sections and options in which runs may differ without being trained differently."""
-SHOWN = 3  # most differences in a row's name; the page's table of configs has all
-STEPS = "size.steps"
+PLACES = frozenset({"seed", "scale", "experiment"})
+"""Options that say which row and which seed a run is."""
+SHOWN = 3  # most differences in a row's name
 
 
-def trained(run: RecordedRun) -> dict[str, str]:
-    """Dotted option -> value, as text, for all options that change what is trained."""
-    own = {k: _text(v) for k, v in flat_options(run.config) if not {k, k.split(".")[0]} & NEUTRAL}
-    if run.steps is not None and "steps" not in own:
-        own.setdefault(STEPS, _text(run.steps))
-    return own
+def trained(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted option -> value, as text, for all options that change what is trained.
+
+    A section that constructs a class has one option more: its own name, with the class.
+    """
+    options = {k: as_text(v) for k, v in trained_options(config).items() if k not in PLACES}
+    classes = {k.removesuffix("._target_"): v.rpartition(".")[2] for k, v in options.items() if k.endswith("._target_")}
+    return classes | {k: v for k, v in options.items() if not k.endswith("._target_")}
 
 
-def data_set(config: Config) -> str | None:
-    """The data set's name: from the config, else from its folder, else from its class; None if unknown."""
-    data, given = config.get("data"), config.get("dataset")
-    if not isinstance(data, Mapping):
+def data_set(config: Mapping[str, Any]) -> str | None:
+    """The name of the config's data set, if it is not its scale's."""
+    name, of_scale = config.get("dataset"), config.get("dataset_of_scale")
+    if not isinstance(name, str) or not isinstance(of_scale, str) or name == of_scale:
         return None
-    if isinstance(given, str) and given:
-        return as_name(given.lower())
-    return dataset_of(data) if "_target_" in data else None
+    return as_name(name)
 
 
 def apart(runs: Sequence[RecordedRun], expected: Expected | None = None) -> list[RecordedRun]:
@@ -59,86 +51,47 @@ def apart(runs: Sequence[RecordedRun], expected: Expected | None = None) -> list
     A run on another data set than its scale's belongs to the comparison `<scale>-<data set>`. A run that differs from
     its experiment belongs to the row "<experiment>, <option>=<value>".
     """
-    there = [(expected(run.config) if expected and run.config else None) for run in runs]
-    own_data = _own_data(runs, there)
+    data = [data_set(run.config) for run in runs]
     runs = [
-        replace(r, data=name, scale=f"{r.scale}-{name}" if name else r.scale)
-        for r, name in zip(runs, own_data, strict=True)
+        replace(run, data=name, scale=f"{run.scale}-{name}" if name else run.scale, base_experiment=run.experiment)
+        for run, name in zip(runs, data, strict=True)
     ]
-    options = [trained(run) for run in runs]
-    usual = _usual(runs, options)
-    found: list[dict[str, str]] = []
-    for run, own, composed in zip(runs, options, there, strict=True):
-        reference = {k: _text(v) for k, v in (composed or {}).items() if not (run.data and k.startswith("data."))}
-        differing = {}
-        for option, value in own.items():
-            least = reference.get(option, usual(run, option))
-            if value != least:
-                differing[option] = value
-        found.append(dict(sorted(differing.items(), key=lambda d: d[0] not in ("steps", STEPS))))
-    return [_renamed(run, own, found, runs) for run, own in zip(runs, found, strict=True)]
-
-
-def _renamed(
-    run: RecordedRun, own: dict[str, str], found: Sequence[dict[str, str]], runs: Sequence[RecordedRun]
-) -> RecordedRun:
-    if not own:
-        return run
-    texts = [_named(option, value) for option, value in own.items()]
-    peers = [d for r, d in zip(runs, found, strict=True) if (r.scale, r.of) == (run.scale, run.of) and d != own]
-    short = (*texts[:SHOWN], f"and {len(texts) - SHOWN} more") if len(texts) > SHOWN + 1 else tuple(texts)
-    alike = any(list(d.items())[:SHOWN] == list(own.items())[:SHOWN] and len(d) == len(own) for d in peers)
-    differs = tuple(texts) if alike else short
-    return replace(run, experiment=", ".join((run.of, *differs)), differs=differs)
-
-
-def _named(option: str, value: str) -> str:
-    """ "ramp.rmax=5", and "model=TimmModel" for the class that a section constructs."""
-    if option.endswith("._target_"):
-        return f"{option.removesuffix('._target_')}={value.rpartition('.')[2]}"
-    return f"{option}={value}"
-
-
-def _own_data(runs: Sequence[RecordedRun], there: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
-    """The name of each run's data set if it is not its scale's; if no config composes, most runs decide."""
-    names = [data_set(run.config) for run in runs]
-    most: dict[str, Counter[str]] = defaultdict(Counter)
-    for run, name in zip(runs, names, strict=True):
-        if name:
-            most[run.scale][name] += 1
-    found = []
-    for run, name, composed in zip(runs, names, there, strict=True):
-        if composed is not None:
-            data = {k.removeprefix("data."): v for k, v in composed.items() if k.startswith("data.")}
-            usual = data_set({"data": data, "dataset": composed.get("dataset")})
-        else:
-            usual = "imagenet" if run.scale == "imagenet" else next(iter(dict(most[run.scale].most_common(1))), None)
-        found.append(name if name and name != usual else None)
-    return found
-
-
-def _usual(runs: Sequence[RecordedRun], options: Sequence[dict[str, str]]) -> Callable[[RecordedRun, str], str | None]:
-    """(run, option) -> the value in most runs of its experiment; None if most do not have the option.
-
-    A run's length is the same for all experiments of a comparison. In a tie the first in the order of folders
-    counts.
-    """
-    experiments: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
-    scales: dict[str, list[dict[str, str]]] = defaultdict(list)
+    options = [trained(run.config) for run in runs]
+    peers: dict[tuple[str, str], list[dict[str, str]]] = {}
     for run, own in zip(runs, options, strict=True):
-        experiments[run.scale, run.of].append(own)
-        scales[run.scale].append(own)
+        peers.setdefault((run.scale, run.experiment), []).append(own)
+    rows = []
+    for run, own in zip(runs, options, strict=True):
+        reference = trained((expected(run.config) if expected and run.config else None) or {})
+        if run.data:
+            reference = {k: v for k, v in reference.items() if k.split(".")[0] != "data"}
+        usual = {
+            option: Counter(peer.get(option) for peer in peers[run.scale, run.experiment]).most_common(1)[0][0]
+            for option in own.keys() - reference.keys()
+        }
+        differs = _differences(own, usual | reference)
+        rows.append(replace(run, experiment=row_name(run.experiment, differs), differs=differs))
+    return rows
 
-    def usual(run: RecordedRun, option: str) -> str | None:
-        peers = scales[run.scale] if option in ("steps", STEPS) else experiments[run.scale, run.of]
-        if option in ("steps", STEPS):
-            peers = [own for own in peers if option in own]
-        return Counter(own.get(option) for own in peers).most_common(1)[0][0]
 
-    return usual
+def _differences(own: Mapping[str, str], reference: Mapping[str, str | None]) -> dict[str, str]:
+    """Option -> value. Of a section with another class the class counts, or its option `name`, and no other option."""
+    others = {option for option in own if "." not in option and own[option] != reference.get(option)}
+    same_class = {k: v for k, v in own.items() if k.split(".")[0] not in others}
+    return {option: own.get(f"{option}.name", own[option]) for option in sorted(others)} | {
+        option: value for option, value in same_class.items() if value != reference.get(option)
+    }
 
 
-def _text(value: Any) -> str:
+def row_name(experiment: str, differs: Mapping[str, str]) -> str:
+    texts = [f"{option}={value}" for option, value in differs.items()]
+    if len(texts) > SHOWN + 1:  # a checksum of all of them: two recipes never share a row
+        more = f"and {len(texts) - SHOWN} more ({zlib.crc32(repr(texts).encode()):08x})"
+        texts = [*texts[:SHOWN], more]
+    return ", ".join((experiment, *texts))
+
+
+def as_text(value: Any) -> str:
     """The same text for every spelling of a value: 5 and 5.0, or 1e-3, which YAML 1.1 reads as "1e-3"."""
     if isinstance(value, str):
         try:
@@ -147,4 +100,4 @@ def _text(value: Any) -> str:
             return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return json.dumps(value, default=str).replace('"', "")
+    return json.dumps(value, default=str, ensure_ascii=False).replace('"', "")

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from batch_renorm.errors import UserError
-
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 Series = tuple[str, str]  # experiment, metric
 
@@ -44,12 +42,7 @@ EXPERIMENTS = {
         Experiment("micro4_batchnorm", "Batchnorm, groups of 4", "i.i.d., groups of 4", "Batchnorm"),
         Experiment("micro4_renorm", "Batch Renorm, groups of 4", "i.i.d., groups of 4", "Batch Renorm"),
         Experiment("noniid_batchnorm", "Batchnorm, non-i.i.d.", PAIRS, "Batchnorm"),
-        Experiment(
-            "noniid_halves_batchnorm",
-            "Batchnorm on halves, non-i.i.d.",
-            PAIRS,
-            "Batchnorm on halves",
-        ),
+        Experiment("noniid_halves_batchnorm", "Batchnorm on halves, non-i.i.d.", PAIRS, "Batchnorm on halves"),
         Experiment("noniid_renorm", "Batch Renorm, non-i.i.d.", PAIRS, "Batch Renorm"),
     )
 }
@@ -130,9 +123,7 @@ class Claim:
             return self.margin, float("inf")
         if self.relation == ">=":
             return -self.margin, float("inf")
-        if self.relation == "=":
-            return -self.margin, self.margin
-        raise UserError(f"no relation {self.relation!r}: use '>', '>=' or '='")
+        return -self.margin, self.margin
 
     def agrees(self, difference: float) -> bool:
         low, high = self.range()
@@ -209,15 +200,15 @@ class Published:
 
     def footnotes(self, lines: Iterable[Series]) -> list[str]:
         """Notes on curves for which the paper prints two numbers."""
-        found = []
+        notes = []
         for series in lines:
             first, *others = self.numbers.get(series) or [Number(0.0, None, "")]
-            found += [
+            notes += [
                 f"* {first.top1:.1f}% in the paper's text, which is taken here, {n.top1:.1f}% in its {n.printed_in}"
                 for n in others
                 if n.top1 != first.top1
             ]
-        return found
+        return notes
 
     def difference(self, left: Series, right: Series) -> float | None:
         """left minus right of the printed numbers, which are best values."""
@@ -243,16 +234,16 @@ def paper_folder() -> Path:
     )
 
 
-def load_published(folder: Path | None = None) -> Published:
-    folder = folder or paper_folder()
+def load_published() -> Published:
+    folder = paper_folder()
     numbers: dict[Series, list[Number]] = {}
-    with open(folder / "numbers.csv", newline="") as file:
+    with open(folder / "numbers.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             at_step = int(row["at_step"]) if row["at_step"] else None
             number = Number(float(row["top1_percent"]), at_step, row["printed_in"])
             numbers.setdefault((row["experiment"], row["metric"]), []).append(number)
     points: dict[Series, list[tuple[float, float]]] = {}
-    with open(folder / "curves.csv", newline="") as file:
+    with open(folder / "curves.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             point = float(row["step"]), float(row["top1_percent"])
             points.setdefault((row["experiment"], row["metric"]), []).append(point)

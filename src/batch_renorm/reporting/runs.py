@@ -18,6 +18,7 @@ import yaml
 
 from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, lines_of, parsed
+from batch_renorm.records.naming import as_name
 from batch_renorm.reporting.differences import Expected, apart
 from batch_renorm.reporting.paper import Curve
 from batch_renorm.reporting.recorded import RecordedRun
@@ -72,35 +73,22 @@ def read_run(folder: Path) -> RecordedRun:
 
     # The folder's path says what the run is; the config, written by the run itself, takes precedence.
     *_, scale, experiment, name = ("", "", *folder.resolve().parts)
-    place: dict[str, Any] = {"scale": scale, "experiment": experiment.partition(",")[0]}
-    place |= {"seed": int(name.removeprefix("seed"))} if re.fullmatch(SEED, name) else {}
-    said = {k: v for k, v in config.items() if k in (*place, "seed") and type(v) is (int if k == "seed" else str)}
-    if "seed" not in said | place:
+    what: dict[str, Any] = {"scale": scale, "experiment": experiment.partition(",")[0]}
+    what |= {"seed": int(name.removeprefix("seed"))} if re.fullmatch(SEED, name) else {}
+    what |= {k: v for k, v in config.items() if k in ("scale", "experiment") and isinstance(v, str)}
+    what |= {"seed": config["seed"]} if type(config.get("seed")) is int else {}
+    if "seed" not in what:
         raise UserError(f"{folder}: neither its name (seed<k>) nor a config.yaml says which seed this is, left out")
-    what = place | said
-    if "seed" in place and what != place and experiment == place["experiment"] and not _own_place(folder, config):
-        notes.append(f"{folder}: read as {what['scale']}/{what['experiment']}/seed{what['seed']}, "
-                     "which its config.yaml says")  # fmt: skip
 
-    steps = next((s for s in (info.get("steps"), _planned(config)) if isinstance(s, int)), None)
+    planned = info.get("steps")
     step = max(int(s[-1]) for s, _ in curve.values())
     if isinstance(info.get("step"), int):
         step = max(step, info["step"])
     state = str(info.get("state", "unknown"))
     return RecordedRun(
-        folder, what["scale"], what["experiment"], what["seed"], steps, step, state, curve, config, info, tuple(notes)
-    )
-
-
-def _own_place(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether the run has its own folder (folder=...), whose path then has no meaning."""
-    where = config.get("folder")
-    return isinstance(where, str) and folder.resolve().parts[-3:] == Path(where).parts[-3:]
-
-
-def _planned(config: dict[str, Any]) -> Any:
-    size = config.get("size")
-    return config.get("steps", size.get("steps") if isinstance(size, dict) else None)
+        folder, as_name(what["scale"]), what["experiment"], what["seed"], planned if isinstance(planned, int) else None,
+        step, state, curve, config, info, tuple(notes),
+    )  # fmt: skip
 
 
 def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[list[RecordedRun], list[str]]:
@@ -110,7 +98,7 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
     the one under the earlier root counts. `expected` is passed to differences.apart, which names the rows.
     """
     problems: list[str] = []
-    found: list[RecordedRun] = []
+    readable: list[RecordedRun] = []
     for root in roots:
         levels = ("", "*/", "*/*/", "*/*/*/")
         places = {p.parent for level in levels for name in FILES[:3] for p in root.glob(level + name)}
@@ -120,14 +108,14 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
         for folder in sorted(
             p for p in places if re.fullmatch(SEED, p.resolve().name) or (p / "config.yaml").is_file()
         ):
-            if folder in {run.folder for run in found}:
+            if folder in {run.folder for run in readable}:
                 continue
             try:
-                found.append(read_run(folder))
+                readable.append(read_run(folder))
             except (ValueError, OSError) as error:
                 problems.append(str(error))
     runs: dict[tuple[str, str, int], RecordedRun] = {}
-    for run in apart(found, expected):
+    for run in apart(readable, expected):
         first = runs.setdefault((run.scale, run.experiment, run.seed), run)
         if first is run:
             problems.extend(run.notes)
@@ -150,7 +138,7 @@ def keep(run: RecordedRun, root: Path) -> Path:
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     """A YAML or JSON mapping; an error while reading it becomes a note."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         if isinstance(value, dict):
             return value

@@ -11,10 +11,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm.data.kept import KeptImages
 from batch_renorm.data.loaders import Pass
+from batch_renorm.errors import DiskFullError
 from batch_renorm.records import curve
 from batch_renorm.running import checkpoints
 from batch_renorm.running.build import Run
-from batch_renorm.running.errors import DiskFullError
 from batch_renorm.running.folder import Folder, provenance
 from batch_renorm.running.launch import World
 from batch_renorm.running.opening import opening

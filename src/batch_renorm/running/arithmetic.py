@@ -7,14 +7,12 @@ its rounding stays the same on other hardware as far as possible.
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from batch_renorm.errors import UserError
-
-if TYPE_CHECKING:
-    from batch_renorm.running.build import Machine
+from batch_renorm.running.schema import Machine
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Arithmetic:
     deterministic: bool
 
 
-def choose_arithmetic(machine: "Machine", device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
+def choose_arithmetic(machine: Machine, device: torch.device, began_with: dict[str, Any] | None) -> Arithmetic:
     """Choose a run's arithmetic; `began_with` is the choice recorded in its run.json.
 
     On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under bfloat16
@@ -61,7 +59,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def check_passes(arithmetic: Arithmetic, passes: int) -> None:
-    """Raise ValueError if CUDA graphs would have to accumulate the gradients of several passes.
+    """Raise UserError if CUDA graphs would have to accumulate the gradients of several passes.
 
     The next recorded pass overwrites the memory of the gradients (pytorch/pytorch#169545).
     """
@@ -73,7 +71,7 @@ def check_passes(arithmetic: Arithmetic, passes: int) -> None:
 
 
 def check_ranks(choices: Sequence[Arithmetic], rank: int = 0) -> None:
-    """Raise ValueError if the ranks would compute differently, as GPUs with and without bfloat16 do.
+    """Raise UserError if the ranks would compute differently, as GPUs with and without bfloat16 do.
 
     Other ranks than 0 end with status 2 instead, since rank 0 says why.
     """

@@ -1,99 +1,39 @@
-"""User errors in one clear line, instead of a traceback or Hydra's long message."""
+"""Errors in one clear line, instead of a traceback or Hydra's long message."""
 
+import errno
 import os
 import re
 import shlex
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from batch_renorm.errors import UserError
-from batch_renorm.records import naming
-from batch_renorm.running.errors import DiskFullError, Stopped
-from batch_renorm.training.errors import NotFiniteError
+from batch_renorm.errors import DiskFullError, NotFiniteError, Stopped, TransientReadError, UserError
+from batch_renorm.records.config import flat_options
+from batch_renorm.running.overrides import quoted, without_header
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-PATHS = ("folder", "data.root")
-IN_EVERY_PLACE = ("scale", "experiment", "seed")
-"""The parts of the default folder."""
-DEBUG_STEPS, DEBUG_IMAGES = 4, 64
-LONGEST = 120  # characters of a sweep's options in a folder's name; file systems take 255 in all
-
-
-def knee(numerator: int, denominator: int, *, _root_: OmegaConf) -> int:
-    """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
-    steps = _root_.size.steps  # type: ignore[attr-defined]
-    if not isinstance(steps, int) or steps < 1:
-        raise UserError(f"size.steps must be a whole number of at least 1, got {steps}")
-    return round(steps * numerator / denominator)
-
-
-def half(size: int) -> int:
-    """The config's ${half:n}: n / 2 for an even n."""
-    if size % 2:
-        raise UserError(f"a minibatch of {size} has no halves: size.minibatch must be even")
-    return size // 2
-
-
-def swept() -> str:
-    """The config's ${swept:}: the options of a sweep's job other than scale, experiment and seed.
-
-    Empty for a single run and for a sweep over these three; `,ramp.rmax=5` in a sweep over ramp.rmax=3,5. It is part
-    of the run's folder, so that every job has its own folder.
-    """
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return ""
-    options = re.sub(r"[^\w.,+=-]+", "_", HydraConfig.get().job.override_dirname)
-    if len(options) > LONGEST:
-        options = f"{options[:LONGEST]}-{zlib.crc32(options.encode()):08x}"
-    return f",{options}" if options else ""
-
-
-def proportional(part: int, whole: int, size: int) -> int:
-    """The config's ${proportional:25,32,n}: 25 / 32 of n, rounded down, at least 1."""
-    return max(1, part * size // whole)
-
-
-def dataset(*, _root_: DictConfig) -> str:
-    """The config's ${dataset:}: the name of the data set, see `naming.dataset_of`."""
-    return naming.dataset_of(_root_.data)
-
-
-def place(*, _root_: DictConfig) -> str:
-    """The config's ${place:}: the folder of the runs that belong together, see `naming.place_of`."""
-    return naming.place_of(_root_)
-
-
-for resolver in (knee, half, swept, proportional, dataset, place):
-    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-
-
-def debugged(config: DictConfig) -> DictConfig:
-    """With `debug=true`, shrink a config in place to a few steps, one evaluation and one checkpoint; return it."""
-    if config.debug is True:
-        few = {"steps": DEBUG_STEPS, "evaluate_every": DEBUG_STEPS, "train_sample": DEBUG_IMAGES}
-        for name, value in few.items():
-            config.size[name] = min(value, config.size[name])
-        config.trainer.log_every, config.fresh = 1, True
-        if config.logger.wandb is not None and config.logger.wandb.mode == "online":
-            config.logger.wandb.mode = "offline"
-    return config
+MENDABLE = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EROFS,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+"""Errors of files that a user can mend."""
+TRANSIENT = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
+}  # fmt: skip
+"""Errors of files that may pass: a disk, a network or a file server has failed for a moment."""
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """End the program with one line on bad input; let anything else through with its traceback.
+    """End the program with one line on what a user can mend (status 2) or try again (75); a bug has its traceback.
 
     Use it around composing the config and, inside Hydra's main, around the run: Hydra would print its
     own message before an exception leaves its main.
@@ -111,12 +51,21 @@ def explained() -> Iterator[None]:
         if os.environ.get("RANK", "0") == "0":
             exit_with(str(error))
         raise SystemExit(2) from None
-    except (ValueError, DiskFullError) as error:
+    except (UserError, DiskFullError) as error:
         exit_with(str(error))
-    except OSError as error:
-        if error.filename is None:
+    except yaml.YAMLError as error:
+        exit_with(" ".join(str(error).split()))
+    except UnicodeDecodeError:
+        if (path := not_utf8()) is None:
             raise
-        exit_with(f"cannot read or write {error.filename}: {error.strerror}")
+        exit_with(f"{path} is not UTF-8 text: save it as UTF-8")
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        if isinstance(error, TransientReadError) or error.errno in TRANSIENT:
+            exit_with(f"{what}; this may pass: run the same command again", os.EX_TEMPFAIL)
+        if error.filename is None or error.errno not in MENDABLE:
+            raise
+        exit_with(f"cannot read or write {what}")
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
     except RuntimeError as error:
@@ -127,11 +76,22 @@ def explained() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def exit_with(message: str) -> None:
+def exit_with(message: str, status: int = 2) -> None:
     print(f"error: {message}", file=sys.stderr)
     if "SUBMITIT_EXECUTOR" in os.environ and sys.exception():
         raise  # in a sweep's job on a cluster: the waiting command gets the exception and explains it
-    raise SystemExit(2)
+    raise SystemExit(status)
+
+
+def not_utf8() -> Path | None:
+    """The first config file that is not UTF-8 text, among the shipped ones and those of --config-dir."""
+    given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config-dir=", "-cd="))]
+    for path in (path for folder in [CONFIGS, *map(Path, given)] for path in folder.rglob("*.yaml")):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return path
+    return None
 
 
 def missing(error: MissingConfigException) -> str:
@@ -158,7 +118,9 @@ def composition(error: Exception) -> str:
     if match is None:
         return text.splitlines()[0]
     name = match[1]
-    close = get_close_matches(name, known_options(), n=3, cutoff=0.6)
+    if "@" in name:  # norm@experiment.norm: the choice of a file that stands below its group
+        return without_header(name.partition("@")[2].partition(".")[0])
+    close = [other for other in get_close_matches(name, known_options(), n=3, cutoff=0.6) if other != name]
     hint = f"; did you mean {' or '.join(close)}?" if close else " (python train.py --help lists them)"
     return f"no option {name}{hint}"
 
@@ -174,72 +136,10 @@ def unread(override: str) -> str:
     )
 
 
-def quoted(name: str, value: str) -> str:
-    """An override quoted so that Hydra does not change its value."""
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
-    return f'{name}="{escaped}"'
-
-
-def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
-    """The command line's arguments for Hydra: paths quoted, and for a sweep the options that name its jobs' folders.
-
-    Raises:
-        UserError: several jobs of the sweep would share the given folder.
-    """
-    sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
-    result = [as_path(argument, sweep) for argument in arguments]
-    return result + (placed(result) if sweep else [])
-
-
-def as_path(argument: str, sweep: bool) -> str:
-    """Quote the value of an option in PATHS if Hydra would misread it: ~, =, commas, parentheses, other letters.
-
-    In a sweep, commas keep their meaning.
-    """
-    name, equals, value = argument.partition("=")
-    if not equals or name.lstrip("+") not in PATHS or not value:
-        return argument
-    override = parsed(argument)
-    plain = override is not None and isinstance(override.value(), str) and value == value.strip()
-    return argument if plain or (sweep and override is not None) else quoted(name, value)
-
-
-def parsed(argument: str) -> Override | None:
-    """An argument as Hydra parses it; None if Hydra cannot parse it or it is not an override."""
-    try:
-        return OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return None
-
-
-def placed(arguments: list[str]) -> list[str]:
-    """Extra arguments for a sweep: options that are the same in every job are left out of the folders' names."""
-    overrides = [o for o in map(parsed, arguments) if o is not None and not o.key_or_group.startswith("hydra")]
-    varied = [override.key_or_group for override in overrides if override.is_sweep_override()]
-    given = next((o for o in overrides if o.key_or_group == "folder" and not o.is_sweep_override()), None)
-    if given is not None:
-        text = str(given.value())
-        shared = [name for name in varied if not re.search(rf"\$\{{({name}|hydra:runtime.choices.{name})\b", text)]
-        if "${swept:}" in text:
-            shared = [name for name in shared if name in IN_EVERY_PLACE]
-        if shared:
-            hint = "".join(f"${{{name}}}" for name in shared if name in IN_EVERY_PLACE)
-            hint += "${swept:}" * any(name not in IN_EVERY_PLACE for name in shared)
-            raise UserError(
-                f"folder={text} is one place for all jobs that differ in {', '.join(shared)}: write {hint} in it"
-            )
-    same = [override.key_or_group for override in overrides if override.key_or_group not in varied]
-    excluded = ",".join(f"'{name}'" for name in dict.fromkeys([*IN_EVERY_PLACE, *same]))
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
-
-
 def known_options() -> list[str]:
     """Dotted names of every option of the default run."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-
-    from batch_renorm.records.config import flat_options
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -65,7 +65,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     images = execution["memory"]["workers_per_pass"] * run.minibatch.size + AT_ONCE
     execution["loading"] = loading(run, world, device, images)
     processes = execution["loading"]["processes"]
-    check_shared_memory(getattr(run.source, "image_bytes", 8), images, processes, world.devices)
+    check_shared_memory(run.source.image_bytes, images, processes, world.devices)
     kept = KeptImages(run.source, processes, room_for_images(world), pinned=device.type == "cuda")
     trainer = Trainer(
         accelerator=device.type,  # with "auto" Lightning would use a Mac's GPU while everything else is on the CPU

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -19,15 +20,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from batch_renorm import durable
-from batch_renorm.errors import UserError
-from batch_renorm.records.config import flat_options
-from batch_renorm.running.errors import DiskFullError
+from batch_renorm.errors import DiskFullError, UserError
+from batch_renorm.records.config import differences
 
-NOT_SCIENCE = ("trainer", "logger", "fresh", "folder", "dataset", "dataset_of_scale", "debug")
-"""Config sections that may change when a run is resumed: they name the run, or do not change what is trained."""
 OURS = (
     "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "*profile*", "mechanism.csv", "slurm*",
     "to-be-moved-aside-by-job-*", durable.LOCK,
@@ -62,12 +61,12 @@ class Folder:
         if not self.record_file.exists():
             return {}
         try:
-            found = json.loads(self.record_file.read_bytes())
+            record = json.loads(self.record_file.read_bytes())
         except ValueError:  # not JSON, or not even text
-            found = None
-        if not isinstance(found, dict):
+            record = None
+        if not isinstance(record, dict):
             raise UserError(f"{self.record_file} is damaged: run the same train.py command, which makes it again")
-        return found
+        return record
 
     def write_record(self, **entries: Any) -> None:
         """Change entries of run.json, atomically."""
@@ -80,13 +79,14 @@ def with_places(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a path is empty, for instance because of an unset shell variable.
     """
-    data = settings["data"]
-    for name, path in (("folder", settings["folder"]), ("data.root", data.get("root", "none"))):
+    data, folder = settings["data"], settings["folder"]
+    rooted = isinstance(data, dict) and "root" in data
+    for name, path in {"folder": folder, **({"data.root": data["root"]} if rooted else {})}.items():
         if not str(path or "").strip():
             raise UserError(f"{name}= is empty: say {name}=PATH (is a variable of the shell not set?)")
-    if "root" in data:
+    if rooted:
         data = data | {"root": os.path.expanduser(str(data["root"]))}
-    return settings | {"folder": os.path.expanduser(str(settings["folder"])), "data": data}
+    return settings | {"folder": os.path.expanduser(str(folder)), "data": data}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -96,12 +96,12 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        found = yaml.safe_load(path.read_bytes())
+        config = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError):  # not YAML, or not even text
-        found = None
-    if not isinstance(found, dict):
+        config = None
+    if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: run the same train.py command, which makes it again")
-    return found
+    return config
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -212,6 +212,27 @@ def prepare_folder(folder: Folder, config: dict[str, Any]) -> list[str]:
     return remarks
 
 
+def check_data(folder: Folder, labels: Mapping[str, np.ndarray]) -> None:
+    """Note the data set of a new run; a resumed one may read it from another place (data.root), but not another one.
+
+    Args:
+        labels: of all images, by split.
+
+    Raises:
+        UserError: the run began with images of other numbers or labels.
+    """
+    data = {split: {"images": len(of), "labels": f"{zlib.crc32(of.tobytes()):08x}"} for split, of in labels.items()}
+    began_with = folder.record().get("data")
+    if began_with is None:
+        folder.write_record(data=data)
+    elif began_with != data:
+        numbers = " and ".join(f"{entry['images']:,} for {split}" for split, entry in began_with.items())
+        raise UserError(
+            f"{folder.path} holds a run on other images or labels ({numbers}) than those of data.root: name the place "
+            "of the same data set, or give this run its own place (folder=...)"
+        )
+
+
 def move_aside(path: Path) -> Path:
     """Rename a run folder to the first free name.old, name.old2, ..."""
     path = Path(os.path.abspath(path))  # . and .. cannot be renamed
@@ -220,13 +241,6 @@ def move_aside(path: Path) -> Path:
         number += 1
     path.rename(target)
     return target
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted names of the options in which two configs differ, if the difference makes another run."""
-    olds, news = (dict(flat_options({k: v for k, v in c.items() if k not in NOT_SCIENCE})) for c in (old, new))
-    missing = object()
-    return sorted(name for name in olds | news if olds.get(name, missing) != news.get(name, missing))
 
 
 def provenance(device: str) -> dict[str, Any]:

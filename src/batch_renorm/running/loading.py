@@ -25,14 +25,13 @@ def loading(run: Run, world: World, device: torch.device, images: int) -> dict[s
     asked = run.machine.loader_processes
     if asked != "auto":
         return {"processes": asked, "because": "trainer.loader_processes"}
-    image_bytes = getattr(run.source, "image_bytes", 0)
-    if not image_bytes:
+    if not run.source.needs_loader_processes:
         return {"processes": 0, "because": "the device makes the images"}
     have = cores(world)
     most = 1 if device.type == "cpu" else MOST  # on a CPU the network uses all cores
     least = 0 if device.type == "cpu" else 1
     wanted = min(most, max(least, int(have) - 1))
-    fit = shared_memory_fits(image_bytes, images, world.devices)
+    fit = shared_memory_fits(run.source.image_bytes, images, world.devices)
     if fit is not None and fit < wanted:
         return {"processes": fit, "because": f"/dev/shm holds no more than {fit}: give it more (docker run --shm-size)"}
     return {"processes": wanted, "because": f"{have:.3g} cores of this rank"}

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from batch_renorm.errors import Stopped
 from batch_renorm.running.cli import explained
-from batch_renorm.running.errors import Stopped
 from batch_renorm.running.signals import HEARD
 
 

@@ -13,14 +13,14 @@ FINISHED = "This run is finished; fresh=true repeats it."
 LOADING = ("read", "decode", "augment")
 
 
-def told_before(settings: dict[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
+def result_if_finished(settings: dict[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
     """The result of a config's run if it has finished without problems; None if `run.train` must handle it.
 
     Args:
         settings: the resolved config.
         environment: if it shows that torchrun or srun started several processes, the result is None.
     """
-    if "RANK" in environment or environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" or settings["fresh"]:
+    if "RANK" in environment or environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" or settings["fresh"] is not False:
         return None
     try:
         settings = with_places(settings)

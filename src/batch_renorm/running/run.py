@@ -13,13 +13,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from batch_renorm.data.loaders import Division
-from batch_renorm.errors import UserError
+from batch_renorm.errors import DiskFullError, NotFiniteError, Stopped, UserError, last_checkpoint
 from batch_renorm.running import checkpoints, curve_logger
 from batch_renorm.running.allocator import keep_freed_memory
-from batch_renorm.running.build import Config, Machine, build, construct
-from batch_renorm.running.errors import DiskFullError, Stopped
+from batch_renorm.running.build import Config, build
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
+from batch_renorm.running.folder import Folder, check_data, claimed, prepare_folder, with_places
 from batch_renorm.running.launch import (
     World,
     all_ranks,
@@ -30,6 +29,7 @@ from batch_renorm.running.launch import (
     uses_gpu,
 )
 from batch_renorm.running.result import FINISHED, summary
+from batch_renorm.running.schema import read
 from batch_renorm.running.screen import say, tell_result
 from batch_renorm.running.signals import Stop
 from batch_renorm.training.module import Training
@@ -63,7 +63,7 @@ def train(config: DictConfig | Config) -> dict[str, Any]:
 
 def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
     silence_lightning()
-    machine: Machine = construct(Machine, settings, "trainer")
+    machine = read(settings).trainer
     world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
     tell_lightning_the_rank(world)
     stop.talkative = world.rank == 0
@@ -84,10 +84,10 @@ def start_or_resume(settings: Config, stop: Stop) -> dict[str, Any]:
             start = from_rank_0(start, world)
             if start.refused or start.finished:
                 return report_without_training(start, folder, world)
-            for remark in start.remarks:
+            for remark in (*run.source.remarks, *start.remarks):
                 if world.rank == 0:
                     say(remark)
-            with large_enough(settings, world):
+            with explaining(settings, world):
                 reached = fit(run, folder, start.checkpoint, world)
     if stop.decided and reached < run.size.steps:
         stopped = Stopped(stop.decided, reached, run.size.steps)
@@ -107,14 +107,17 @@ def recorded_arithmetic(folder: Folder) -> dict[str, Any] | None:
 
 
 @contextmanager
-def large_enough(settings: Config, world: World) -> Iterator[None]:
-    """Explain the error of the first step if the images are too small for a convolution or pooling.
+def explaining(settings: Config, world: World) -> Iterator[None]:
+    """Explain a loss that is not finite, and the first step's error if images are too small for a convolution.
 
     Raises:
         UserError: the images are too small.
+        NotFiniteError: with the checkpoint from which another command may go on.
     """
     try:
         yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{error}.{last_checkpoint(Path(settings['folder']))}") from error
     except RuntimeError as error:
         if not re.search("Kernel size can't be greater than actual input size|Output size is too small", str(error)):
             raise
@@ -132,6 +135,7 @@ def choose_start(folder: Folder, config: Config, training: Training, fresh: bool
     try:
         claim.enter_context(claimed(folder, fresh))
         found = prepare_folder(folder, config)
+        check_data(folder, {split: training.source.labels(split) for split in ("train", "val")})
         if folder.record().get("state") == "finished":
             return StartingPoint(finished=True)
         checkpoint, damaged = checkpoints.choose_checkpoint(folder, config, training)

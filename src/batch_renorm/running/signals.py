@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 
-from batch_renorm.running.errors import Stopped
+from batch_renorm.errors import Stopped
 
 HEARD = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

@@ -24,8 +24,9 @@ from pytorch_lightning.loggers import Logger
 from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
 from batch_renorm.records.curve import read_rows
-from batch_renorm.records.naming import model_of, place_of
-from batch_renorm.running.build import Run, Wandb
+from batch_renorm.records.naming import model_of, run_group
+from batch_renorm.running.build import Run
+from batch_renorm.running.schema import Wandb
 
 AXES = ("images_seen", "train_seconds")
 SAMPLES = 16
@@ -176,7 +177,7 @@ class Axes:
 
 def group_of(config: Mapping[str, Any]) -> str:
     """The seeds of one experiment at one scale on one data set: glyphs/noniid_renorm."""
-    return f"{place_of(config)}/{config['experiment']}"
+    return f"{run_group(config)}/{config['experiment']}"
 
 
 def tags_of(config: Mapping[str, Any], own: Sequence[str] = ()) -> list[str]:

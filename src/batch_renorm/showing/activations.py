@@ -6,7 +6,7 @@ shows its mean during training, its final profile through the network, and a map
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,56 +14,54 @@ import numpy as np
 
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.compare import mean_curve
-from batch_renorm.reporting.paper import EXPERIMENTS, VAL, Experiment
+from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.figures import MARK, WIDTH, draw_line
+from batch_renorm.showing.figures import LEFT, MARK, WIDTH, draw_line, thousands
 from batch_renorm.showing.looks import FAINT, SHADES, Look, is_renorm, look
 
+Distances = tuple[np.ndarray, np.ndarray]
+"""Steps (s,), and the mean over seeds (layers, s)."""
 
-def distances(runs: Sequence[RecordedRun], experiment: str) -> tuple[np.ndarray, list[str], np.ndarray] | None:
-    """steps (s,), layers (l,) and the mean over seeds (l, s), from finished runs or, if there are none, from all."""
-    own = [run for run in runs if run.experiment == experiment and run.layers(DISTANCE)]
-    own = [run for run in own if run.finished] or own
-    if not own:
+
+def distances(runs: Sequence[RecordedRun], experiment: str) -> Distances | None:
+    """From finished runs or, if there are none, from all."""
+    measured = [run for run in runs if run.experiment == experiment and run.layers(DISTANCE)]
+    measured = [run for run in measured if run.finished] or measured
+    layers = [name for run in measured[:1] for name in run.layers(DISTANCE)]
+    curves = [mean_curve(measured, f"{DISTANCE}/{name}") for name in layers]
+    if not curves or curves[0] is None:
         return None
-    layers = [name for name in own[0].layers(DISTANCE) if all(name in run.layers(DISTANCE) for run in own)]
-    curves = [mean_curve(own, f"{DISTANCE}/{name}") for name in layers]
-    steps = curves[0][0] if curves and curves[0] else np.array([])
-    rows = [np.interp(steps, c[0], c[1]) for c in curves if c is not None]
-    return (steps, layers, np.stack(rows)) if rows and len(steps) else None
+    steps = curves[0][0]
+    return steps, np.stack([np.interp(steps, c[0], c[1]) for c in curves if c is not None])
 
 
 def draw_activations(runs: Sequence[RecordedRun]) -> Any | None:
     """Draw the figure; None if no run has measured the distances."""
-    found = {name: d for name in EXPERIMENTS if (d := distances(runs, name))}
-    if not found:
+    measured = {name: d for name in EXPERIMENTS if (d := distances(runs, name))}
+    if not measured:
         return None
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(WIDTH, 10.2))
-    canvas.suptitle(
-        "How far activations in training are from those at inference",
-        x=0.075, y=0.985, ha="left", va="top", fontsize=15, weight="bold",
-    )  # fmt: skip
-    over, through = canvas.add_axes((0.075, 0.655, 0.405, 0.255)), canvas.add_axes((0.57, 0.655, 0.405, 0.255))
+    title = "How far activations in training are from those at inference"
+    canvas.suptitle(title, x=LEFT, y=0.985, ha="left", va="top", fontsize=15, weight="bold")
+    over, through = canvas.add_axes((LEFT, 0.655, 0.42, 0.255)), canvas.add_axes((0.555, 0.655, 0.42, 0.255))
     over.set_title("Over training: mean over layers", pad=8)
     through.set_title("Through the network: at the end", pad=8)
-    for name, (steps, _, values) in found.items():
+    for name, (steps, values) in measured.items():
         mean = mean_curve([run for run in runs if run.experiment == name], DISTANCE)
         draw_line(over, _look(name), mean[:2] if mean else (steps, values.mean(0)), lw=2, zorder=3)
         draw_line(through, _look(name), (np.arange(1, len(values) + 1), values[:, -1]), lw=2, zorder=3)
-    over.set(xlabel="training steps", ylabel="relative L2 distance", ylim=(0, None))
-    over.set_xlim(0, max(steps[-1] for steps, _, _ in found.values()))
-    over.xaxis.set_major_formatter(_thousands)
-    layers = max(len(values) for _, _, values in found.values())
-    through.set(xlabel="norm layer, from input to output", ylim=(0, None), xlim=(0.5, layers + 0.5))
-    _legend(canvas, list(found))
-    _maps(canvas, found)
+    top = max(axes.get_ylim()[1] for axes in (over, through))
+    layers = max(len(values) for _, values in measured.values())
+    over.set(xlabel="training steps", ylabel="relative L2 distance", ylim=(0, top))
+    over.set_xlim(0, max(steps[-1] for steps, _ in measured.values()))
+    over.xaxis.set_major_formatter(thousands)
+    through.set(xlabel="norm layer, from input to output", ylim=(0, top), xlim=(0.5, layers + 0.5))
+    through.tick_params(labelleft=False)
+    _legend(canvas, list(measured))
+    _maps(canvas, measured)
     return canvas
-
-
-def _thousands(step: float, _: object) -> str:
-    return f"{step / 1000:g}k" if step else "0"
 
 
 def _look(name: str) -> Look:
@@ -79,48 +77,42 @@ def _legend(canvas: Any, names: Sequence[str]) -> None:
         x, y = 0.662, 0.524 - 0.027 * i
         style = _look(name)
         options: dict[str, Any] = {"marker": style.mark, "markevery": [1], **MARK} if style.mark else {}
-        canvas.add_artist(Line2D([x, x + 0.017, x + 0.034], [y, y, y], color=style.light, lw=2.5, **options))
+        canvas.add_artist(Line2D([x, x + 0.017, x + 0.034], [y, y, y], color=style.color, lw=2.5, **options))
         canvas.text(x + 0.045, y, EXPERIMENTS[name].title, va="center_baseline", fontsize=12)
 
 
-def _maps(canvas: Any, found: dict[str, tuple[np.ndarray, list[str], np.ndarray]]) -> None:
+def _maps(canvas: Any, measured: Mapping[str, Distances]) -> None:
     """A map of layers by steps for each experiment, one row per heading, with one scale for all."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    norm = Normalize(0, max(values.max() for _, _, values in found.values()))
-    maps = {renorm: LinearSegmentedColormap.from_list("", SHADES[renorm]) for renorm in SHADES}
-    rows: dict[str, list[Experiment]] = {}
+    norm = Normalize(0, max(values.max() for _, values in measured.values()))
+    shades = {renorm: LinearSegmentedColormap.from_list("", SHADES[renorm]) for renorm in SHADES}
+    headings = list(dict.fromkeys(e.heading for e in EXPERIMENTS.values()))
+    for row, heading in enumerate(headings):
+        canvas.text(LEFT, 0.565 - row * 0.19, heading, weight="bold", fontsize=12)
     for e in EXPERIMENTS.values():
-        rows.setdefault(e.heading, []).append(e)
-    for row, (heading, experiments) in enumerate(rows.items()):
-        bottom = 0.42 - row * 0.19
-        canvas.text(0.075, bottom + 0.145, heading, weight="bold", fontsize=12)
-        for e in experiments:
-            # Batchnorm on the left, Batch Renorm beside it; the experiment that has no counterpart comes third.
-            column = 1 if is_renorm(e.name) else (2 if "halves" in e.name else 0)
-            axes = canvas.add_axes((0.075 + column * 0.307, bottom, 0.262, 0.112))
-            axes.set_title(e.arm, pad=4, fontsize=11.5)
-            axes.grid(False)
-            axes.spines[:].set_visible(True)  # the map is white where nothing differs
-            if e.name not in found:
-                axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=FAINT)
-                axes.set(xticks=[], yticks=[])
-                continue
-            steps, layers, values = found[e.name]
-            edges = np.concatenate([[0], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
-            shade = maps[is_renorm(e.name)]
-            axes.pcolormesh(edges, np.arange(len(layers) + 1) + 0.5, values, cmap=shade, norm=norm, rasterized=True)
-            axes.set_yticks([1, len(layers)])
-            axes.tick_params(labelsize=10)
-            axes.locator_params(axis="x", nbins=5)
-            axes.xaxis.set_major_formatter(_thousands)
-            if column == 0:
-                axes.set_ylabel("layer", fontsize=11, labelpad=0)
+        # Batchnorm on the left, Batch Renorm beside it; the experiment that has no counterpart comes third.
+        column = 1 if is_renorm(e.name) else (2 if "halves" in e.name else 0)
+        axes = canvas.add_axes((LEFT + column * 0.307, 0.42 - headings.index(e.heading) * 0.19, 0.262, 0.112))
+        axes.set_title(e.arm, pad=4, fontsize=11.5)
+        axes.grid(False)
+        axes.spines[:].set_visible(True)  # the map is white where nothing differs
+        if e.name not in measured:
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=FAINT)
+            axes.set(xticks=[], yticks=[])
+            continue
+        steps, values = measured[e.name]
+        edges = np.concatenate([[0], (steps[1:] + steps[:-1]) / 2, steps[-1:]]), np.arange(len(values) + 1) + 0.5
+        axes.pcolormesh(*edges, values, cmap=shades[is_renorm(e.name)], norm=norm, rasterized=True)
+        axes.set(yticks=[1, len(values)], ylabel="" if column else "layer")
+        axes.tick_params(labelsize=10)
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(thousands)
     canvas.text(0.662, 0.318, "In the maps", va="center_baseline", fontsize=12)
     for i, renorm in enumerate((False, True)):
         axes = canvas.add_axes((0.662, 0.29 - 0.019 * i, 0.19, 0.015))
-        canvas.colorbar(ScalarMappable(norm, maps[renorm]), cax=axes, orientation="horizontal")
+        canvas.colorbar(ScalarMappable(norm, shades[renorm]), cax=axes, orientation="horizontal")
         axes.text(1.05, 0.45, ("Batchnorm", "Batch Renorm")[renorm], transform=axes.transAxes, va="center", fontsize=10)
         axes.tick_params(labelsize=10, labelbottom=renorm, length=3 * renorm)
         axes.locator_params(axis="x", nbins=4)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from batch_renorm.errors import UserError
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.paper import (
     AS_TRAINED,
@@ -27,94 +26,39 @@ from batch_renorm.showing.looks import look
 from batch_renorm.showing.references import PAPER, references
 
 STEP = "Step"  # W&B's step: runs log rows by training step
+EVALUATIONS = (VAL, TRAIN, BATCH_STATISTICS, NO_COUNTERPART, AS_TRAINED)
 DIAGNOSES = {  # sections of other metrics: title -> metrics
     "Activations: training against inference": (DISTANCE,),
     "What was clipped": ("r_clipped", "d_clipped", "rmax", "dmax"),
     "Training": ("loss", "gradient_norm", "lr", "images_per_second"),
 }
-EVALUATIONS = {
-    VAL: "validation",
-    TRAIN: "training images",
-    BATCH_STATISTICS: "with batch statistics of pairs",
-    NO_COUNTERPART: "with batch statistics, each label once",
-    AS_TRAINED: "as trained",
-}
-
-
-def report(entity: str, project: str, scale: str, published: Published) -> Any:
-    """The report, not yet saved."""
-    import wandb_workspaces.reports.v2 as wr
-
-    blocks: list[Any] = [
-        wr.P(
-            f"The seven experiments of Batch Renormalization (Ioffe, 2017) at scale {scale}: mean and range over "
-            "seeds, with the curves that the paper published."
-        ),
-        wr.TableOfContents(),
-    ]
-    for figure in FIGURES.values():
-        blocks += [wr.H2(figure.title), *_figure(figure, scale, published)]
-    return wr.Report(
-        project=project,
-        entity=entity,
-        title=report_title(scale),
-        description="Ours over the paper's.",
-        blocks=[*blocks, *_diagnoses(scale)],
-        width="fluid",
-    )
-
-
-SUMMARY = {name: (f"{name}.max", f"{name}.last") for name in ("val_top1", "val_top5", "train_top1")}
-"""Metrics whose best and last values training writes to a run's summary."""
+COLUMNS = [f"{metric}.{which}" for metric in (VAL, "val_top5", TRAIN) for which in ("max", "last")]
+"""Best and last values that training writes to a run's summary."""
+WIDE = {"w": 24, "h": 10}
 
 
 def report_title(scale: str) -> str:
     return f"Batch Renormalization, {scale}: ours over theirs"
 
 
-def _runset(experiment: str, scale: str) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces.expr import And, Tags
-
-    name = EXPERIMENTS[experiment].title
-    return wr.Runset(name=name, filters=And(Tags().isin([experiment]), Tags().isin([scale])), groupby=["group"])
-
-
-def _papers(experiments: Sequence[str]) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces.expr import And, Tags
-
-    return wr.Runset(name="The paper", filters=And(Tags().isin([f"{PAPER}-{name}" for name in experiments])))
-
-
-def _colors(experiments: Sequence[str], scale: str, papers: bool) -> dict[Any, Any]:
-    import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces.reports.v2.interface import RunsetGroup, RunsetGroupKey
-
-    colors: dict[Any, Any] = {}
-    for name in experiments:
-        group = RunsetGroup(EXPERIMENTS[name].title, (RunsetGroupKey(wr.Metric("Group"), f"{scale}/{name}"),))
-        colors[group] = look((name, VAL)).light
-        if papers:
-            colors[f"{PAPER}-{name}"] = look((name, VAL)).light
-    return colors
-
-
-def _line(name: str, metrics: Sequence[str], **options: Any) -> Any:
+def report(entity: str, project: str, scale: str, published: Published) -> Any:
+    """The report, not yet saved."""
     import wandb_workspaces.reports.v2 as wr
 
-    return wr.LinePlot(
-        title=name,
-        x=STEP,
-        y=list(metrics),
-        title_x="training steps",
-        groupby_aggfunc="mean",
-        groupby_rangefunc="minmax",
-        smoothing_type="none",
-        max_runs_to_show=50,
-        layout=wr.Layout(**{"w": 12, "h": 9} | options.pop("layout", {})),
-        **options,
+    text = (
+        f"The seven experiments of Batch Renormalization (Ioffe, 2017) at scale {scale}: mean and range over "
+        "seeds, with the curves that the paper published."
     )
+    blocks: list[Any] = [wr.P(text), wr.TableOfContents()]
+    for figure in FIGURES.values():
+        blocks += [wr.H2(figure.title), *_figure(figure, scale, published)]
+    for heading, metrics in DIAGNOSES.items():
+        panels = [_line([m], layout={"x": 12 * (i % 2), "y": 9 * (i // 2)}) for i, m in enumerate(metrics)]
+        blocks += [wr.H2(heading), _grid(list(EXPERIMENTS), scale, panels)]
+    return wr.Report(
+        project=project, entity=entity, title=report_title(scale), blocks=blocks, width="fluid",
+        description="Ours over the paper's.",
+    )  # fmt: skip
 
 
 def _figure(figure: Figure, scale: str, published: Published) -> Iterator[Any]:
@@ -123,41 +67,53 @@ def _figure(figure: Figure, scale: str, published: Published) -> Iterator[Any]:
     On the paper's data set its curves are thin lines under ours. On another data set they have separate panels, because
     their steps and accuracies differ.
     """
-    import wandb_workspaces.reports.v2 as wr
-
     over = scale == "imagenet"
-    experiments = list(dict.fromkeys(experiment for experiment, _ in figure.lines))
-    thin = {f"{PAPER}-{name}:{metric}": 1.0 for name, metric in figure.lines}
-    limits = {"range_y": (30.0, 80.0)} if over else {}
-    several = [e for e in experiments if sum(name == e for name, _ in figure.lines) > 1]
-    whole = {"title_y": "top-1 accuracy, %", "layout": {"w": 24, "h": 10}}
-    for names, metrics in [(experiments, [VAL]), *(([e], list(EVALUATIONS)) for e in several)]:
-        text = figure.title if metrics == [VAL] else f"{EXPERIMENTS[names[0]].title}, evaluated in several ways"
-        ours = [_runset(name, scale) for name in names]
-        panel = _line(text, metrics, line_widths=thin if over else None, **limits, **whole)
-        sets = [*ours, _papers(names)] if over else ours
-        yield wr.PanelGrid(
-            runsets=sets, panels=[panel], custom_run_colors=_colors(names, scale, over), hide_run_sets=True
-        )
+    names = [name for name, _ in figure.lines]
+    several = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    for experiments, metrics in [(list(dict.fromkeys(names)), [VAL]), *(([name], EVALUATIONS) for name in several)]:
+        several_ways = f"{EXPERIMENTS[experiments[0]].title}, evaluated in several ways"
+        options: dict[str, Any] = {"title": figure.title if len(metrics) == 1 else several_ways, "layout": WIDE}
+        papers = {"range_y": (30.0, 80.0)}
+        if over:
+            options |= {"line_widths": {f"{PAPER}-{name}:{m}": 1.0 for name, m in figure.lines}, **papers}
+        yield _grid(experiments, scale, [_line(metrics, **options)], ours=True, papers=over)
         if not over:
-            known = [m for m in metrics if any((name, m) in published.curves for name in names)]
-            panel = _line(f"The paper: {text}", known, range_y=(30.0, 80.0), **whole)
-            yield wr.PanelGrid(runsets=[_papers(names)], panels=[panel], custom_run_colors=_colors(names, scale, True))
+            known = [m for m in metrics if any((name, m) in published.curves for name in experiments)]
+            options |= {"title": f"The paper: {options['title']}", **papers}
+            yield _grid(experiments, scale, [_line(known, **options)], ours=False, papers=True)
 
 
-def _diagnoses(scale: str) -> Iterator[Any]:
+def _grid(
+    experiments: Sequence[str], scale: str, panels: Sequence[Any], ours: bool = True, papers: bool = False
+) -> Any:
+    """Panels of our runs, grouped by seeds, and of the paper's reference runs, in the colours of the figures."""
+    import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces.expr import And, Tags
+    from wandb_workspaces.reports.v2.interface import RunsetGroup, RunsetGroupKey
+
+    sets: list[Any] = []
+    colors: dict[Any, Any] = {}
+    for name in experiments if ours else ():
+        title, filters = EXPERIMENTS[name].title, And(Tags().isin([name]), Tags().isin([scale]))
+        sets.append(wr.Runset(name=title, filters=filters, groupby=["group"]))
+        group = RunsetGroup(title, (RunsetGroupKey(wr.Metric("Group"), f"{scale}/{name}"),))
+        colors[group] = look((name, VAL)).color
+    if papers:
+        tags = Tags().isin([f"{PAPER}-{name}" for name in experiments])
+        sets.append(wr.Runset(name="The paper", filters=And(tags)))
+        colors |= {f"{PAPER}-{name}": look((name, VAL)).color for name in experiments}
+    return wr.PanelGrid(runsets=sets, panels=list(panels), custom_run_colors=colors, hide_run_sets=True)
+
+
+def _line(metrics: Sequence[str], **options: Any) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    for text, metrics in DIAGNOSES.items():
-        yield wr.H2(text)
-        panels = [
-            _line(m.replace("_", " "), [m], layout={"x": 12 * (i % 2), "y": 9 * (i // 2)})
-            for i, m in enumerate(metrics)
-        ]
-        if metrics == (DISTANCE,):
-            panels = [_line("mean over layers", [DISTANCE], layout={"w": 24, "h": 10})]
-        sets = [_runset(name, scale) for name in EXPERIMENTS]
-        yield wr.PanelGrid(runsets=sets, panels=panels, custom_run_colors=_colors(list(EXPERIMENTS), scale, False))
+    layout = wr.Layout(**{"w": 12, "h": 9} | options.pop("layout", {}))
+    return wr.LinePlot(
+        x=STEP, y=list(metrics), title_x="training steps", groupby_aggfunc="mean", groupby_rangefunc="minmax",
+        smoothing_type="none", max_runs_to_show=50, layout=layout,
+        **{"title": metrics[0].replace("_", " "), **options},
+    )  # fmt: skip
 
 
 def workspace(entity: str, project: str, scale: str) -> Any:
@@ -165,21 +121,21 @@ def workspace(entity: str, project: str, scale: str) -> Any:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.expr import And, Metric, Tags
 
-    sections = {"Accuracy": tuple(EVALUATIONS)} | DIAGNOSES
+    sections = {"Accuracy": EVALUATIONS} | DIAGNOSES
     view = ws.Workspace(
         entity=entity,
         project=project,
         name=report_title(scale),
         sections=[
-            ws.Section(name=name, panels=[_line(m.replace("_", " "), [m]) for m in metrics], is_open=i == 0)
-            for i, (name, metrics) in enumerate(sections.items())
+            ws.Section(name=name, panels=[_line([metric]) for metric in metrics], is_open=name == "Accuracy")
+            for name, metrics in sections.items()
         ],
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=50),
         runset_settings=ws.RunsetSettings(
             filters=And(Tags().isin([scale])),
             groupby=[Metric("Group")],
-            group_colors={f"{scale}/{name}": look((name, VAL)).light for name in EXPERIMENTS},
-            pinned_columns=[f"summary:{column}" for metric in EVALUATIONS for column in SUMMARY.get(metric, (metric,))],
+            group_colors={f"{scale}/{name}": look((name, VAL)).color for name in EXPERIMENTS},
+            pinned_columns=[f"summary:{column}" for column in COLUMNS],
         ),
     )
     view._internal_name = f"nw-batchrenorm{scale}-v"  # a fixed name: saving again changes the same view
@@ -187,45 +143,14 @@ def workspace(entity: str, project: str, scale: str) -> Any:
 
 
 def specification(entity: str, project: str, scale: str, published: Published) -> dict[str, Any]:
-    """The JSON values that would be published, checked by reading them back with the library that made them.
-
-    Raises:
-        UserError: the library cannot read its own specification (for instance of another version).
-    """
-    from wandb_workspaces.reports.v2 import Report
-    from wandb_workspaces.reports.v2.internal import ReportViewspec
-    from wandb_workspaces.workspaces.internal import WorkspaceViewspec
-
+    """The JSON values that would be published."""
     made, view = report(entity, project, scale, published)._to_model(), workspace(entity, project, scale)._to_model()
     dump = {"by_alias": True, "exclude_none": True, "mode": "json"}
-    spec = made.spec.model_dump(**dump)
-    again = Report._from_model(ReportViewspec.model_validate({**made.model_dump(**dump), "spec": spec}))
-    if [type(b) for b in again._to_model().spec.blocks] != [type(b) for b in made.spec.blocks]:
-        raise UserError("wandb-workspaces reads the report that it wrote differently; is its version the pinned one?")
-    WorkspaceViewspec.model_validate(view.spec.model_dump(**dump))
     return {
-        "report": {"entity": entity, "project": project, "title": made.display_name, "spec": spec},
+        "report": {"title": made.display_name, "spec": made.spec.model_dump(**dump)},
         "workspace": {"name": view.display_name, "internal_name": view.name, "spec": view.spec.model_dump(**dump)},
-        "references": [
-            {"id": r.id, "tags": r.tags, "rows": len(r.rows), "metrics": sorted({m for _, row in r.rows for m in row})}
-            for r in references(published)
-        ],
+        "references": [{"id": r.id, "tags": r.tags, "rows": len(r.rows)} for r in references(published)],
     }
-
-
-def metrics_named(specification: Any) -> set[str]:
-    """Every metric on the axes of a specification's panels."""
-    found: set[str] = set()
-    if isinstance(specification, dict):
-        if "viewType" in specification:
-            config = specification.get("config", {})
-            found |= {*config.get("metrics", []), *([config["xAxis"]] if "xAxis" in config else [])}
-        for value in specification.values():
-            found |= metrics_named(value)
-    elif isinstance(specification, list):
-        for value in specification:
-            found |= metrics_named(value)
-    return found
 
 
 def publish(entity: str, project: str, scale: str, published: Published) -> list[str]:

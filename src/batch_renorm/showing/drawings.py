@@ -34,7 +34,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "lines.solid_capstyle": "round",
-    "mathtext.fontset": "dejavusans",
+    "text.parse_math": False,  # a name with two $ is a name
     "svg.hashsalt": "batch-renorm",  # makes files reproducible
 }
 
@@ -47,18 +47,17 @@ def draw_all(
 
     runs = [run for run in runs if run.scale == scale]
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
     with rc_context(STYLE):
         drawings = {name: draw_curves(figure, runs, published, scale) for name, figure in figures.items()}
         drawings["summary"] = draw_summary(runs, published, scale)
-        if activations := draw_activations(runs):
-            drawings["activations"] = activations
-        if mechanism := draw_mechanism(runs):
-            drawings["mechanism"] = mechanism
-        for name, drawing in drawings.items():
-            for kind in ("png", "svg"):
-                path = folder / f"{name}.{kind}"
-                metadata = {"Date": None} if kind == "svg" else None
-                drawing.savefig(path, dpi=160, facecolor="white", metadata=metadata)
-                written.append(path)
-    return written
+        drawings["activations"] = draw_activations(runs)
+        drawings["mechanism"] = draw_mechanism(runs)
+        return [path for name, drawing in drawings.items() if drawing for path in save(drawing, folder / name)]
+
+
+def save(drawing: Any, path: Path) -> list[Path]:
+    """Write <path>.png and <path>.svg; the same drawing gives the same bytes."""
+    files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    for file in files:
+        drawing.savefig(file, dpi=160, facecolor="white", metadata={"Date": None} if file.suffix == ".svg" else None)
+    return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from batch_renorm.reporting.paper import EXPERIMENTS, Published
 
@@ -24,18 +25,20 @@ class Reference:
 
 
 def references(published: Published) -> list[Reference]:
-    found = []
+    made = []
     for experiment in EXPERIMENTS:
         rows: dict[int, dict[str, float]] = {}
         for (name, metric), (steps, values) in published.curves.items():
             if name == experiment:
                 for step, value in zip(steps, values, strict=True):
                     rows.setdefault(round(float(step)), {})[metric] = float(value)
-        found.append(Reference(f"{PAPER}-{experiment}", experiment, tuple(sorted(rows.items()))))
-    return found
+        made.append(Reference(f"{PAPER}-{experiment}", experiment, tuple(sorted(rows.items()))))
+    return made
 
 
-def log_references(published: Published, project: str, entity: str | None, mode: str, folder: Path) -> list[str]:
+def log_references(
+    published: Published, project: str, entity: str | None, mode: Literal["offline", "online"], folder: Path
+) -> list[str]:
     """Log the reference runs that do not exist yet; return those that it logged.
 
     "offline" writes W&B's files under `<folder>/wandb`, to be uploaded once.
@@ -48,18 +51,11 @@ def log_references(published: Published, project: str, entity: str | None, mode:
         if reference.id in there:
             continue
         run = wandb.init(
-            project=project,
-            entity=entity,
-            id=reference.id,
-            name=f"{reference.experiment}, the paper",
-            group=reference.id,
-            job_type="reference",
-            tags=reference.tags,
-            mode="offline" if mode == "offline" else "online",
-            dir=folder,
+            project=project, entity=entity, id=reference.id, name=f"{reference.experiment}, the paper",
+            group=reference.id, job_type="reference", tags=reference.tags, mode=mode, dir=folder,
             config={"experiment": reference.experiment, "source": "arXiv:1702.03275, figures 1 to 3"},
             settings=wandb.Settings(silent=True),
-        )
+        )  # fmt: skip
         for step, metrics in reference.rows:
             run.log(metrics, step=step)
         run.finish()

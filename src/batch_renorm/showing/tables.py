@@ -1,4 +1,4 @@
-"""The cells of the report's tables as text, for Markdown, the page and the terminal."""
+"""The cells of the report's tables as text, for Markdown and the terminal."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def progress(run: RecordedRun) -> str:
     return f"{run.step / run.steps:.0%}" if run.steps else f"step {run.step}"
 
 
-def in_short(numbers: Sequence[int], between: str = ", ") -> str:
+def in_short(numbers: Sequence[int]) -> str:
     """Ascending numbers as text, more than three in a row by the first and the last: "0 to 19"."""
-    found: list[list[int]] = []
+    series: list[list[int]] = []
     for number in numbers:
-        if found and number == found[-1][-1] + 1:
-            found[-1].append(number)
+        if series and number == series[-1][-1] + 1:
+            series[-1].append(number)
         else:
-            found.append([number])
-    return between.join(f"{run[0]} to {run[-1]}" if len(run) > 3 else between.join(map(str, run)) for run in found)
+            series.append([number])
+    return ", ".join(f"{s[0]} to {s[-1]}" if len(s) > 3 else ", ".join(map(str, s)) for s in series)
 
 
 def _seeds(row: Row) -> str:
@@ -199,9 +199,9 @@ def group_table(c: Comparison) -> Table:
             accuracy(row.averages),
             accuracy(row.pairs),
             accuracy(row.alone),
-            difference(row.worth),
+            difference(row.counterpart_gain),
         )
-        for row in c.company
+        for row in c.group_effects
     ]
     text = (
         "*final* accuracies of the same weights. *averages*: normalised with mu and sigma, the usual evaluation. "

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from batch_renorm.data.kept import KeptImages
@@ -61,20 +62,15 @@ class Evaluation:
     Every `minibatches_every`-th evaluation, and the last one, also measures on minibatches.
     """
 
-    every: int
-    train_images: int
-    labels_per_minibatch: int
-    images_per_label: int
-    batch_size: int
+    every: PositiveInt
+    train_images: PositiveInt
+    labels_per_minibatch: PositiveInt
+    images_per_label: PositiveInt
+    batch_size: PositiveInt
     trained: Composition
-    minibatches_every: int = 1
+    minibatches_every: PositiveInt = 1
     groups: bool = True
     most: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("every", "minibatches_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to evaluate the model after `step` updates: every `every` steps, and at the end."""

@@ -1,6 +1,6 @@
 """The Lightning module: one exact step of the paper, in any number of passes on any number of ranks.
 
-A step is the mean over workers x minibatch examples of d(loss)/d(theta), one RMSProp update, one
+A step is the mean over workers x minibatch examples of d(loss)/d(theta), one update of the weights, one
 move of mu and sigma, one update of the inference model. Lightning's batch is a *pass*: the
 module accumulates gradients over the passes of a step and updates after the last pass. Therefore
 optimisation is manual.
@@ -13,21 +13,20 @@ from typing import ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from batch_renorm.data.loaders import Pass, Source
+from batch_renorm.errors import NotFiniteError
 from batch_renorm.norm import StepStatistics, set_limits
 from batch_renorm.norm.layers import BatchRenorm, has_layers
 from batch_renorm.training.averaging import InferenceModel
-from batch_renorm.training.errors import NotFiniteError
+from batch_renorm.training.loss import Loss
 from batch_renorm.training.optimizer import Optimization
+from batch_renorm.training.random_layers import RandomLayers
 from batch_renorm.training.stages import Stages
 
-LOOKED_AT = (
-    10  # the loss of so many steps after a start is checked on any device; then a GPU checks recorded steps only
-)
+STEPS_ALWAYS_CHECKED = 10  # after a start; on a GPU later steps are checked only when recorded
 
 
 class Vote(Protocol):
@@ -45,9 +44,10 @@ class Training(LightningModule):
 
     Args:
         model: images (n, channels, size, size) to logits (n, classes), or in training to logits and
-            the auxiliary head's logits. All of its norms are BatchRenorm layers, or none is.
+            the auxiliary head's logits. No other norms than its BatchRenorm layers depend on the minibatch.
         source: makes images of what loader processes fetched.
-        optimization: loss and update.
+        loss: the loss of each example.
+        optimization: the update.
         ramp: step -> (rmax, dmax); None keeps (1, 0), which is batchnorm.
         average_decay: decay of the inference model.
         examples: workers x minibatch size, the number of examples in a step's loss.
@@ -62,6 +62,7 @@ class Training(LightningModule):
         self,
         model: nn.Module,
         source: Source,
+        loss: Loss,
         optimization: Optimization,
         ramp: Callable[[int], tuple[float, float]] | None,
         average_decay: float,
@@ -75,9 +76,10 @@ class Training(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
-        self.source, self.optimization, self.examples, self.log_every = source, optimization, examples, log_every
-        self.ramp = ramp
+        self.source, self.loss, self.optimization = source, loss, optimization
+        self.examples, self.log_every = examples, log_every
         groups = has_layers(model)
+        self.ramp = ramp if groups else None
         if groups:
             set_limits(model, 1.0, 0.0)
         self.bf16 = bf16
@@ -87,6 +89,7 @@ class Training(LightningModule):
         if compile:  # in place: names in checkpoints, and the inference model, stay as they are
             model.compile(dynamic=False, mode=None if compile is True else compile)
         self.statistics = StepStatistics(model) if groups else NoStatistics()
+        self.random_layers = RandomLayers(model)
         self.latest: dict[str, float] = {}
         self.vote = vote
         self.stages = Stages()
@@ -120,16 +123,10 @@ class Training(LightningModule):
         self.stages.restart()
 
     def losses(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each example, float32 (n,): smoothed cross entropy, plus the weighted auxiliary one."""
-        smoothing = self.optimization.label_smoothing
+        """The loss of each example, float32 (n,)."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             output = model(images)
-        logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-        loss = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
-        for logits in auxiliary:
-            extra = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
-            loss = loss + self.optimization.aux_weight * extra
-        return loss
+        return self.loss(output, labels)
 
     def training_step(self, batch: Pass, index: int) -> None:
         if self._loss_sum is None:
@@ -154,7 +151,8 @@ class Training(LightningModule):
         batch.arrive(self.device)
         images = self.source.images(batch.fetched, self.device).contiguous(memory_format=self.memory_format)
         self.stages.stop("transfer", self.device)
-        losses = self.losses(self.model, images, batch.labels.to(self.device, non_blocking=True))
+        with self.random_layers.drawing(batch.draw, len(images), self.device):
+            losses = self.losses(self.model, images, batch.labels.to(self.device, non_blocking=True))
         # DDP takes the mean over ranks, whatever their shares; multiplied by the ranks it is the sum.
         loss = losses.sum() * (self.trainer.world_size / self.examples)
         ddp = self.trainer.world_size > 1
@@ -188,7 +186,7 @@ class Training(LightningModule):
         self.stages.stop("step", self.device)
         recorded = self._recorded(step + 1)
         # On an accelerator reading a value waits for the device: only for recorded steps and the first ones.
-        if recorded or self.device.type == "cpu" or step < self._first + LOOKED_AT:
+        if recorded or self.device.type == "cpu" or step < self._first + STEPS_ALWAYS_CHECKED:
             self.latest["loss"] = loss.item() / self.examples
             self._check_finite(step + 1, self.latest["loss"], norm.item())
         if recorded:
@@ -205,7 +203,7 @@ class Training(LightningModule):
         row |= {"rmax": rmax, "dmax": dmax} if self.statistics.layers else {}
         row |= {"images_per_second": steps * self.examples / wall} | self.stages.take(wall, steps)
         self.restart_clock(step)
-        if getattr(self.source, "on_error", "fail") == "skip":
+        if self.source.skips_unreadable:
             row["images_replaced"] = float(self._replaced)
             self._replaced = 0.0
         if self.ramp is not None:
@@ -233,8 +231,8 @@ class Training(LightningModule):
             where = f" The layer with the largest moving statistics is {name!r} ({largest[name]:.4g})."
             cure = " or a slower ramp"
         raise NotFiniteError(
-            f"step {step}: loss {loss}, gradient norm {gradient_norm}.{where} The last checkpoint is good; try a lower "
-            f"learning rate (optim.lr){cure}"
+            f"step {step}: loss {loss}, gradient norm {gradient_norm}.{where} Try a lower learning rate (optim.lr)"
+            f"{cure}"
         )
 
 

@@ -1,43 +1,58 @@
-"""The recipe's optimiser: RMSProp in TensorFlow's form, its parameter groups and learning rate."""
+"""The update of the weights: any torch optimiser, with the recipe's clipping, weight decay and learning rate."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from timm.optim.rmsprop_tf import RMSpropTF
 from torch import nn
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """Everything about the loss and the update; names as in configs/optim.
+    """What is the same for every optimiser; names as in configs/optim.
 
-    The learning rate of a step is lr * lr_decay ** floor(step / lr_decay_steps).
+    Args:
+        lr: the learning rate of a step is lr * lr_decay ** floor(step / lr_decay_steps).
+        weight_decay: of the weights of convolutions and linear layers alone.
+        clip_norm: largest norm of all gradients together; inf leaves them as they are.
+        make: makes the optimiser of parameter groups and a learning rate.
     """
 
-    lr: float
-    lr_decay: float
-    lr_decay_steps: float
-    decay: float
-    momentum: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-    label_smoothing: float
-    aux_weight: float
+    lr: NonNegativeFloat
+    lr_decay: PositiveFloat
+    lr_decay_steps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)]
+    make: Callable[..., torch.optim.Optimizer]
 
     def learning_rate(self, step: int) -> float:
         return self.lr * self.lr_decay ** (step // self.lr_decay_steps)
 
-    def optimizer(self, model: nn.Module) -> RMSpropTF:
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         weights, others = decayed_parameters(model)
         groups = [
             {"params": weights, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return RMSpropTF(
-            [group for group in groups if group["params"]],
-            lr=self.lr, alpha=self.decay, momentum=self.momentum, eps=self.eps,
-            foreach=True,  # timm's default on GPUs; a small network's update on a CPU is shorter, too
-        )  # fmt: skip
+        return self.make([group for group in groups if group["params"]], lr=self.lr)
+
+
+class RMSProp(RMSpropTF):
+    """RMSProp in TensorFlow's form: epsilon inside the root, the accumulator starts at 1."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        decay: Annotated[float, Field(ge=0, lt=1)],
+        momentum: Annotated[float, Field(ge=0, lt=1)],
+        eps: PositiveFloat,
+    ) -> None:
+        # foreach is timm's default on GPUs; a small network's update on a CPU is shorter, too
+        super().__init__(params, lr=lr, alpha=decay, momentum=momentum, eps=eps, foreach=True)
 
 
 def decayed_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

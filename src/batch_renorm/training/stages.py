@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from batch_renorm.data.loaders import Fetched
 
 
 class Stages:
@@ -34,12 +37,13 @@ class Stages:
         self.seconds.clear()
         self.events.clear()
 
-    def loaded(self, fetched: Sequence[Any]) -> None:
+    def loaded(self, fetched: Sequence[Tensor | Fetched]) -> None:
         """Add the seconds that loader processes report for a pass; some sources report none."""
         for part in fetched:
-            for stage, seconds in getattr(part, "seconds", {}).items():
-                self.seconds[stage] += seconds
-            self._replaced += getattr(part, "replaced", 0)
+            if isinstance(part, Fetched):
+                for stage, seconds in part.seconds.items():
+                    self.seconds[stage] += seconds
+                self._replaced += part.replaced
 
     def replaced(self) -> int:
         """The number of unreadable images that were replaced since the last call."""

@@ -1,5 +1,0 @@
-"""Errors of training itself."""
-
-
-class NotFiniteError(RuntimeError):
-    """The loss or the gradient became NaN or infinite."""

@@ -1,0 +1,135 @@
+"""Fine-tuning: weights from a file, blocks that stay as they are, batchnorm with frozen statistics."""
+
+from collections import OrderedDict
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from batch_renorm.models.depthwise import Depthwise
+from batch_renorm.models.frozen import FrozenBatchNorm2d
+from batch_renorm.models.timm_models import create, stock_weights
+from batch_renorm.norm import BatchRenorm2d, StepStatistics
+from batch_renorm.norm.layers import has_layers, layers_of
+from batch_renorm.training.optimizer import Optimization
+
+NAME = "test_efficientnet"  # timm's network for tests: a stem, 4 blocks, 64 pixels in a millisecond
+RENORM = partial(BatchRenorm2d, eps=1e-3, momentum=0.5, averages="sigma", group_size=2, scale=False, rmax=3.0, dmax=5.0)
+FROZEN = partial(FrozenBatchNorm2d)
+OPTIMIZATION = Optimization(0.01, 1.0, 100, 0.9, 0.9, 1e-3, 4e-5, 2.0, 0.1, 0.4)
+
+
+@pytest.fixture(scope="module")
+def stock():
+    """timm's network with weights, gammas and averages as after some training."""
+    torch.manual_seed(0)
+    model = timm.create_model(NAME, num_classes=9)
+    for tensor in [*model.buffers(), *(p for p in model.parameters() if p.ndim == 1)]:
+        if tensor.is_floating_point():
+            tensor.data = 0.5 + torch.rand_like(tensor)
+    return model.eval()
+
+
+@pytest.fixture
+def file(stock, tmp_path):
+    torch.save(stock.state_dict(), tmp_path / "weights.pth")
+    return str(tmp_path / "weights.pth")
+
+
+def trained(model, steps=2):
+    """The tensors of a model before and after some steps."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = OPTIMIZATION.optimizer(model)
+    statistics = StepStatistics(model) if has_layers(model) else None
+    for _ in range(steps):
+        model.train()
+        model(torch.randn(4, 3, 64, 64)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if statistics is not None:
+            statistics.update()
+    return before, model.state_dict()
+
+
+def test_frozen_blocks_stay_as_they_are_and_the_others_train(file):
+    before, after = trained(create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=file, frozen=3))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    first = ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.")
+    assert not any(name.startswith(first) for name in moved)
+    others = {name for name in before if not name.startswith(first)}
+    assert {
+        name for name in others - moved if not name.endswith(".bias")
+    } == set()  # a beta before a norm has no effect
+
+
+@pytest.mark.parametrize("frozen", [0, 3])
+def test_a_frozen_part_makes_no_other_network(stock, file, frozen):
+    """It computes what timm's own does, and goes back to it."""
+    model = create(NAME, 9, 3, RENORM, learned_gamma=True, checkpoint=file, frozen=frozen).eval()
+    model.get_classifier().load_state_dict(stock.get_classifier().state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    plain = timm.create_model(NAME, num_classes=9).eval()
+    plain.load_state_dict(stock_weights(model, NAME, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), stock(images))
+        torch.testing.assert_close(plain(images), stock(images))
+    assert len(layers_of(model)) == sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) - 4 * (frozen == 3)
+
+
+def test_frozen_statistics_are_those_of_the_file_while_gamma_and_beta_learn(stock, file):
+    model = create(NAME, 5, 3, FROZEN, learned_gamma=True, checkpoint=file)
+    images = torch.randn(4, 3, 64, 64)
+    model.train()
+    torch.testing.assert_close(model(images)[:1], model(images[:1]))  # an image's answer is the same in any minibatch
+    before, after = trained(model)
+    averages = [name for name in before if "running" in name or "num_batches" in name]
+    assert all(torch.equal(after[name], stock.state_dict()[name]) for name in averages)
+    assert not any(
+        torch.equal(before[name], after[name]) for name in before if name.endswith(("bn1.weight", "bn1.bias"))
+    )
+
+
+def test_weights_with_other_names_in_the_same_order_fit(stock, file, tmp_path):
+    others = OrderedDict((f"_layer{k}", value) for k, value in enumerate(stock.state_dict().values()))
+    torch.save(others, tmp_path / "others.pth")
+    torch.manual_seed(1)
+    named = create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=file).state_dict()
+    torch.manual_seed(1)
+    renamed = create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=str(tmp_path / "others.pth")).state_dict()
+    assert all(torch.equal(named[name], renamed[name]) for name in named)
+    assert torch.equal(named["bn1.running_mean"], stock.state_dict()["bn1.running_mean"])
+
+
+def test_weights_that_do_not_fit_are_named_in_one_line(stock, tmp_path):
+    def message(contents):
+        torch.save(contents, tmp_path / "x.pth")
+        with pytest.raises(ValueError, match=r"model\.checkpoint=.*x\.pth") as error:
+            create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=str(tmp_path / "x.pth"))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    weights = dict(stock.state_dict())
+    assert "conv_stem.weight is (24, 3, 3, 3), the file has (8, 3, 3, 3)" in message(
+        weights | {"conv_stem.weight": torch.zeros(8, 3, 3, 3)}
+    )
+    assert "the file has nothing in its place" in message({k: v for k, v in weights.items() if k != "bn1.bias"})
+    assert "cannot load weights" in message([1, 2])
+    (tmp_path / "y.pth").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"cannot load weights from model\.checkpoint=.*y\.pth: "):
+        create(NAME, 5, 3, RENORM, checkpoint=str(tmp_path / "y.pth"))
+    with pytest.raises(ValueError, match=r"model\.frozen=7: the network has 6 blocks"):
+        create(NAME, 5, 3, RENORM, learned_gamma=True, frozen=7)
+
+
+@pytest.mark.parametrize("size", [2, 4, 7])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (5, 2)])
+def test_a_depthwise_convolution_as_products_is_the_convolution(size, kernel, stride):
+    layer = Depthwise(6, 6, kernel, stride, kernel // 2, groups=6, bias=False)
+    x = torch.randn(3, 6, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y, expected = layer(x), nn.Conv2d.forward(layer, x)
+    g = torch.randn_like(expected)
+    got, wanted = (torch.autograd.grad(out, [x, layer.weight], g) for out in (y, expected))
+    for a, b in zip([y, *got], [expected, *wanted], strict=True):
+        torch.testing.assert_close(a, b)

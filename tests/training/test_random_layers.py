@@ -1,0 +1,117 @@
+"""Dropout and drop path keep the promises: masks are functions of (seed, step, worker, slot), like the images."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import nn
+
+from batch_renorm.data.loaders import Draw
+from batch_renorm.errors import UserError
+from batch_renorm.running.build import build
+from batch_renorm.running.fitting import fit
+from batch_renorm.running.folder import Folder, prepare_folder
+from batch_renorm.training.random_layers import Masks, RandomLayers, image_keys
+from tests.conftest import TINY
+from tests.running.checkpoint_files import assert_close, curve, final_state
+from tests.running.forked import fit_in_forks
+
+NETWORK = [
+    "model=timm", "model.name=resnet10t", "+model.drop_rate=0.3", "+model.drop_path_rate=0.3", "data.size=32",
+    "data.labels=8", "data.val_images=4", "size.train_sample=8", "size.evaluation_batch=16", "size.minibatch=4",
+    "evaluation.labels_per_minibatch=2", "size.workers=3", "experiment=noniid_renorm",
+]  # fmt: skip
+
+
+def masks(draw, images):
+    result = Masks()
+    result.keys = image_keys(draw, images)
+    return result
+
+
+def test_a_workers_masks_are_those_it_draws_alone():
+    """All workers of a step in one pass, and each in its own; other steps, seeds and layers have other masks."""
+    with masks(Draw(3, 7, 0, 4), 12):
+        together = [F.dropout(torch.ones(12, 5, 6), 0.4), F.dropout2d(torch.ones(12, 5, 6, 6), 0.4)]
+    for worker in range(3):
+        with masks(Draw(3, 7, worker, 4), 4):
+            alone = [F.dropout(torch.ones(4, 5, 6), 0.4), F.dropout2d(torch.ones(4, 5, 6, 6), 0.4)]
+        for one, many in zip(alone, together, strict=True):
+            assert torch.equal(one, many[4 * worker : 4 * worker + 4])
+    assert (together[1].flatten(2).std(2) == 0).all()  # whole channels
+    for other in (Draw(3, 8, 0, 4), Draw(4, 7, 0, 4)):
+        with masks(other, 12):
+            assert not torch.equal(F.dropout(torch.ones(12, 5, 6), 0.4), together[0])
+    with masks(Draw(3, 7, 0, 4), 12):
+        first, second = (F.dropout(torch.ones(12, 50), 0.4) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.3), nn.Dropout2d(0.3), DropPath(0.3)])
+def test_layers_keep_the_mean_and_drop_at_their_rate(layer):
+    with masks(Draw(0, 0, 0), 20_000):
+        y = layer(torch.ones(20_000, 3, 2, 2))
+    assert y.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert y.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(layer.eval()(torch.ones(2, 3, 2, 2)), torch.ones(2, 3, 2, 2))
+
+
+@pytest.mark.slow
+def test_resumed_and_uninterrupted_are_bit_equal_and_ranks_and_passes_agree(compose, tmp_path):
+    def options(*more):
+        config = compose(*TINY, *NETWORK, "size.steps=4", "size.evaluate_every=2", *more)
+        return {name: value for name, value in config.items() if name != "fresh"}
+
+    def trained(config, name, checkpoint=None):
+        folder = Folder(tmp_path / name)
+        prepare_folder(folder, config)
+        fit(build(config), folder, checkpoint)
+        return final_state(tmp_path / name)
+
+    whole = trained(options(), "whole")
+    resumed = trained(options(), "resumed", tmp_path / "whole/checkpoints/step00000002.ckpt")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert_close(trained(options("trainer.workers_per_pass=1"), "passes"), whole, 3e-6)
+    fit_in_forks(options(), tmp_path / "ranks", 2)
+    assert_close(final_state(tmp_path / "ranks"), whole, 3e-6)
+    losses = [float(row[2]) for row in curve(tmp_path / "whole") if row[1] == "loss"]
+    plain = trained(options("model.drop_rate=0.0", "model.drop_path_rate=0.0"), "plain")
+    assert losses
+    assert not torch.equal(plain["model.conv1.0.weight"], whole["model.conv1.0.weight"])
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+class OneMask(nn.Dropout):
+    def forward(self, x):
+        return x * x.new_empty(1, *x.shape[1:]).bernoulli_(self.p)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"), [(Noisy(), "by other means than dropout and drop path"), (OneMask(), "for 4 images, and not")]
+)
+def test_other_random_numbers_are_refused(layer, message):
+    random_layers, images = RandomLayers(layer), torch.ones(4, 3, 8, 8)
+    with pytest.raises(UserError, match=message), random_layers.drawing(Draw(0, 0, 0), 4, images.device):
+        layer(images)
+
+
+def test_networks_without_random_layers_pay_nothing(compose):
+    random_layers = build(compose(*TINY)).training.random_layers
+    assert random_layers.masks is None
+
+
+@pytest.mark.slow
+def test_compiled_masks_are_the_same():
+    network = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.4), DropPath(0.4))
+    random_layers, x = RandomLayers(network), torch.randn(4, 6)
+    compiled = torch.compile(network, backend="aot_eager")
+    for step in range(3):
+        results = []
+        for model in (network, compiled):
+            with random_layers.drawing(Draw(0, step, 0), 4, x.device):
+                results.append(model(x))
+        torch.testing.assert_close(*results)
