@@ -241,17 +241,6 @@ def test_clipped_fractions_count_what_the_bounds_clip():
         statistics.clipped_fractions()
 
 
-def test_clipped_fractions_are_all_at_batchnorm_s_limits():
-    model = network()
-    set_limits(model, 1, 0)
-    statistics = StepStatistics(model)
-    statistics.measure_clipping = True
-    model(images(4))
-    statistics.update()
-    assert set(statistics.clipped_fractions()) == {"", "1", "4", "7"}
-    assert statistics.clipped_fractions()[""][1] == 1
-
-
 # ---- copies --------------------------------------------------------------------------------------
 
 
@@ -412,13 +401,3 @@ def test_distributed_data_parallel(ranks, broadcast_buffers):
     alone = run_training(images(8, torch.float32))
     for result in ranks[2]:
         assert_equal(result[f"ddp {broadcast_buffers}"], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_state_dict_is_that_of_the_model():
-    model = network()
-    names = list(model.state_dict())
-    statistics = StepStatistics(model)
-    model(images(4))
-    assert list(model.state_dict()) == names
-    assert list(copy.deepcopy(model).state_dict()) == names
-    statistics.update()
