@@ -46,9 +46,6 @@ def test_norm(tmp_path, inference):
         assert set(row["ratios"]) == {
             "nn.BatchNorm2d", "whole batch", "groups of 16", "groups of 4", "plain autograd",
         }  # fmt: skip
-        passes, size = 2 if inference else 8, 32 * 128 * 5 * 5 * (2 if row["dtype"] == "bfloat16" else 4)
-        seconds = passes * size / result["copy_bytes_per_second"]
-        assert row["floor_milliseconds"] == pytest.approx(1000 * seconds)
     assert "geometric mean" in text
 
 

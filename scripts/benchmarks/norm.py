@@ -1,6 +1,5 @@
 """One forward and backward of the layer, including the update of mu and sigma, as a ratio to nn.BatchNorm2d."""
 
-import math
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections import Counter
@@ -60,10 +59,7 @@ def options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> dict:
     counts = inception_norms() if args.whole else Counter(FIVE)
-    rows, speed = [], bandwidth(args)
-    backward = ", x and y's gradient read twice and x's written"
-    print(f"copying moves {speed / 1e9:.1f} GB/s; the floor is the time at that speed of what no layer can do without:")
-    print("x read and y written" if args.inference else f"x read twice and y written{backward}")
+    rows = []
     for dtype in args.dtypes:
         for layout in args.layouts:
             part = []
@@ -74,29 +70,11 @@ def run(args: Namespace) -> dict:
                 shape = (batch, channels, width, width)
                 seconds = time_norms(shape, DTYPES[dtype], LAYOUTS[layout], args)
                 milliseconds = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
-                floor = 1000 * floor_bytes(shape, DTYPES[dtype], args.inference) / speed
-                part.append(
-                    {"shape": shape, "count": count, "floor_milliseconds": floor, "milliseconds": milliseconds}
-                    | {"ratios": ratios(seconds)}
-                )
+                part.append({"shape": shape, "count": count, "milliseconds": milliseconds, "ratios": ratios(seconds)})
             show(f"{dtype}, {layout}", part)
             rows += [{"dtype": dtype, "layout": layout, **row} for row in part]
     kind = ("inference" if args.inference else "norm") + "-whole" * args.whole
-    return {"part": kind, "inference": args.inference, "copy_bytes_per_second": speed, "rows": rows}
-
-
-def bandwidth(args: Namespace) -> float:
-    """Bytes read and written per second when copying a tensor larger than the caches."""
-    x = torch.zeros((64 if args.device == "cpu" else 1024) << 20, dtype=torch.uint8, device=args.device)
-    y = torch.empty_like(x)
-    seconds = [clock(lambda: y.copy_(x), args) for _ in range(6)][1:]  # the first one maps the pages
-    return 2 * len(x) / statistics.median(seconds)
-
-
-def floor_bytes(shape: tuple[int, ...], dtype: torch.dtype, inference: bool) -> int:
-    """Bytes that a layer has to move if nothing stays in a cache, with or without groups."""
-    passes = 2 if inference else 3 + 5
-    return passes * math.prod(shape) * dtype.itemsize
+    return {"part": kind, "inference": args.inference, "rows": rows}
 
 
 def inception_norms() -> Counter[tuple[int, int]]:
@@ -140,14 +118,13 @@ def show(title: str, part: list[dict]) -> None:
     names = [name for name in VARIANTS if name != BATCHNORM]
     rows = [
         ["x".join(map(str, row["shape"])), str(row["count"])]
-        + [f"{row['floor_milliseconds']:.2f}", f"{row['milliseconds'][BATCHNORM]:.2f}"]
+        + [f"{row['milliseconds'][BATCHNORM]:.2f}"]
         + [cell(row["ratios"][name]) for name in names]
         for row in part
     ]
     means = [statistics.geometric_mean(row["ratios"][name]["median"] for row in part) for name in names]
-    rows.append(["geometric mean", "", "", "", *[f"{mean:.2f}" for mean in means]])
+    rows.append(["geometric mean", "", "", *[f"{mean:.2f}" for mean in means]])
     sums = [sum(row["count"] * row["milliseconds"][name] for row in part) for name in (BATCHNORM, *names)]
-    floor = sum(row["count"] * row["floor_milliseconds"] for row in part)
-    together = [f"{floor:.1f}", f"{sums[0]:.1f}", *[f"{total / sums[0]:.2f}" for total in sums[1:]]]
+    together = [f"{sums[0]:.1f}", *[f"{total / sums[0]:.2f}" for total in sums[1:]]]
     rows.append(["all together", "", *together])
-    table(f"{title}: ratio to {BATCHNORM}", ["shape", "norms", "floor ms", "batchnorm ms", *names], rows)
+    table(f"{title}: ratio to {BATCHNORM}", ["shape", "norms", "batchnorm ms", *names], rows)

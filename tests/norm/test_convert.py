@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, SplitBatchNorm2d
 from torch import nn
 from torch.nn.utils import prune
 
@@ -15,6 +15,7 @@ from batch_renorm.norm import (
     BatchRenorm1d,
     BatchRenorm2d,
     BatchRenorm3d,
+    Ramp,
     convert_batchnorm,
     set_limits,
     to_batchnorm,
@@ -213,6 +214,12 @@ class Named(nn.BatchNorm2d):
         super().__init__(channels, eps=1e-2)
 
 
+class WithTemperature(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+
 def pruned(norm):
     prune.l1_unstructured(norm, "weight", 1)
 
@@ -228,6 +235,10 @@ def pruned(norm):
         (lambda n: nn.LazyBatchNorm2d(), {}, ValueError, "'1'.*not initialised"),
         (lambda n: n.running_var.fill_(1e-4), {"eps": 1e-2}, ValueError, "'1'.*eps=0.01.*would change"),
         (pruned, {}, TypeError, "'1'.*weight.*pruned"),
+        (lambda n: WithTemperature(3), {}, TypeError, "'1'.*WithTemperature.*temperature"),
+        (lambda n: SplitBatchNorm2d(3), {}, TypeError, "'1'.*SplitBatchNorm2d.*aux_bn"),
+        (lambda n: None, {"ramp": (0, 1, 1)}, TypeError, "ramp.*Ramp"),
+        (lambda n: None, {"ramp": Ramp(0, 1, 1), "rmax": 2.0}, ValueError, r"Ramp\(..., rmax=2.0"),
     ],
 )
 def test_what_cannot_be_carried_over_is_named_and_nothing_changes(change, options, error, message):

@@ -1,4 +1,4 @@
-"""The layer in the hands of tools that know nn.BatchNorm: what they find, freeze, estimate, trace and refuse."""
+"""The layer in the hands of tools that know nn.BatchNorm: what they look for, freeze, estimate and trace."""
 
 import copy
 import warnings
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from batch_renorm.norm import (
+    BatchRenorm,
     BatchRenorm1d,
     BatchRenorm2d,
     StepStatistics,
@@ -54,25 +55,6 @@ def test_checkpoints_go_both_ways():
     torch.testing.assert_close(theirs(x), ours.eval()(x))
 
 
-@pytest.mark.parametrize("assign", [False, True])
-def test_state_of_the_first_releases_loads(assign):
-    """They had the buffers mu and sigma, and no counter; a sigma below sqrt(eps) was raised to it."""
-    old = {"1.mu": torch.randn(4), "1.sigma": torch.tensor([0.0, 0.01, 1.0, 3.0])}
-    old |= {"4.mu": torch.randn(5), "4.sigma": torch.rand(5) + 1}
-    rest = {
-        name: value
-        for name, value in network().state_dict().items()
-        if not name.startswith(("1.r", "4.r", "1.n", "4.n"))
-    }
-    model = network()
-    model.load_state_dict(rest | old, assign=assign)
-    torch.testing.assert_close(model[1].mu, old["1.mu"])
-    torch.testing.assert_close(model[1].sigma, old["1.sigma"].clamp_min(1e-3**0.5))
-    torch.testing.assert_close(model[4].sigma, old["4.sigma"])
-    with pytest.raises(RuntimeError, match="running_var"):
-        network().load_state_dict(rest)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_averages_are_float32_whoever_made_them_half(dtype):
     x, model = torch.randn(4, 3, 12, 12), network()
@@ -105,34 +87,78 @@ def test_recipes_for_batchnorm_freeze_it():
     assert moved(model)
 
 
-def test_timm_freezes_it_and_says_what_thawing_does():
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0"])  # nn.BatchNorm2d, and BatchNormAct2d
+def test_timm_freezes_and_thaws_it(name):
+    """Thawed it is batchnorm, as the README says, which convert_batchnorm mends."""
     timm = pytest.importorskip("timm")
-    from timm.utils import freeze
+    from timm.utils import freeze, unfreeze
 
     torch.manual_seed(0)
-    for name in ("resnet10t", "efficientnet_lite0"):  # nn.BatchNorm2d, and BatchNormAct2d
-        model = convert_batchnorm(timm.create_model(name, num_classes=5))
-        x = torch.randn(2, 3, 32, 32)
+    model, x = convert_batchnorm(timm.create_model(name, num_classes=5)), torch.randn(2, 3, 32, 32)
+    model(x)
+    expected = model.eval()(x)
+    freeze(model)
+    torch.testing.assert_close(model.train()(x), expected, rtol=1e-4, atol=1e-5)
+    assert not moved(model, x)
+    unfreeze(model)
+    torch.testing.assert_close(convert_batchnorm(model).eval()(x), expected, rtol=1e-4, atol=1e-5)
+    assert isinstance(model.bn1, BatchRenorm)
+
+
+def sync(model):
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def split(model):
+    from timm.layers import convert_splitbn_model
+
+    return convert_splitbn_model(model)
+
+
+def frozen(model):
+    from timm.utils import freeze
+
+    freeze(model)
+    return model
+
+
+@pytest.mark.parametrize("replace", [sync, split, frozen])
+def test_a_step_says_that_a_tool_has_put_batchnorm_in_the_layers_place(replace):
+    """Lightning's sync_batchnorm does it between the construction of a model and the first step."""
+    model = network()
+    statistics = StepStatistics(model)
+    replace(model)
+    with pytest.raises(RuntimeError, match=r"replaced every BatchRenorm layer.*sync_batchnorm"):
+        statistics.update()
+    for use in (StepStatistics, lambda model: set_limits(model, 1, 0)):
+        with pytest.raises(ValueError, match=r"convert_batchnorm.*sync_batchnorm"):
+            use(model)
+
+
+@torch.no_grad()
+def precise_bn(model, batches):
+    """What fvcore's update_bn_stats does to the layers of a model."""
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta, seen = [layer.momentum for layer in layers], [[] for _ in layers]
+    for layer in layers:
+        layer.momentum = 1.0
+    for x in batches:
         model(x)
-        expected = model.eval()(x)
-        with pytest.warns(UserWarning, match="convert_batchnorm"):
-            freeze(model)
-        torch.testing.assert_close(model.train()(x), expected, rtol=1e-4, atol=1e-5)
-        assert not moved(model, x)
-    with pytest.raises(TypeError, match="gamma or beta"):
-        freeze(nn.Sequential(BatchRenorm2d(3, scale=False)))
+        for values, layer in zip(seen, layers, strict=True):
+            values.append(torch.stack([layer.running_mean, layer.running_var]))
+    for layer, momentum, values in zip(layers, momenta, seen, strict=True):
+        (layer.running_mean, layer.running_var), layer.momentum = torch.stack(values).mean(0), momentum
 
 
-def test_nothing_puts_batchnorm_in_its_place_without_a_word():
-    from timm.layers import convert_splitbn_model, convert_sync_batchnorm
-
-    for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm):
-        model = network()
-        with pytest.raises(TypeError, match=r"BatchRenorm2d.*StepStatistics"):
-            convert(model)
-        assert isinstance(model[1], BatchRenorm2d)
-    with pytest.raises(TypeError, match=r"BatchRenorm2d.*group_size"):
-        convert_splitbn_model(model)
+def test_precise_bn_of_deep_layers_is_batchnorm_s():
+    data, models = [torch.randn(8, 3, 12, 12) * 9 + 9 for _ in range(3)], [network(), network(nn.BatchNorm2d, eps=1e-3)]
+    for model in models:
+        precise_bn(model, data)
+    for ours, theirs in zip(averages(models[0]).values(), averages(models[1]).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)  # theirs has n - 1 in the variance
+    StepStatistics(models[0])
+    with pytest.raises(RuntimeError, match=r"momentum=1.*release"):
+        precise_bn(models[0], data)
 
 
 @pytest.mark.parametrize("kind", ["sigma", "variance"])
@@ -181,6 +207,16 @@ def test_a_trace_takes_other_batches(memory_format):
         warnings.simplefilter("error", torch.jit.TracerWarning)
         traced = torch.jit.trace(model, small)
     torch.testing.assert_close(traced(large), model(large))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_script_says_what_to_script(mode):
+    model, x = network().train(mode), torch.randn(4, 3, 12, 12)
+    with pytest.raises(RuntimeError, match=r"script to_batchnorm\(copy.deepcopy\(model.eval\(\)\)\).*jit.trace"):
+        torch.jit.script(model)
+    scripted = torch.jit.script(to_batchnorm(copy.deepcopy(model.eval())))
+    torch.testing.assert_close(scripted(x), model(x))
+    assert isinstance(model[1], BatchRenorm2d)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -361,11 +397,3 @@ def test_an_empty_batch_is_an_empty_output_and_moves_nothing(deferred):
     for name, value in averages(head).items():
         assert torch.equal(value, before[name])
     assert head.eval()(torch.zeros(0, 8, 3, 3)).shape == (0, 5)
-
-
-def test_limits_follow_a_converted_model_and_back():
-    model = convert_batchnorm(network(nn.BatchNorm2d), eps=1e-3)
-    x, stock = torch.randn(2, 3, 12, 12), network(nn.BatchNorm2d).eval()
-    torch.testing.assert_close(model.eval()(x), stock(x), rtol=1e-4, atol=1e-5)
-    set_limits(model, 2, 1)
-    torch.testing.assert_close(to_batchnorm(model)(x), stock(x), rtol=1e-4, atol=1e-5)

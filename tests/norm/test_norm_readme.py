@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import batch_renorm.norm
-from batch_renorm.norm.layers import layers_of
+from batch_renorm.norm import layers_of
 
 PAGE = Path(batch_renorm.norm.__file__).with_name("README.md").read_text(encoding="utf-8")
 

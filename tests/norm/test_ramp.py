@@ -1,8 +1,23 @@
-import dataclasses
+"""The ramp as a function of the step, and inside the layer."""
+
+import copy
+import math
 
 import pytest
+import torch
+import torch._dynamo
+from torch import nn
 
-from batch_renorm.norm import Ramp
+from batch_renorm.norm import (
+    BatchRenorm2d,
+    Ramp,
+    StepStatistics,
+    convert_batchnorm,
+    functional,
+    set_limits,
+    to_batchnorm,
+    training_normalization,
+)
 
 
 def test_the_paper_s_ramp():
@@ -36,11 +51,6 @@ def test_a_ramp_without_length_is_a_step():
     assert Ramp(10, 10, 10)(9) == (1, 0)
 
 
-def test_it_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Ramp(0, 1, 1).start = 3
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -55,3 +65,110 @@ def test_it_is_frozen():
 def test_bad_ramps_name_the_values(arguments, message):
     with pytest.raises(ValueError, match=message):
         Ramp(*arguments)
+
+
+def test_without_a_bound_r_and_d_are_free_once_growth_starts():
+    ramp = Ramp(2, 10, 10, rmax=math.inf, dmax=math.inf)
+    assert [ramp(step) for step in (0, 2)] == [(1, 0), (1, 0)]
+    assert [ramp(step) for step in (3, 10, 99)] == [(math.inf, math.inf)] * 3
+
+
+@pytest.mark.parametrize("ramp", [Ramp(2, 7, 5), Ramp(3, 3, 3), Ramp(1, 4, 6, rmax=math.inf), Ramp(0, math.inf, 2)])
+def test_of_a_tensor_it_is_the_same(ramp, monkeypatch):
+    """Whether its value may be read or, on a GPU and in a graph, not."""
+    for readable in (True, False):
+        monkeypatch.setattr("batch_renorm.norm.ramp.can_read_values", lambda _, readable=readable: readable)
+        for step in range(9):
+            assert torch.equal(ramp.of_tensor(torch.tensor(step)), torch.tensor(ramp(step)))
+
+
+RAMP = Ramp(1, 5, 3)
+
+
+def network(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
+    return convert_batchnorm(model, momentum=0.1, group_size=2, **options)
+
+
+def train(model, steps, forward=None, drive=None, statistics=None):
+    """Gradients of every step; drive sets the limits as a training loop does."""
+    gradients = []
+    for step in steps:
+        if drive is not None:
+            set_limits(model, *drive(step))
+        model.zero_grad()
+        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step)) * 3 + 2
+        for part in x.split(4 if statistics is None else 2):
+            (forward or model)(part).square().mean().backward()
+        if statistics is not None:
+            statistics.update()
+        gradients += [parameter.grad.clone() for parameter in model.parameters()]
+    return gradients
+
+
+def assert_same(a, b, **tolerance):
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+@pytest.mark.parametrize("once_a_step", [False, True])
+def test_in_the_layer_it_is_set_limits_at_every_step(once_a_step):
+    alone, driven = network(ramp=RAMP), network()
+    both = [StepStatistics(model) if once_a_step else None for model in (alone, driven)]
+    assert_same(train(alone, range(7), statistics=both[0]), train(driven, range(7), drive=RAMP, statistics=both[1]))
+    assert_same(alone.buffers(), driven.buffers())
+    assert (alone[1].rmax, alone[4].dmax) == (3, 5)
+
+
+def test_a_checkpoint_goes_on_where_it_was(tmp_path):
+    uninterrupted, first, second = network(ramp=RAMP), network(ramp=RAMP), network(ramp=RAMP)
+    expected = train(uninterrupted, range(6))
+    train(first, range(3))
+    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
+    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt"))
+    assert second[1].rmax == RAMP(3)[0]
+    twin = copy.deepcopy(first)
+    for resumed in (second, twin):
+        assert_same(train(resumed, range(3, 6)), expected[len(expected) // 2 :])
+    assert "ramp=Ramp(start=1, rmax_end=5" in repr(second)
+    assert type(to_batchnorm(twin)[1]) is nn.BatchNorm2d
+
+
+def test_compiled_it_is_the_same_in_one_graph():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    eager, compiled, count = network(ramp=RAMP), network(ramp=RAMP), CompileCounterWithBackend("aot_eager")
+    run = torch.compile(compiled, backend=count, fullgraph=True, dynamic=False)
+    assert_same(train(compiled, range(6), run), train(eager, range(6)), rtol=1e-4, atol=1e-4)
+    assert_same(compiled.buffers(), eager.buffers(), rtol=1e-4, atol=1e-5)
+    assert count.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_it_begins_at_the_conversion_and_counts_updates_alone():
+    stock = nn.Sequential(nn.BatchNorm2d(3))
+    stock(torch.randn(4, 3, 5, 5))
+    model, x = convert_batchnorm(stock, ramp=Ramp(0, 2, 2)), torch.randn(4, 3, 5, 5)
+    assert (model[0].rmax, model[0].dmax) == (1, 0)
+    with training_normalization(model):
+        model(x)
+    model.eval()(x)
+    assert model[0].rmax == 1
+    model.train()(x)
+    assert (model[0].rmax, model[0].dmax) == (2, 2.5)
+
+
+def test_set_limits_ends_it():
+    model = network(ramp=RAMP)
+    set_limits(model, 2.0, 1.0)
+    train(model, range(9))
+    assert (model[1].rmax, model[4].dmax) == (2, 1)
+
+
+def test_unbounded_in_the_layer_training_normalises_with_mu_and_sigma():
+    layer = BatchRenorm2d(3, momentum=0.0, ramp=Ramp(0, 0, 0, rmax=math.inf, dmax=math.inf)).double()
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64) * 9 + 50
+    torch.testing.assert_close(layer(x), copy.deepcopy(layer).eval()(x))
+    assert functional.batch_renorm(x, layer.mu, layer.sigma)[0].std() < 1.1

@@ -3,6 +3,7 @@
 import copy
 import math
 import multiprocessing
+import pickle
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_options_may_change_between_steps():
     layer = BatchRenorm2d(3, momentum=0.1).double()
     statistics = StepStatistics(layer)
     x = images(4)
-    for momentum in (0.0, 1.0):
+    for momentum in (0.0, 0.5):
         layer.momentum = momentum
         layer(x)
         statistics.update()
@@ -191,7 +192,8 @@ def test_extra_and_the_sums_share_one_all_reduce(monkeypatch):
     model(images(4))
     calls = []
 
-    def reduce(flat):
+    def reduce(flat, group):
+        assert group is None
         calls.append(flat.shape)
         flat.mul_(2)  # as from two ranks with the same groups
 
@@ -201,7 +203,7 @@ def test_extra_and_the_sums_share_one_all_reduce(monkeypatch):
     other.update()
     extra = torch.tensor([3.0, 4.0])
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_world_size", lambda _: 2)
     monkeypatch.setattr(dist, "all_reduce", reduce)
     found = statistics.update(extra)
     assert len(calls) == 1
@@ -239,15 +241,58 @@ def test_clipped_fractions_count_what_the_bounds_clip():
         statistics.clipped_fractions()
 
 
-def test_clipped_fractions_are_all_at_batchnorm_s_limits():
-    model = network()
-    set_limits(model, 1, 0)
-    statistics = StepStatistics(model)
-    statistics.measure_clipping = True
-    model(images(4))
-    statistics.update()
-    assert set(statistics.clipped_fractions()) == {"", "1", "4", "7"}
-    assert statistics.clipped_fractions()[""][1] == 1
+# ---- copies --------------------------------------------------------------------------------------
+
+
+class Task(nn.Module):
+    """As a LightningModule that holds its network, or is it."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.net = nn.Sequential(BatchRenorm1d(3, momentum=0.5, dtype=torch.float64))
+        self.statistics = StepStatistics(self if inside else self.net)
+
+    def step(self):
+        for _ in range(2):
+            self.net(torch.ones(4, 3, dtype=torch.float64))
+        self.statistics.update()
+        return self.net[0].mu[0].item(), self.net[0].num_batches_tracked.item()
+
+
+def in_a_child(task, queue):
+    queue.put(task.step())
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda task: pickle.loads(pickle.dumps(task))])
+def test_a_copy_with_its_model_moves_it_once_a_step(duplicate, inside):
+    task = Task(inside)
+    task.net(torch.full((4, 3), 5.0, dtype=torch.float64))
+    twin = duplicate(task)  # with the sums so far
+    assert twin.step() == (pytest.approx(0.5 * (5 + 1 + 1) / 3), 1)
+    assert twin.step()[1] == 2
+    assert task.net[0].mu[0] == 0
+    task.statistics.update()
+    assert task.net[0].mu[0] == 2.5
+
+
+def test_a_spawned_process_moves_it_once_a_step():
+    context = mp.get_context("spawn")
+    queue, task = context.SimpleQueue(), Task(True)
+    process = context.Process(target=in_a_child, args=(task, queue))
+    process.start()
+    result = queue.get()
+    process.join()
+    assert result == (0.5, 1)
+    assert not task.statistics._sums[0].groups  # not shared memory
+
+
+def test_a_copy_without_its_model_says_so():
+    task = Task(False)
+    statistics, net = copy.deepcopy(task.statistics), copy.deepcopy(task.net)
+    net(torch.ones(4, 3, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"copy it in one object with the model"):
+        statistics.update()
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
@@ -282,10 +327,29 @@ def run_training(x, **ddp):
     return {**statistics_of(model), **{name: p.grad for name, p in model.named_parameters()}}
 
 
+def run_in_pairs(rank):
+    """mu of ranks that train one network in pairs, and another alone: 0 and 1; 2. And what is refused."""
+    groups = [dist.new_group([0, 1]), *([dist.new_group([2])] if dist.get_world_size() == 3 else [])]
+    layer, group = BatchRenorm1d(1, momentum=1.0), groups[rank // 2]
+    statistics = StepStatistics(layer, process_group=group)
+    layer(torch.full((4, 1), float(rank)))
+    statistics.update()
+    refused = []
+    for use in (lambda: copy.deepcopy(statistics), lambda: StepStatistics(BatchRenorm1d(1), groups[1 - rank // 2])):
+        try:
+            use()
+        except (TypeError, ValueError) as error:
+            refused.append(str(error))
+        except IndexError:  # two ranks are one group
+            pass
+    return layer.mu.item(), refused
+
+
 def run_rank(rank, ranks, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     results = {"steps": run_steps(SHARES[ranks], rank)}
+    results["pairs"] = run_in_pairs(rank)
     if ranks == 2:
         x = images(8, torch.float32).split(4)[rank]
         for broadcast in (False, True):
@@ -321,19 +385,19 @@ def test_ranks_with_unequal_shares_do_not_matter(ranks, count):
         assert_equal(found, alone)
 
 
+@pytest.mark.slow
+def test_a_process_group_shares_its_own_statistics(ranks):
+    assert [result["pairs"][0] for result in ranks[2]] == [0.5, 0.5]
+    assert [result["pairs"][0] for result in ranks[3]] == [0.5, 0.5, 2.0]
+    for result in ranks[3]:
+        copied, outside = result["pairs"][1]
+        assert "StepStatistics(model, process_group=...)" in copied
+        assert "not in the process group" in outside
+
+
 @pytest.mark.parametrize("broadcast_buffers", [False, True])
 def test_distributed_data_parallel(ranks, broadcast_buffers):
     """Whatever DDP does with the buffers, both ranks have the statistics and gradients of one."""
     alone = run_training(images(8, torch.float32))
     for result in ranks[2]:
         assert_equal(result[f"ddp {broadcast_buffers}"], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_state_dict_is_that_of_the_model():
-    model = network()
-    names = list(model.state_dict())
-    statistics = StepStatistics(model)
-    model(images(4))
-    assert list(model.state_dict()) == names
-    assert list(copy.deepcopy(model).state_dict()) == names
-    statistics.update()

@@ -30,6 +30,7 @@ MOMENTS = {
     "the end": (fitting.AfterStep, "on_train_end", None),
     "the teardown": (fitting.Progress, "teardown", None),
 }
+LATE = {"the record", "the end", "the teardown"}  # another rank may have finished
 ON_RANK_0 = {"the table", "a row", "a checkpoint", "the record"}
 
 
@@ -70,7 +71,7 @@ def test_a_failure_ends_the_processes_of_a_run_with_its_status(compose, tmp_path
     error, begin, groups = UserError("a thing is broken"), time.monotonic(), []
     statuses, _, err = in_forks(train_and_fail, ranks, config, moment, error, started=groups)
     assert max(statuses) == 2
-    assert 0 not in statuses
+    assert moment in LATE or 0 not in statuses
     assert err.count("error: ") == 1, err
     assert "Traceback" not in err
     while alive := [pid for group in groups for pid in left_behind(group)]:

@@ -149,7 +149,7 @@ def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path):
 
 def wait_for_another(world):
     screen.SILENCE = 0.2
-    with launch.connected(World(0, 0, 2, 1, 0, "srun"), gpu=False):
+    with ranks.Stop().listening(), launch.connected(World(0, 0, 2, 1, 0, "srun"), gpu=False):
         raise AssertionError("there is no other rank")
 
 

@@ -114,16 +114,7 @@ class Source(Protocol):
 
 
 METHODS = ("labels", "fetch", "images")
-MEMBERS = (
-    "classes",
-    "channels",
-    "size",
-    "needs_loader_processes",
-    "skips_unreadable",
-    "remarks",
-    "image_bytes",
-    *METHODS,
-)
+MEMBERS = (*Source.__annotations__, "image_bytes", *METHODS)
 
 
 def check_source(source: Source, name: str) -> None:

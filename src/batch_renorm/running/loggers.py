@@ -36,7 +36,7 @@ AXES = ("images_seen", "train_seconds")
 SAMPLES = 16
 PATIENCE = {"online": 60.0, "offline": 120.0}
 """Seconds that a finished run waits for W&B: for its servers, or for its local process on a busy machine."""
-PATIENCE_AFTER_AN_ERROR = 15.0
+PATIENCE_AFTER_AN_ERROR = 20.0
 
 
 class CurveLogger(Logger):

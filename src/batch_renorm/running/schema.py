@@ -182,13 +182,6 @@ class Logging:
 
 
 @dataclass(frozen=True)
-class Named:
-    """A norm of one's own has a name, for tags, besides its arguments."""
-
-    name: Name
-
-
-@dataclass(frozen=True)
 class Options:
     """A checked config.
 
@@ -225,7 +218,7 @@ def read(config: Config) -> Options:
         UserError: an unknown option, or a value that is not allowed; one line with the option as a user writes it.
     """
     check_headers(config)
-    for name, value in flat_options(config):
+    for name, value in flat_options({"size": config.get("size")} | config):  # others refer to size
         if any(number != number for number in (value if isinstance(value, list) else [value])):
             raise UserError(f"{name} is nan: give it a number")
     general = {name: value for name, value in config.items() if name not in SECTIONS}
@@ -242,7 +235,7 @@ def read(config: Config) -> Options:
     shared = checked(Optimization, shared, "optim", "make")
     norm = None
     if "_target_" in sections["norm"]:
-        checked(Named, {"name": sections["norm"].pop("name", None)}, "norm")
+        validated(TypeAdapter(Name), sections["norm"].pop("name", None), "norm.name")
         arguments["norm"] = arguments_of_target(sections["norm"], "norm", "channels", "group_size")
     else:
         norm = Norm(**checked(Norm, sections["norm"], "norm"))
