@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from batch_renorm.data.augmentation import central_box, distort, hsv_to_rgb, rgb_to_hsv
+from batch_renorm.data.augmentation import central_box, distort, hsv_to_rgb, random_box, rgb_to_hsv
 from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.images import Images, with_replacements
 from batch_renorm.data.loaders import Division, Draw, TrainingPasses, training_loader
@@ -52,6 +52,17 @@ def test_evaluation_takes_the_central_part(folders):
     torch.testing.assert_close(got, expected, atol=2.1 / 255, rtol=0)  # one level of a decoder
     assert (got - expected).abs().mean() < 1e-3
     assert central_box(80, 60) == (5, 3.75, 75, 56.25)
+
+
+def test_milder_crops_and_colours_as_they_are(folders):
+    mild = Images(str(folders), 32, area=[0.35, 1.0], colours=False)
+    assert mild.fetch("train", np.arange(4), Draw(0, 0, 0)).colours is None
+    boxes = [random_box(np.random.default_rng(seed), 500, 375, mild.area) for seed in range(200)]
+    parts = [(right - left) * (bottom - top) / (500 * 375) for left, top, right, bottom in boxes]
+    assert 0.35 <= min(parts) < 0.45
+    assert 0.9 < max(parts) <= 1
+    with pytest.raises(UserError, match=r"data\.area is the smallest and the largest part"):
+        Images(str(folders), 32, area=[0.5, 0.2])
 
 
 def test_hsv_agrees_with_the_standard_library():
