@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from batch_renorm.data.augmentation import central_box, distort, hsv_to_rgb, rgb_to_hsv
-from batch_renorm.data.decoding import UnreadableImage, decode
-from batch_renorm.data.images import Images, with_replacements
+from batch_renorm.data.images import Images, UnreadableImage, decode, with_replacements
 from batch_renorm.data.loaders import Division, Draw, TrainingPasses, training_loader
 from batch_renorm.data.minibatches import LabelsTimesImages
 from batch_renorm.errors import UserError
@@ -188,7 +187,6 @@ def test_a_file_that_is_gone_is_named(folders, tmp_path):
         ({"classes": 1000}, r"has 4 classes, not 1,000 \(data.classes\)"),
         ({"train_images": 1281167}, r"has 12 training images, not 1,281,167 \(data.train_images\)"),
         ({"val_images": 50000}, "for another data set say data=folder"),
-        ({"size": 0}, "data.size must be at least 1"),
     ],
 )
 def test_a_data_set_that_is_not_the_one_asked_for_is_refused(folders, options, answer):

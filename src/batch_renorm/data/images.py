@@ -2,8 +2,12 @@
 
 Loader processes read, decode, crop and resize; colours are distorted on the device, many images at once.
 Every random number is a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
+
+libjpeg-turbo decodes JPEG through simplejpeg. Pillow decodes what simplejpeg cannot read (a PNG with a JPEG name) or
+converts differently (CMYK). EXIF orientation is ignored, as in the readers behind ILSVRC's published accuracies.
 """
 
+import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,12 +15,13 @@ from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
+import simplejpeg
 import torch
+from PIL import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from batch_renorm.data.augmentation import AREAS, distort, random_box, resized, resized_centre
-from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.files import Files, PartOfLabels, patiently, printable
 from batch_renorm.data.labels import chosen_labels
 from batch_renorm.data.loaders import Draw, Fetched, Source
@@ -26,6 +31,46 @@ from batch_renorm.errors import TransientReadError, UserError
 
 COLOURS_AT_ONCE = 64
 """Images whose colours are distorted at once; each needs some 10 MB at 299 pixels, and more do not help."""
+CMYK = ("CMYK", "YCCK")
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 1 << 28
+"""Pillow refuses larger images, which a damaged header may claim to be."""
+
+
+class UnreadableImage(UserError):
+    """Bytes that are not an image, or only a part of one."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The pixels of an encoded image, (height, width, 3) uint8, RGB; grey images have three equal channels.
+
+    Images with 16 bits per channel keep the upper 8 bits.
+
+    Raises:
+        UnreadableImage: a truncated image, no image, or pixels of unknown range.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in CMYK and height * width <= MOST_PIXELS:
+            return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        pass  # not a JPEG, or a broken one: Pillow reads it or says what is wrong
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return rgb(image)
+    except Exception as error:  # Pillow's plugins may raise anything on damaged files
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
+        raise UnreadableImage(reason or type(error).__name__) from error
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """Pillow's image as (height, width, 3) uint8. Pillow's own conversion would clip 16-bit values at 255."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        what = "32-bit integers" if image.mode == "I" else "floats"
+        raise UnreadableImage(f"its pixels are {what}, whose range nobody knows: save it with 8 or 16 bits a channel")
+    return np.array(image.convert("RGB"))
 
 
 class Images(Source):
