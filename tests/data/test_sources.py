@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from batch_renorm.data import files
 from batch_renorm.data.images import Images
@@ -356,16 +355,6 @@ def test_a_read_that_fails_for_a_moment_is_tried_again(folders, monkeypatch):
             source.fetch("val", np.array([0]), None)
     failures[:] = [errno.EACCES]
     assert source.fetch("val", np.array([0]), None).replaced == 1  # not of a moment
-
-
-class FailsForAMoment(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        raise TransientReadError("cannot read x: Stale file handle")
-
-
-def test_such_an_error_comes_out_of_a_loader_process_as_one_line():
-    with pytest.raises(TransientReadError, match=r"^cannot read x: Stale file handle$"):
-        next(iter(torch.utils.data.DataLoader(FailsForAMoment(), batch_size=None, sampler=[0], num_workers=1)))
 
 
 def test_dots_in_names_do_not_mix_up_labels(tmp_path):

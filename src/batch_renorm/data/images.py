@@ -153,7 +153,6 @@ class Images(Source):
         self._warned: set[str] = set()
 
     def labels(self, split: str) -> np.ndarray:
-        """The label of every image of a split, (images,) int64."""
         return self.files[split].labels if split in self.files else np.empty(0, np.int64)
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Fetched:
@@ -210,27 +209,18 @@ class Images(Source):
             print(f"replacing the image {name}, which cannot be read: {reason}", file=sys.stderr, flush=True)
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
-        """Distort the colours of training images, then scale all images to [-1, 1]."""
-        there = [part.to(device, non_blocking=True) for part in fetched]
-        parts = [ready(part.pixels, part.colours) for part in there]
+        """Distort the colours of training images, then scale all images to [-1, 1], channels innermost."""
+        parts = []
+        for part in fetched:
+            sent = part.to(device, non_blocking=True)
+            pixels, colours = sent.pixels, sent.colours
+            result = torch.empty(pixels.shape, device=device, memory_format=torch.channels_last)
+            for first in range(0, len(pixels), COLOURS_AT_ONCE):
+                some = slice(first, first + COLOURS_AT_ONCE)
+                scaled = pixels[some].float() / 255
+                result[some] = (scaled if colours is None else distort(scaled, colours[some])) * 2 - 1
+            parts.append(result)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
-    """Images as the network takes them, (n, 3, size, size) float32 in [-1, 1], channels innermost.
-
-    Args:
-        pixels: (n, 3, size, size) uint8.
-        colours: (n, 5) float32 draws of `distort`; None leaves colours as they are.
-    """
-    result = torch.empty(pixels.shape, device=pixels.device, memory_format=torch.channels_last)
-    for first in range(0, len(pixels), COLOURS_AT_ONCE):
-        some = slice(first, first + COLOURS_AT_ONCE)
-        images = pixels[some].float() / 255
-        if colours is not None:
-            images = distort(images, colours[some])
-        result[some] = images * 2 - 1
-    return result
 
 
 def augmented(

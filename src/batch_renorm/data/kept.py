@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from batch_renorm.data.loaders import Fetched, Source, end_with_this_process, outlive_signals
+from batch_renorm.data.loaders import Fetched, Items, Source, end_with_this_process, outlive_signals
 
 Visit = tuple[str, np.ndarray]
 """A split, and the indices of some of its images."""
@@ -107,7 +107,7 @@ class KeptImages:
         if self._loader is None:
             end_with_this_process()
             self._loader = DataLoader(
-                _Fetching(self.source), batch_size=None, sampler=_Requests(self._requests), num_workers=self.processes,
+                _Fetching(self.source), batch_size=None, sampler=Items(self._requests), num_workers=self.processes,
                 persistent_workers=True, worker_init_fn=outlive_signals,
             )  # fmt: skip
         self._requests[:] = requests
@@ -128,13 +128,3 @@ class _Fetching(Dataset[Any]):
 
     def __getitem__(self, visit: Visit) -> Any:
         return self.source.fetch(*visit, None)
-
-
-class _Requests:
-    """A sampler of a list's current contents: the loader processes are reused for later evaluations."""
-
-    def __init__(self, requests: list[Visit]) -> None:
-        self.requests = requests
-
-    def __iter__(self) -> Iterator[Visit]:
-        return iter(list(self.requests))

@@ -172,7 +172,7 @@ def class_names(path: Path) -> list[str]:
     names = [line.split()[0] if re.match(r"n\d{8}\b", line) else line for line in lines]
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if not names or twice is not None:
-        raise UserError(f"{path} names {'no class' if twice is None else f'the class {twice!r} twice'}")
+        raise UserError(f"{path} names {f'the class {twice!r} twice' if names else 'no class'}")
     return names
 
 

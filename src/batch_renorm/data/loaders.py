@@ -118,10 +118,6 @@ class Source(Protocol):
         ...
 
 
-METHODS = ("labels", "fetch", "images")
-MEMBERS = (*Source.__annotations__, "image_bytes", *METHODS)
-
-
 def check_source(source: Source, name: str) -> None:
     """Check that a data set has what a `Source` has, and labels for its images.
 
@@ -131,8 +127,9 @@ def check_source(source: Source, name: str) -> None:
     Raises:
         UserError: it has not; the message names the member.
     """
-    missing = [member for member in MEMBERS if member not in dir(source)]
-    missing += [name for name in METHODS if getattr(type(source), name, None) is getattr(Source, name)]
+    methods = ("labels", "fetch", "images")
+    missing = [member for member in (*Source.__annotations__, "image_bytes", *methods) if member not in dir(source)]
+    missing += [name for name in methods if getattr(type(source), name, None) is getattr(Source, name)]
     if missing:
         raise UserError(
             f"the data set {name} lacks {', '.join(missing)}: a class that derives from "
@@ -297,13 +294,13 @@ class TrainingPasses(Dataset[Pass]):
         return Pass(step, last, [self.source.fetch("train", indices, draw)], self.labels[indices], draw=draw)
 
 
-class _Items:
-    """A sampler without a length, so that only the trainer's steps are counted."""
+class Items:
+    """A sampler of the current items, without a length, so that only the trainer's steps are counted."""
 
-    def __init__(self, items: range) -> None:
+    def __init__(self, items: Iterable[Any]) -> None:
         self.items = items
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.items)
 
 
@@ -341,7 +338,7 @@ def training_loader(
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=_Items(range(start_step * passes, steps * passes)),
+        sampler=Items(range(start_step * passes, steps * passes)),
         num_workers=processes,
         pin_memory=pin_memory,
         persistent_workers=processes > 0,

@@ -61,7 +61,6 @@ class TorchvisionSet(Source):
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     def labels(self, split: str) -> np.ndarray:
-        """The label of every image of a split, (images,) int64."""
         return self._labels[split]
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None = None) -> Tensor:
