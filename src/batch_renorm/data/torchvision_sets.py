@@ -36,7 +36,7 @@ class TorchvisionSet(Source):
     """
 
     needs_loader_processes = False  # the images are in memory
-    image_bytes = 40  # of a row of `fetch`
+    image_bytes = 32  # of a row of `fetch`
 
     def __init__(
         self,
@@ -49,51 +49,40 @@ class TorchvisionSet(Source):
         if name not in NAMES:
             raise UserError(f"data.name={name} is none of {', '.join(NAMES)}")
         self.size, self.shift, self.mirrored = size, shift, mirrored
-        self.pictures, self._labels = dict[str, Tensor](), dict[str, np.ndarray]()
-        for split in ("train", "val"):
-            data = obtained(name, root, train=split == "train")
-            images = torch.as_tensor(data.data)
-            images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
-            self.pictures[split] = resized(images, size)
-            self._labels[split] = np.asarray(data.targets, dtype=np.int64)
-        self.channels = self.pictures["train"].shape[1]
-        self.classes = int(self._labels["train"].max()) + 1
-        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+        splits = {"train": obtained(name, root, train=True), "val": obtained(name, root, train=False)}
+        self._labels = {split: np.asarray(data.targets, dtype=np.int64) for split, data in splits.items()}
+        images = torch.cat([torch.as_tensor(data.data) for data in splits.values()])  # training images first
+        self.pictures = resized(images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None], size)
+        self.channels, self.classes = self.pictures.shape[1], int(self._labels["train"].max()) + 1
 
     def labels(self, split: str) -> np.ndarray:
         return self._labels[split]
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None = None) -> Tensor:
-        """Images and their augmentation: (n, 5) int64 of split, index, down, right, mirrored."""
-        rows = np.zeros((len(indices), 5), dtype=np.int64)
-        rows[:, 0], rows[:, 1] = split != "train", indices
-        rows[:, 2:4] = self.shift  # no change
+        """Images and their augmentation: (n, 4) int64 of place in `pictures`, down, right, mirrored."""
+        rows = np.zeros((len(indices), 4), dtype=np.int64)
+        rows[:, 0] = indices if split == "train" else indices + len(self._labels["train"])
+        rows[:, 1:3] = self.shift  # no change
         if draw is not None:
             for position in range(len(indices)):
                 worker, slot = draw.place(position)
                 numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
-                rows[position, 2:4] = numbers.integers(2 * self.shift + 1, size=2)
-                rows[position, 4] = self.mirrored and numbers.random() < 0.5
+                rows[position, 1:3] = numbers.integers(2 * self.shift + 1, size=2)
+                rows[position, 3] = self.mirrored and numbers.random() < 0.5
         return torch.from_numpy(rows)
 
     def images(self, fetched: list[Tensor], device: torch.device) -> Tensor:
         """(n, channels, size, size) float32 in [-1, 1]."""
         rows = torch.cat(fetched).to(device, non_blocking=True)
-        train, val = self._all("train", device), self._all("val", device)
-        kind, index, down, right, mirrored = rows.unbind(1)
-        # from both splits, not only from the right one: checking which would wait for a GPU
-        images = torch.where((kind == 0).view(-1, 1, 1, 1), train[index % len(train)], val[index % len(val)])
-        images = F.pad(images.float() / 127.5 - 1, [self.shift] * 4, value=-1.0)
+        if self.pictures.device != device:
+            self.pictures = self.pictures.to(device)
+        index, down, right, mirrored = rows.unbind(1)
+        images = F.pad(self.pictures[index].float() / 127.5 - 1, [self.shift] * 4, value=-1.0)
         place = torch.arange(self.size, device=device)
         y, x = down[:, None] + place, right[:, None] + place
         x = torch.where(mirrored[:, None] == 1, x.flip(1), x)
         n = torch.arange(len(rows), device=device)
         return images[n[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
-
-    def _all(self, split: str, device: torch.device) -> Tensor:
-        if (split, device) not in self._on_device:
-            self._on_device[split, device] = self.pictures[split].to(device)
-        return self._on_device[split, device]
 
 
 def obtained(name: str, root: str, train: bool) -> Any:
