@@ -67,15 +67,6 @@ def test_images_are_not_turned_by_what_a_camera_noted():
     assert decode(buffer.getvalue()).shape == (60, 80, 3)
 
 
-def test_every_format_gives_the_same_pixels(folders, written):
-    draw, indices = Draw(1, 2, 3, minibatch=4), [0, 3, 5, 11, 7, 7, 1, 2]
-    expected = Images(str(folders), 32)
-    for kind in ("archives", "arrow"):
-        source = Images(str(written[kind]), 32)
-        assert torch.equal(batch(source, indices, draw), batch(expected, indices, draw))
-        assert torch.equal(batch(source, range(8), None, "val"), batch(expected, range(8), None, "val"))
-
-
 def test_a_pass_has_each_workers_images_as_it_would_fetch_them_alone(folders):
     source = Images(str(folders), 32)
     together = batch(source, [0, 4, 8, 3], Draw(1, 5, 6, minibatch=2))

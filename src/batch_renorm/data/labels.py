@@ -190,8 +190,7 @@ def chosen_labels(chosen: int | str, classes: Sequence[str]) -> np.ndarray:
         return np.arange(chosen)
     position = {name: label for label, name in enumerate(classes)}
     names = class_names(Path(os.path.expanduser(chosen)))
-    unknown = next((name for name in names if name not in position), None)
-    if unknown is not None:
+    if (unknown := next((name for name in names if name not in position), None)) is not None:
         raise UserError(f"data.labels={chosen} names the class {unknown!r}, which the data set does not have")
     return np.array(sorted(position[name] for name in names))
 

@@ -167,8 +167,7 @@ class Pass:
     """The place of its images in the run; None without images."""
 
     def pin_memory(self) -> "Pass":
-        fetched = [part.pin_memory() for part in self.fetched]
-        return Pass(self.step, self.last, fetched, self.labels.pin_memory(), draw=self.draw)
+        return replace(self, fetched=[part.pin_memory() for part in self.fetched], labels=self.labels.pin_memory())
 
     def arrive(self, device: torch.device) -> None:
         """Make the device's current stream wait for the copy; the host does not wait."""
@@ -199,7 +198,7 @@ class SentAhead:
                 labels = batch.labels.to(self.device, non_blocking=True)
                 sent = torch.cuda.Event()
                 sent.record(stream)
-            yield Pass(batch.step, batch.last, fetched, labels, sent, batch.draw)
+            yield replace(batch, fetched=fetched, labels=labels, sent=sent)
 
 
 def split_evenly(items: range, parts: int) -> list[range]:
