@@ -29,10 +29,10 @@ def algorithm1(x, gamma, beta, eps: float, groups: int, constants) -> tuple[Tens
 
 def gradients_of_algorithm1(g: Tensor, inputs, needed, r: Tensor, d: Tensor, eps: float) -> list[Tensor | None]:
     """dL/d(x, gamma, beta) where they are needed, themselves differentiable; r and d, (C) or (G, C), are constants."""
+    x, gamma, beta = inputs
+    groups = len(r) if r.dim() == 2 else 1
     with torch.enable_grad():
-        y, *_ = algorithm1(
-            *inputs, eps, len(r) if r.dim() == 2 else 1, lambda mu_b, _: (r.view_as(mu_b), d.view_as(mu_b))
-        )
+        y, *_ = algorithm1(x, gamma, beta, eps, groups, lambda mu_b, _: (r.view_as(mu_b), d.view_as(mu_b)))
     wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, g, create_graph=torch.is_grad_enabled()))
     return [next(found) if need else None for need in needed]
