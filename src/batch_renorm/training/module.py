@@ -6,7 +6,6 @@ module accumulates gradients over the passes of a step and updates after the las
 optimisation is manual.
 """
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -188,20 +187,20 @@ class Training(LightningModule):
         recorded = self._recorded(step + 1)
         # On an accelerator reading a value waits for the device: only for recorded steps and the first ones.
         if recorded or self.device.type == "cpu" or step < self._first + STEPS_ALWAYS_CHECKED:
-            row = {"loss": loss.item() / self.examples, "gradient_norm": norm.item(), "lr": rate}
-            self.latest["loss"] = row["loss"]
-            self._check_finite(step + 1, row)
-            if recorded:
-                self._record_step(step + 1, row)
+            self.latest["loss"] = loss.item() / self.examples
+            self._check_finite(step + 1, self.latest["loss"], norm.item())
+        if recorded:
+            self._record_step(step + 1, loss.item() / self.examples, norm.item(), rate)
 
     def _recorded(self, step: int) -> bool:
         return step % self.log_every == 0 or step == self.trainer.max_steps
 
-    def _record_step(self, step: int, row: dict[str, float]) -> None:
+    def _record_step(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
+        rmax, dmax = self.limits(step - 1)
         since, start = self._clock
         wall, steps = time.perf_counter() - start, step - since
-        if self.statistics.layers:
-            row["rmax"], row["dmax"] = self.limits(step - 1)
+        row = {"loss": loss, "gradient_norm": gradient_norm, "lr": rate}
+        row |= {"rmax": rmax, "dmax": dmax} if self.statistics.layers else {}
         row |= {"images_per_second": steps * self.examples / wall} | self.stages.take(wall, steps)
         self.restart_clock(step)
         if self.source.skips_unreadable:
@@ -219,16 +218,22 @@ class Training(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 
-    def _check_finite(self, step: int, row: dict[str, float]) -> None:
-        if math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"]):
+    def _check_finite(self, step: int, loss: float, gradient_norm: float) -> None:
+        if all(map(torch.isfinite, torch.tensor([loss, gradient_norm]))):
             return
-        layers, where, cure = self.statistics.layers.items(), "", ""
-        if layers:
-            largest, name = max((torch.maximum(norm.mu.abs(), norm.sigma).max().item(), name) for name, norm in layers)
-            where = f" The layer with the largest moving statistics is {name!r} ({largest:.4g})."
+        largest = {
+            name: torch.maximum(layer.mu.abs(), layer.sigma).max().item()
+            for name, layer in self.statistics.layers.items()
+        }
+        where, cure = "", ""
+        if largest:
+            name = max(largest, key=largest.__getitem__)
+            where = f" The layer with the largest moving statistics is {name!r} ({largest[name]:.4g})."
             cure = " or a slower ramp"
-        text = f"step {step}: loss {row['loss']}, gradient norm {row['gradient_norm']}.{where}"
-        raise NotFiniteError(f"{text} Try a lower learning rate (optim.lr){cure}")
+        raise NotFiniteError(
+            f"step {step}: loss {loss}, gradient norm {gradient_norm}.{where} Try a lower learning rate (optim.lr)"
+            f"{cure}"
+        )
 
 
 class NoStatistics:
