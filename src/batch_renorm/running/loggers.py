@@ -18,12 +18,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, lines_of, parsed, read_rows
 from batch_renorm.records.naming import model_of, run_group
@@ -33,7 +30,6 @@ from batch_renorm.running.schema import Wandb
 from batch_renorm.running.screen import print_line, waiting
 
 AXES = ("images_seen", "train_seconds")
-SAMPLES = 16
 PATIENCE = {"online": 60.0, "offline": 120.0}
 """Seconds that a finished run waits for W&B: for its servers, or for its local process on a busy machine."""
 PATIENCE_AFTER_AN_ERROR = 20.0
@@ -105,9 +101,9 @@ class WandbLogger(Logger):
     ) -> None:
         super().__init__()
         self.facts, self.axes = dict(facts or {}), Axes(run.training.examples)
-        self.samples = sample_images(run) if wandb.samples else []
         self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
-        self.mode: Any = mode_of(wandb.mode, os.environ)
+        asked = os.environ.get("WANDB_MODE", "").lower()
+        self.mode: Any = {"dryrun": "offline", "offline": "offline", "disabled": "disabled"}.get(asked, wandb.mode)
         self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
         self.given_up = self.mode == "disabled"
         self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
@@ -154,8 +150,6 @@ class WandbLogger(Logger):
                 (self.folder / "wandb").mkdir(exist_ok=True)
                 (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
             begin = live.step  # online: one after W&B's last step
-            if self.samples and begin == 0:
-                live.log({"samples": [wandb.Image(picture, caption=label) for picture, label in self.samples]}, step=0)
             for step, metrics in self._rows():
                 row = metrics | self.axes.at(step, metrics)
                 if step >= begin:
@@ -185,7 +179,8 @@ class WandbLogger(Logger):
             id=self.id, resume=None if offline else "allow", config=config | {"machine": self.facts},
             allow_val_change=True,  # a run may continue on another machine
             name=None if env.get("WANDB_NAME") else f"{config['experiment']}-seed{config['seed']}",
-            group=None if env.get("WANDB_RUN_GROUP") else group_of(config), job_type="train",
+            group=None if env.get("WANDB_RUN_GROUP") else f"{run_group(config)}/{config['experiment']}",
+            job_type="train",
             tags=tags_of(config, [*settings.tags, *filter(None, env.get("WANDB_TAGS", "").split(","))]),
             notes=settings.notes,
             settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="wrap"),
@@ -225,32 +220,10 @@ class Axes:
         return {"images_seen": step * self.examples} | ({"train_seconds": self.seconds} if self.seconds else {})
 
 
-def group_of(config: Mapping[str, Any]) -> str:
-    """The seeds of one experiment at one scale on one data set: glyphs/noniid_renorm."""
-    return f"{run_group(config)}/{config['experiment']}"
-
-
 def tags_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
     """Experiment, norm, minibatch, scale, data set, network and more tags, each once and cut to W&B's length."""
     names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
     return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *more])]
-
-
-def sample_images(run: Run) -> list[tuple[np.ndarray, str]]:
-    """Some training images as the first step sees them, uint8 (size, size, channels), and their labels."""
-    labels = run.source.labels("train")
-    indices = np.linspace(0, len(labels) - 1, SAMPLES).astype(int)
-    images = run.source.images([run.source.fetch("train", indices, Draw(run.seed, 0, 0))], torch.device("cpu"))
-    levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [(level, str(label)) for level, label in zip(levels, labels[indices], strict=True)]
-
-
-def mode_of(configured: str, environment: Mapping[str, str]) -> str:
-    """The config's mode, unless W&B's variable WANDB_MODE sets it to offline or disabled."""
-    asked = environment.get("WANDB_MODE", "").lower()
-    if asked in ("disabled", "offline"):
-        return asked
-    return "offline" if asked == "dryrun" else configured
 
 
 def import_with_own_service() -> None:

@@ -1,6 +1,7 @@
 """What the command line and the configs say to Hydra: computed values, debug=true, quoted paths, folders of sweeps."""
 
 import re
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,8 +76,9 @@ def check_headers(config: Mapping[Any, Any]) -> None:
 
 
 def without_header(group: str) -> str:
+    typed = next((a for a in sys.argv[1:] if a.startswith(f"{group}=")), f"{group}=...")
     return (
-        f"the file of {group}=... must begin with the line `# @package _global_`, with no byte order mark before it: "
+        f"the file of {typed} must begin with the line `# @package _global_`, with no byte order mark before it: "
         "without it Hydra reads the file as options of something else"
     )
 

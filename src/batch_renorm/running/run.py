@@ -24,9 +24,8 @@ from batch_renorm.running.folder import Folder, check_data, claimed, prepare_fol
 from batch_renorm.running.launch import connected, device_of, find_world, start_ranks, uses_gpu
 from batch_renorm.running.loggers import rewind
 from batch_renorm.running.ranks import Stop, World, on_rank_0, together
-from batch_renorm.running.result import FINISHED, summary
 from batch_renorm.running.schema import Config, Machine, read
-from batch_renorm.running.screen import print_remark, print_result
+from batch_renorm.running.screen import FINISHED, print_remark, print_result, summary
 from batch_renorm.training.module import Training
 
 

@@ -171,7 +171,6 @@ class Wandb:
     tags: list[Text]
     notes: Text | None
     artifact: bool
-    samples: bool
 
 
 @dataclass(frozen=True)
