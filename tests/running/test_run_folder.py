@@ -1,6 +1,5 @@
 """A run folder: one writer, nothing moved that is in use or no run, and what a power cut may leave of it."""
 
-import json
 import random
 import shlex
 import subprocess
@@ -111,11 +110,6 @@ def test_fresh_takes_an_empty_folder_or_that_of_a_failed_start(tmp_path):
         assert (tmp_path / "run.old/slurm.csv").exists()
 
 
-def test_a_file_in_the_folders_place_is_named(tmp_path):
-    (tmp_path / "run").touch()
-    assert "is a file: choose another place" in refusal(Folder(tmp_path / "run"), fresh=False)
-
-
 @pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"{", b"[]", b"\xff\xfe"])
 def test_a_power_cut_strands_no_checkpoint(folder, left):
     place = folder.path / "checkpoints"
@@ -144,24 +138,6 @@ def test_a_damaged_curve_loses_no_row_in_silence(folder):
     folder.curve.write_bytes(head.encode() + b"2,lo\xff\n2,val_top1,1\n")
     with pytest.raises(ValueError, match=f"{folder.curve} is damaged in line 3: take that line out"):
         rewind(folder.curve, 2)
-
-
-def test_harmed_files_of_a_run_are_put_aside_or_named(folder):
-    """Bytes that still make a config or a record are taken for one."""
-    chance = random.Random(2)
-    whole = {path: path.read_bytes() for path in (folder.config, folder.record_file)}
-    for trial in range(100):
-        for path, data in whole.items():
-            path.write_bytes(data)
-        path = chance.choice(list(whole))
-        path.write_bytes(harmed(whole[path], HARMS[trial % 5], chance))
-        try:
-            prepare_folder(folder, CONFIG)
-            assert isinstance(json.loads(folder.record_file.read_text()), dict)
-        except ValueError as error:
-            words = str(error)
-            assert words.splitlines() == [words]
-            assert "holds a run of another config" in words
 
 
 def test_harmed_checkpoints_load_as_they_were_or_not_at_all(tmp_path):

@@ -1,13 +1,7 @@
 """W&B follows the curve: every step once in the newest file, and none of its troubles reach the run."""
 
-import gzip
-import json
-import os
-import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import wandb
@@ -188,65 +182,3 @@ def test_online_nothing_is_sent_twice(made, tmp_path, monkeypatch):
         live.finalize("success")
         assert (server.rows, server.ended) == (expected, 0)
     assert (tmp_path / "wandb" / "url").read_text().strip() == server.url  # which the report links to
-
-
-class Uploads(BaseHTTPRequestHandler):
-    """As much of a W&B server as `wandb sync` needs; keeps each run's history as the real one does, by line number."""
-
-    def do_POST(self):
-        content = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            content = gzip.decompress(content)
-        asked = json.loads(content)
-        query, told, here = asked.get("query", ""), asked.get("variables") or {}, f"http://{self.headers['Host']}"
-        if "file_stream" in self.path:
-            lines = self.server.history.setdefault(self.path.split("/")[4], {})
-            sent = (asked.get("files") or {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
-            lines |= {sent["offset"] + i: json.loads(line) for i, line in enumerate(sent["content"])}
-            return self.answer({"limits": {}})
-        if "upsertBucket" in query:
-            project = {"id": "1", "name": "batch-renorm", "entity": {"id": "1", "name": "me"}}
-            bucket = {"id": "1", "name": told["name"], "config": "{}", "historyLineCount": 0, "project": project}
-            data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
-        elif "createRunFiles" in query:
-            files = [{"name": name, "uploadUrl": f"{here}/{name}"} for name in told["files"]]
-            data = {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
-        else:
-            data = {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
-        return self.answer({"data": data})
-
-    def do_PUT(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.answer({})
-
-    def answer(self, data):
-        content = json.dumps(data).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_wandb_sync_brings_every_step_once_into_one_run_before_and_after_a_resume(run, tmp_path):
-    """W&B's own reader of its files, against a server of our own."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Uploads)
-    server.history = {}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": KEY}
-    for start, stop in ((0, 5), (4, 7)):
-        follow(run, tmp_path, start, stop)
-        lines = (tmp_path / "curve.csv").read_text().splitlines(keepends=True)
-        (tmp_path / "curve.csv").write_text("".join(line for line in lines if not line.startswith("5,")))
-        (path,) = (tmp_path / "wandb").glob("offline-run-*")
-        command = [sys.executable, "-m", "wandb", "sync", "--yes", str(path)]
-        environment = os.environ | address | {"WANDB_ERROR_REPORTING": "false"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        (lines,) = server.history.values()
-        assert [lines[i]["_step"] for i in range(len(lines))] == list(range(1, stop + 1))
-    assert list(server.history) == ["id12345"]
-    assert lines[3]["loss"] == 0.25
-    server.shutdown()

@@ -25,7 +25,7 @@ from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, lines_of, parsed, read_rows
 from batch_renorm.records.naming import model_of, run_group
 from batch_renorm.running.build import Run
-from batch_renorm.running.folder import room_for, write_atomically
+from batch_renorm.running.folder import room_for, write_text
 from batch_renorm.running.schema import Wandb
 from batch_renorm.running.screen import print_line, waiting
 
@@ -81,7 +81,7 @@ def rewind(path: Path, step: int) -> None:
             if bad is not None:
                 raise UserError(f"{path} is damaged in line {bad}: take that line out, or begin again with fresh=true")
             kept.append(line)
-    write_atomically(path, ",".join(HEADER) + "\n" + "".join(kept))
+    write_text(path, ",".join(HEADER) + "\n" + "".join(kept))
 
 
 class WandbLogger(Logger):
