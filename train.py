@@ -8,8 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from batch_renorm.running.cli import explained
-from batch_renorm.running.overrides import as_hydra_reads, debugged
+from batch_renorm.running.cli import as_hydra_reads, debugged, explained
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")

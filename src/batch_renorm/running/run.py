@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero
 from batch_renorm.data.loaders import Division
 from batch_renorm.errors import NotFiniteError, Stopped, UserError, last_checkpoint
 from batch_renorm.running import checkpoints
-from batch_renorm.running.build import Run, build
+from batch_renorm.running.build import build
 from batch_renorm.running.capacity import keep_freed_memory
 from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
@@ -51,9 +51,11 @@ def train(config: DictConfig | Config, world: World | None = None) -> dict[str, 
     """
     settings: Config = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
     settings = with_places(settings)
-    machine = read(settings).trainer
+    options = read(settings)
+    machine = options.trainer
     if world is None:
         world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
+        Division(options.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
         if world.launcher == "python" and world.ranks > 1:
             start_ranks(world, train_as_rank, settings)
             return Folder(Path(settings["folder"])).record()
@@ -82,14 +84,9 @@ def start_or_resume(
         until_the_end.enter_context(claimed(folder, fresh))
         return recorded_arithmetic(folder)
 
-    def build_run() -> Run:
-        run = build(config, stop, device_of(world, machine.accelerator), earlier)
-        Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
-        return run
-
     # before images are searched and a network is built; but an earlier run moves aside only for a config without errors
     earlier = None if fresh else on_rank_0(claim, world)
-    run = together(build_run, world)
+    run = together(lambda: build(config, stop, device_of(world, machine.accelerator), earlier), world)
     if fresh:
         on_rank_0(claim, world)
     start = on_rank_0(lambda: choose_start(folder, config, run.training), world)
