@@ -14,6 +14,7 @@ import re
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,11 @@ class WandbLogger(Logger):
         self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
         if self.given_up:
             return
+        # a service inherited from the parent process may still hold the run of a killed start, and then refuses it
+        os.environ.pop("WANDB_SERVICE", None)
+        os.environ.setdefault("WANDB__SERVICE_WAIT", str(PATIENCE["offline"]))  # it may start slowly
         try:
-            import_with_own_service()
+            import_module("wandb")  # not in the thread: of two threads that import it at once, one may see half of it
             self.thread.start()
         except ImportError:
             self._give_up("not installed")
@@ -224,18 +228,6 @@ def tags_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
     """Experiment, norm, minibatch, scale, data set, network and more tags, each once and cut to W&B's length."""
     names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
     return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *more])]
-
-
-def import_with_own_service() -> None:
-    """Import wandb with a separate service process for this process.
-
-    A service inherited from the parent process may still hold the run of a killed start, and then refuses it.
-    The import is here and not in the thread, because if two threads import a module at once, one may see only
-    half of it.
-    """
-    os.environ.pop("WANDB_SERVICE", None)  # an existing connection of this process stays
-    os.environ.setdefault("WANDB__SERVICE_WAIT", str(PATIENCE["offline"]))  # the service process may start slowly
-    import wandb  # noqa: F401
 
 
 def earlier_rows(path: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
