@@ -173,7 +173,10 @@ class WandbLogger(Logger):
 
         offline, config, settings, env = self.mode == "offline", self.run.config, self.wandb, os.environ
         if offline:
-            put_aside(self.folder / "wandb")
+            for path in sorted((self.folder / "wandb").glob("offline-run-*")):  # of earlier starts
+                aside = path.parent / "superseded" / path.name  # which `wandb sync` ignores
+                aside.parent.mkdir(exist_ok=True)
+                path.rename(aside)
         elif not wandb.login(prompt=False):
             raise UserError("no API key (wandb login, or WANDB_API_KEY)")
         # None leaves W&B its own variables: WANDB_NAME, WANDB_RUN_GROUP, WANDB_NOTES; project and entity have theirs in
@@ -196,7 +199,10 @@ class WandbLogger(Logger):
         return live
 
     def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
-        yield from earlier_rows(self.folder / "curve.csv", self.step)
+        rows = read_rows(self.folder / "curve.csv")
+        earlier = sorted((row for row in rows if row[0] <= self.step), key=lambda row: row[0])
+        for step, group in groupby(earlier, key=lambda row: row[0]):
+            yield step, {metric: value for _, metric, value in group}
         while not isinstance(row := self.rows.get(), int):
             yield row
         self.status = row
@@ -228,17 +234,3 @@ def tags_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
     """Experiment, norm, minibatch, scale, data set, network and more tags, each once and cut to W&B's length."""
     names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
     return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *more])]
-
-
-def earlier_rows(path: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """The rows of a curve up to a step, grouped by step and in order."""
-    rows = sorted((row for row in read_rows(path) if row[0] <= last), key=lambda row: row[0])
-    for step, group in groupby(rows, key=lambda row: row[0]):
-        yield step, {metric: value for _, metric, value in group}
-
-
-def put_aside(folder: Path) -> None:
-    """Move the offline files of earlier starts to `superseded`, which `wandb sync` ignores."""
-    for path in sorted(folder.glob("offline-run-*")):
-        (folder / "superseded").mkdir(exist_ok=True)
-        path.rename(folder / "superseded" / path.name)

@@ -82,7 +82,9 @@ def start_or_resume(
     def claim() -> dict[str, Any] | None:
         until_the_end.callback(remove_if_empty, folder.path)  # of a start that fails before it writes anything
         until_the_end.enter_context(claimed(folder, fresh))
-        return recorded_arithmetic(folder)
+        with suppress(ValueError, OSError):  # run.json is damaged, and will be made again
+            return folder.record().get("arithmetic")
+        return None
 
     # before images are searched and a network is built; but an earlier run moves aside only for a config without errors
     earlier = None if fresh else on_rank_0(claim, world)
@@ -107,13 +109,6 @@ def start_or_resume(
     if world.rank == 0:
         print_result(summary(folder))
     return folder.record()
-
-
-def recorded_arithmetic(folder: Folder) -> dict[str, Any] | None:
-    """The arithmetic of the run in a folder; None for a new run, or if run.json is damaged and will be made again."""
-    with suppress(ValueError, OSError):
-        return folder.record().get("arithmetic")
-    return None
 
 
 def remove_if_empty(folder: Path) -> None:
