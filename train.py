@@ -8,15 +8,13 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from batch_renorm.running.cli import explained
-from batch_renorm.running.overrides import as_hydra_reads, debugged
+from batch_renorm.running.cli import as_hydra_reads, debugged, explained
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train, or print the result of a finished run; return the final val_top1, the objective of a search."""
-    from batch_renorm.running.result import final_accuracy, result_if_finished
-    from batch_renorm.running.screen import print_remark, print_result
+    from batch_renorm.running.screen import final_accuracy, print_remark, print_result, result_if_finished
 
     with explained():
         settings: Any = OmegaConf.to_container(debugged(config), resolve=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from batch_renorm.data.files import Found
 from batch_renorm.data.sources import find
 from batch_renorm.data.store import check, prepare
 from batch_renorm.errors import UserError
@@ -57,13 +56,13 @@ def work(options: argparse.Namespace) -> None:
         raise UserError("say where the store goes, SOURCE DEST; or --check and the store alone")
     print(f"looking at {options.source}", flush=True)
     found = find(options.source)
-    counts = counts_of(found)
+    images = {split: len(files.labels) for split, files in found.splits.items()}
+    counts = {"classes": len(found.classes), "training images": images["train"], "validation images": images["val"]}
     print(f"{found.kind}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for remark in found.remarks:
         print(remark, file=sys.stderr)
-    images = sum(len(files.labels) for files in found.splits.values())
     if options.check:
-        with progress(images, "checking") as bar:
+        with progress(sum(images.values()), "checking") as bar:
             check(found, options.processes, bar.update)
         print(f"{options.source} is whole")
         return
@@ -73,14 +72,9 @@ def work(options: argparse.Namespace) -> None:
                 f"{options.source} has {count:,} {name}, ILSVRC-2012 has {IMAGENET[name]:,}: something is missing, or "
                 "it is another data set; then say --any-counts"
             )
-    with progress(images, "writing") as bar:
+    with progress(sum(images.values()), "writing") as bar:
         prepare(found, options.dest, options.images_per_file, options.processes, bar.update)
     print(f"use it with data.root={options.dest}")
-
-
-def counts_of(found: Found) -> dict[str, int]:
-    train, val = (len(found.splits[split].labels) for split in ("train", "val"))
-    return {"classes": len(found.classes), "training images": train, "validation images": val}
 
 
 def progress(images: int, what: str) -> tqdm:

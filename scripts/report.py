@@ -4,8 +4,8 @@
     python scripts/report.py --show      the tables in the terminal; writes nothing
     python scripts/report.py --runs runs results/runs     your runs, then the recorded ones
     python scripts/report.py --figure iid_batchnorm iid_groupnorm noniid_groupnorm    also a figure of your choice
-    python scripts/report.py --study size.alpha           accuracy over an option in which runs differ; two make a map
-    python scripts/report.py --runs runs --out results --keep --no-page   makes this repository's results/
+    python scripts/report.py --study size.alpha           accuracy over an option in which runs differ
+    python scripts/report.py --runs results/runs --out results --no-page   makes this repository's results/
 
 A run whose config differs from its experiment's gets a separate row ("noniid_renorm, ramp.rmax=5"). A data set other
 than the scale's gets a separate report (<scale>-<data set>). In --figure, names are rows or row/metric.
@@ -41,15 +41,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--scale", help="one scale only (default: every scale that has runs)")
     add("--figure", nargs="+", action="append", default=[], metavar="EXPERIMENT",
         help="draw these together, too; once for each figure. In a study: its experiments")  # fmt: skip
-    add("--study", nargs="+", metavar="OPTION", help="accuracy over the values of one option or two, and nothing else")
+    add("--study", metavar="OPTION", help="accuracy over the values of an option, and nothing else")
     add("--title", help="of the study's figure")
     add("--show", action="store_true", help="print the tables, write nothing")
     add("--no-page", action="store_true", help="leave out the interactive page, which is 5 MB")
-    add("--keep", action="store_true", help="copy finished runs' small files to <out>/runs")
-    options = parser.parse_args(arguments)
-    if options.study and len(options.study) > 2:
-        parser.error("--study takes one option or two")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -142,19 +138,13 @@ def write(
 
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    if options.keep:
-        for run in of_scale:
-            if run.finished:
-                runs.keep(run, out / "runs")
     drawn = drawings.draw_all(of_scale, published, c.scale, out / "figures" / c.scale, c.figures)
     numbers = Path(os.path.relpath(paper.paper_folder(), out)).as_posix() + "/"
     notes = out / f"{c.scale}-notes.md"
     by_hand = notes.read_text(encoding="utf-8") if notes.is_file() else ""
     text = markdown.markdown(c, command, numbers, {path.stem for path in drawn}, by_hand)
     (out / f"{c.scale}.md").write_text(text, encoding="utf-8")
-    csv_files.write_csv(c, out / f"{c.scale}.csv")
-    csv_files.write_claims_csv(c, out / f"{c.scale}-claims.csv")
-    csv_files.write_checks_csv(c, out / f"{c.scale}-checks.csv")
+    csv_files.write_tables(c, out / c.scale)
     written = [f"{c.scale}.md", f"figures/{c.scale}/"]
     if not options.no_page:
         (out / f"{c.scale}.html").write_text(page.page(c, of_scale, published), encoding="utf-8")
@@ -171,7 +161,7 @@ def draw_studies(studied: Mapping[str, Sequence[RecordedRun]], options: argparse
     from batch_renorm.errors import UserError
     from batch_renorm.showing.study import write_study
 
-    heading = options.title or f"Accuracy over {' and '.join(options.study)}"
+    heading = options.title or f"Accuracy over {options.study}"
     experiments = [name for names in options.figure for name in names]
     errors = []
     for scale, of_scale in studied.items():
@@ -180,7 +170,7 @@ def draw_studies(studied: Mapping[str, Sequence[RecordedRun]], options: argparse
         except UserError as error:
             errors.append(error)
             continue
-        path = options.out / "study" / f"{scale}-{'-'.join(map(as_name, options.study))}"
+        path = options.out / "study" / f"{scale}-{as_name(options.study)}"
         print(*write_study(lines, options.study, heading, path, command), sep="\n")
     if len(errors) == len(studied):
         raise errors[0]

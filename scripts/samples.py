@@ -20,8 +20,7 @@ from torch import Tensor
 
 from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.errors import UserError
-from batch_renorm.running.cli import CONFIGS, explained
-from batch_renorm.running.overrides import as_hydra_reads
+from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
 from batch_renorm.running.schema import arguments_of_target, target
 
 ROWS, COLUMNS, GAP = 6, 8, 4

@@ -19,7 +19,7 @@ from batch_renorm.reporting import paper
 from batch_renorm.showing import dashboard, references
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="glyphs", help="whose runs (default: glyphs)")
     parser.add_argument("--project", default="batch-renorm", help="default: batch-renorm, as in configs/logger")
@@ -31,13 +31,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    published = paper.load_published()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.dry_run:
         path = options.out / "wandb.json"
-        spec = dashboard.specification(options.entity or "ENTITY", options.project, options.scale, published)
+        spec = dashboard.specification(options.entity or "ENTITY", options.project, options.scale)
         path.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {path}: a report of {len(spec['report']['spec']['blocks'])} blocks and a view")
         return 0
@@ -47,12 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     mode: Literal["offline", "online"] = "offline" if options.offline else "online"
     try:
         entity = options.entity if options.offline else options.entity or wandb.Api().default_entity or ""
-        logged = references.log_references(published, options.project, entity, mode, options.out)
+        logged = references.log_references(paper.load_published(), options.project, entity, mode, options.out)
         print(f"{len(logged)} reference runs logged, {len(paper.EXPERIMENTS) - len(logged)} were there")
         if options.offline:
             print(f"upload them once: wandb sync {options.out}/wandb/offline-run-*")
         else:
-            print(*dashboard.publish(entity, options.project, options.scale, published), sep="\n")
+            print(*dashboard.publish(entity, options.project, options.scale), sep="\n")
     except (wandb.Error, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}; --dry-run and --offline need no network", file=sys.stderr)
         return 2
@@ -60,4 +59,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -21,9 +21,8 @@ from omegaconf import OmegaConf
 
 from batch_renorm.errors import UserError
 from batch_renorm.reporting import paper
-from batch_renorm.running.cli import CONFIGS, explained
+from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
 from batch_renorm.running.folder import Folder, differences, read_config, with_places
-from batch_renorm.running.overrides import as_hydra_reads
 
 SEVEN = sorted(paper.EXPERIMENTS)
 COUNT = r"[1-9]\d*"

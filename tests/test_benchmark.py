@@ -16,17 +16,11 @@ def benchmark(tmp_path, *arguments):
     return result, done.stdout
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from benchmarks import measure, norm
-
-    return measure, norm
-
-
-def test_ratios_are_those_of_a_round(benchmarks):
+def test_ratios_are_those_of_a_round(monkeypatch):
     """A machine that becomes four times as slow changes every time and no ratio."""
-    measure, _ = benchmarks
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from benchmarks import measure
+
     seconds = {"nn.BatchNorm2d": [1.0, 2.0, 4.0, 4.0], "layer": [1.5, 3.0, 6.0, 8.0]}
     ratios = measure.ratios(seconds)
     assert ratios["nn.BatchNorm2d"] == {"median": 1.0, "spread": 0.0}
@@ -47,13 +41,6 @@ def test_norm(tmp_path, inference):
             "nn.BatchNorm2d", "whole batch", "groups of 16", "groups of 4", "plain autograd",
         }  # fmt: skip
     assert "geometric mean" in text
-
-
-def test_every_norm_of_inception(benchmarks):
-    _, norm = benchmarks
-    counts = norm.inception_norms()
-    assert counts.total() == 96
-    assert set(norm.FIVE) <= set(counts)
 
 
 def test_step(tmp_path):

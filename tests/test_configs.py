@@ -238,6 +238,20 @@ def test_wrong_commands_get_one_clear_line(complaint, monkeypatch, arguments, an
     assert answer in line
 
 
+BODY = "ramp: {rmax: 10.0}\nexperiment: wide\n"
+
+
+@pytest.mark.parametrize(
+    "text", [BODY, f"\ufeff# @package _global_\n{BODY}", f"defaults: [override /norm: renorm]\n{BODY}"]
+)
+def test_an_experiment_without_its_header_is_named_as_it_was_typed(complaint, tmp_path, text):
+    """hydra-ecosystem/hydra issue 2628: easily overlooked."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(text, encoding="utf-8")
+    line = complaint(f"--config-dir={tmp_path}", "experiment=mine", "logger=csv")
+    assert line.startswith("error: the file of experiment=mine must begin with the line `# @package _global_`")
+
+
 CHOICES = {  # of each group's files, those whose options differ
     "norm": ["renorm", "batchnorm", "groupnorm"], "minibatch": ["pairs", "iid"], "ramp": ["paper"],
     "optim": ["rmsprop"], "trainer": ["auto"], "logger": ["offline", "csv"],

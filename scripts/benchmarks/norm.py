@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class PlainBatchRenorm2d(BatchRenorm2d):
     """Algorithm 1 as in the paper, differentiated by autograd, like most implementations."""
 
-    def _train(self, x: Tensor, relu: bool) -> Tensor:
+    def _train(self, x: Tensor) -> Tensor:
         shape = (1, -1, 1, 1)
         var, mu_b = torch.var_mean(x, (0, 2, 3), correction=0)
         sigma_b = (var + self.eps).sqrt()

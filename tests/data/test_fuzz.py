@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from batch_renorm.data import store
-from batch_renorm.data.decoding import UnreadableImage, decode
-from batch_renorm.data.images import Images
+from batch_renorm.data.images import Images, UnreadableImage, decode
 from batch_renorm.data.labels import flat_labels
 from batch_renorm.data.sources import find
 from tests.data.imagenet_files import VAL_LABELS, WNIDS, encoded, val_images

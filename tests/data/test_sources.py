@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from batch_renorm.data import files
 from batch_renorm.data.images import Images
@@ -163,7 +162,7 @@ def test_a_devkit_is_read_however_it_was_packed_and_a_bad_one_named(archives, fo
         assert text.endswith("download ILSVRC2012_devkit_t12.tar.gz again")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_lists_of_labels_may_have_a_byte_order_mark_and_quotes(archives, folders, encoding):
     rows = [
         f'"{name.removesuffix(".JPEG")}","{WNIDS[label]} 1 2 3 4"'
@@ -358,16 +357,6 @@ def test_a_read_that_fails_for_a_moment_is_tried_again(folders, monkeypatch):
     assert source.fetch("val", np.array([0]), None).replaced == 1  # not of a moment
 
 
-class FailsForAMoment(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        raise TransientReadError("cannot read x: Stale file handle")
-
-
-def test_such_an_error_comes_out_of_a_loader_process_as_one_line():
-    with pytest.raises(TransientReadError, match=r"^cannot read x: Stale file handle$"):
-        next(iter(torch.utils.data.DataLoader(FailsForAMoment(), batch_size=None, sampler=[0], num_workers=1)))
-
-
 def test_dots_in_names_do_not_mix_up_labels(tmp_path):
     """img.1.png and img.2.png are two images."""
     for name in WNIDS[:2]:
@@ -378,22 +367,6 @@ def test_dots_in_names_do_not_mix_up_labels(tmp_path):
     assert contents(find(tmp_path), "val") == [(0, b"img.2.png"), (1, b"img.1.png")]
 
 
-def test_archives_packed_again_are_read_and_what_is_beside_the_images_is_not(archives, folders):
-    train, val = archives / "ILSVRC2012_img_train.tar", archives / "ILSVRC2012_img_val.tar"
-    images = train_images()
-    files = {f"./train/{wnid}/{name}": data for wnid in reversed(WNIDS) for name, data in images[wnid].items()}
-    train.write_bytes(tar({"README.txt": b"x"} | files))
-    val.write_bytes(tar({"LICENSE": b"x"} | {f"./val/{name}": data for name, data in val_images().items()}))
-    for split in ("train", "val"):
-        assert contents(find(archives), split) == contents(find(folders), split)
-    sorted_out = {f"{WNIDS[label]}/{n}": d for (n, d), label in zip(val_images().items(), VAL_LABELS, strict=True)}
-    val.write_bytes(tar(sorted_out))
-    assert contents(find(archives), "val") == contents(find(folders), "val")
-    first = next(iter(sorted_out))
-    val.write_bytes(tar({first.partition("/")[2]: sorted_out.pop(first)} | sorted_out))
-    assert "has 7 of 8 images in folders of classes: all must be, or none" in complaint(archives)
-
-
 def test_archives_of_another_kind_are_named_with_the_right_cure(archives):
     train = archives / "ILSVRC2012_img_train.tar"
     whole = train.read_bytes()
@@ -401,9 +374,7 @@ def test_archives_of_another_kind_are_named_with_the_right_cure(archives):
         (gzip.compress(whole), "is compressed: unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS"),
         (b"<!DOCTYPE html>", "is an HTML page"),
-        (tar({"README.txt": b"x"}), "has no images: it should be a tar of"),
-        (tar({"n1.tar": tar({"a.JPEG": b"x"}), "n2/a.JPEG": b"x"}), "has archives of classes and images in folders"),
-        (tar({"a.JPEG": b"x"}), "has a.JPEG in no folder of a class"),
+        (tar({"n1/a.JPEG": b"x"}), "should be a tar of n01440764.tar and so on, as image-net.org has it"),
     ):
         train.write_bytes(data)
         text = complaint(archives)

@@ -188,13 +188,6 @@ def state_of(pid):
         return None
 
 
-def test_a_full_disk_is_noticed_before_anything_is_written(folders, tmp_path, monkeypatch):
-    usage = store.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"needs about 0.0 GB, and 0.0 GB are free there"):
-        prepare(folders, tmp_path / "store")
-
-
 def test_the_command_writes_and_checks(run_script, written, tmp_path):
     """In a log file, without a terminal, the progress is lines."""
     code, out, err = run_script(SCRIPT, written["archives"], tmp_path / "store")

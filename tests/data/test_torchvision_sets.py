@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
-from PIL import Image
 
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.torchvision_sets import TorchvisionSet
@@ -83,24 +82,6 @@ def test_mnist_like_sets_have_one_channel_and_any_size(tmp_path):
     source = TorchvisionSet("FashionMNIST", str(tmp_path), 20, 0, False)
     assert (source.channels, source.classes) == (1, 3)
     assert batch(source, "val", [0, 3]).shape == (2, 1, 20, 20)
-
-
-def test_omniglot_is_split_by_who_drew(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets.Omniglot, "download", lambda self: None)
-    monkeypatch.setattr(torchvision.datasets.Omniglot, "_check_integrity", lambda self: True)
-    for number, (alphabet, character) in enumerate((("Greek", 1), ("Greek", 2), ("Latin", 1))):
-        folder = tmp_path / f"omniglot-py/images_background/{alphabet}/character{character:02d}"
-        folder.mkdir(parents=True)
-        for drawer in range(1, 21):
-            image = np.full((105, 105), 255, np.uint8)
-            image[: 5 * drawer] = 0
-            Image.fromarray(image).convert("1").save(folder / f"{number + 1:04d}_{drawer:02d}.png")
-    source = TorchvisionSet("Omniglot", str(tmp_path), 28, 2, False)
-    assert source.classes == 3
-    assert np.bincount(source.labels("train")).tolist() == [15, 15, 15]
-    assert np.bincount(source.labels("val")).tolist() == [5, 5, 5]
-    ink = (batch(source, "val", range(15)).mean((1, 2, 3)) + 1) / 2
-    torch.testing.assert_close(ink.view(3, 5).mean(0), torch.arange(16, 21) * 5 / 105, atol=0.01, rtol=0)
 
 
 def test_a_download_that_fails_is_one_clear_line(tmp_path, monkeypatch):

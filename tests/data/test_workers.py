@@ -2,24 +2,25 @@
 
 import pytest
 
-from batch_renorm.data.workers import passes_per_step, workers_of_pass, workers_of_rank
+from batch_renorm.data.loaders import Division
 
 DIVISIONS = [(50, 1, None), (50, 8, None), (50, 8, 2), (50, 3, 5), (5, 5, 1), (7, 3, 1), (7, 2, 3), (1, 1, 1)]
 
 
 def test_fifty_workers_on_eight_ranks():
-    assert [len(workers_of_rank(50, rank, 8)) for rank in range(8)] == [7, 7, 6, 6, 6, 6, 6, 6]
+    assert [len(Division(50, rank, 8).workers_of_pass(0)) for rank in range(8)] == [7, 7, 6, 6, 6, 6, 6, 6]
 
 
 @pytest.mark.parametrize(("workers", "ranks", "limit"), DIVISIONS)
 def test_every_worker_once_in_passes_of_about_equal_size(workers, ranks, limit):
-    passes = passes_per_step(workers, ranks, limit)
     sizes, seen = [], []
     for rank in range(ranks):
-        of_rank = [workers_of_pass(workers, rank, ranks, passes, index) for index in range(passes)]
+        division = Division(workers, rank, ranks, limit)
+        of_rank = [division.workers_of_pass(index) for index in range(division.passes)]
         seen += [worker for part in of_rank for worker in part]
         sizes += [len(part) for part in of_rank]
         assert len(of_rank[-1]) > 0  # the pass that exchanges gradients is never empty
+    assert len(sizes) == ranks * Division(workers, 0, ranks, limit).passes
     assert seen == list(range(workers))
     assert max(sizes) <= (limit or workers)
     assert max(sizes) - min(sizes) <= 1
@@ -27,6 +28,6 @@ def test_every_worker_once_in_passes_of_about_equal_size(workers, ranks, limit):
 
 def test_more_ranks_than_workers_is_an_error():
     with pytest.raises(ValueError, match="8 ranks but only 4 workers"):
-        workers_of_rank(4, 0, 8)
+        Division(4, 0, 8)
     with pytest.raises(ValueError, match="workers_per_pass must be at least 1, got 0"):
-        passes_per_step(4, 1, 0)
+        Division(4, 0, 1, 0)

@@ -9,7 +9,7 @@ from norm_reference import state
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from batch_renorm.norm import BatchRenorm2d, Ramp, StepStatistics, batch_renorm, set_limits
+from batch_renorm.norm import BatchRenorm2d, Ramp, StepStatistics, batch_renorm, layers_of, set_limits
 
 
 @pytest.fixture(autouse=True)
@@ -39,20 +39,23 @@ def counting(counter):
     return backend
 
 
-@pytest.mark.parametrize("deferred", [False, True])
-def test_compiled_training_equals_eager_without_recompiling_as_the_ramp_moves(deferred):
+@pytest.mark.parametrize(("deferred", "in_the_layers"), [(False, False), (True, False), (False, True)])
+def test_compiled_training_equals_eager_without_recompiling_as_the_ramp_moves(deferred, in_the_layers):
     """The gradients too: the compiler must not recompute r and d from the moved mu and sigma."""
+    ramp = Ramp(1, 4, 3)
     models = [network(), network()]
+    for layer in (layer for model in models for layer in layers_of(model).values() if in_the_layers):
+        layer.ramp = ramp
     graphs = []
     run = torch.compile(models[1], backend=counting(graphs), fullgraph=True, dynamic=False)
     statistics = [StepStatistics(model) for model in models] if deferred else []
-    ramp = Ramp(1, 4, 3)
     for step in range(5):
         x = torch.randn(4, 3, 8, 8) * 3 + 1
         for one in statistics:
             one.measure_clipping = step in (2, 4)  # a recorded step compiles nothing anew
         for model, forward in zip(models, (models[0], run), strict=True):
-            set_limits(model, *ramp(step))
+            if not in_the_layers:
+                set_limits(model, *ramp(step))
             model.zero_grad()
             forward(x).square().mean().backward()
         for one in statistics:

@@ -136,14 +136,6 @@ def test_a_batchnorm_itself(kind, converted, shape, affine):
     assert back.state_dict().keys() == norm.state_dict().keys()
 
 
-def test_options_reach_every_layer():
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm2d(3))
-    convert_batchnorm(model, group_size=4, rmax=1.5, dmax=0.5, averages="variance", momentum=0.1)
-    for layer in model:
-        assert (layer.group_size, layer.rmax, layer.dmax) == (4, 1.5, 0.5)
-        assert (layer.averages, layer.momentum) == ("variance", 0.1)
-
-
 def test_a_shared_layer_stays_shared():
     norm = nn.BatchNorm1d(3)
     model = convert_batchnorm(nn.Sequential(norm, nn.ReLU(), norm))

@@ -4,9 +4,8 @@ import pytest
 import torch
 from norm_reference import algorithm1, as_input, as_matrix, printed_gradients, state
 from torch import nn
-from torch.func import functional_call
 
-from batch_renorm.norm import BatchRenorm2d, batch_renorm
+from batch_renorm.norm import batch_renorm
 
 EPS = 1e-3
 BOUNDS = [(1.0, 0.0), (1.5, 0.5), (3.0, 5.0), (float("inf"), float("inf"))]
@@ -72,7 +71,7 @@ def test_algorithm_1_and_its_printed_gradients(shape, layout, group_size):
 @pytest.mark.parametrize("group_size", [None, 2])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(6, 2), (4, 2, 3), (4, 2, 2, 1), (2, 2, 2, 2)])
-def test_gradcheck_with_r_and_d_frozen(shape, layout, group_size):
+def test_first_and_second_derivatives_with_r_and_d_frozen(shape, layout, group_size):
     """The difference quotient moves r and d, so bounds that hold them: r = 1/1.25, d = 0."""
     x = arranged(random_input(shape), layout).requires_grad_()
     gamma, beta = (state(2)[name].requires_grad_() for name in ("gamma", "beta"))
@@ -81,32 +80,9 @@ def test_gradcheck_with_r_and_d_frozen(shape, layout, group_size):
     def run(x, gamma, beta):
         return batch_renorm(x, mu, sigma, gamma, beta, 1.25, 0.0, EPS, group_size)[0]
 
-    assert torch.autograd.gradcheck(run, (x, gamma, beta))
-
-
-def test_gradcheck_of_inference():
-    layer = BatchRenorm2d(3, dtype=torch.float64).eval()
-    layer.mu, layer.sigma = state(3)["mu"], state(3)["sigma"]
-    x = random_input((2, 3, 2, 1)).requires_grad_()
-
-    def inference(x, gamma, beta):
-        return functional_call(layer, {"weight": gamma, "bias": beta}, x)
-
-    assert torch.autograd.gradcheck(inference, (x, *(state(3)[name].requires_grad_() for name in ("gamma", "beta"))))
-
-
-@pytest.mark.parametrize("group_size", [None, 2])
-@pytest.mark.parametrize("shape", [(4, 2), (4, 2, 2, 1)])
-def test_second_derivatives_with_r_and_d_frozen(shape, group_size):
-    x = random_input(shape).requires_grad_()
-    gamma, beta = (state(2)[name].requires_grad_() for name in ("gamma", "beta"))
-    mu, sigma = torch.zeros(2).double(), torch.full((2,), 100.0).double()
-
-    def run(x, gamma, beta):
-        return batch_renorm(x, mu, sigma, gamma, beta, 1.25, 0.0, EPS, group_size)[0]
-
-    assert torch.autograd.gradgradcheck(run, (x, gamma, beta))
     assert torch.autograd.gradcheck(run, (x, gamma, beta), check_forward_ad=True, check_batched_grad=True)
+    if layout == "contiguous":
+        assert torch.autograd.gradgradcheck(run, (x, gamma, beta))
 
 
 @pytest.mark.parametrize("group_size", [None, 2])
@@ -163,15 +139,8 @@ def test_dtypes(dtype, layout, group_size):
     for k, (a, b) in enumerate(zip(found, exact, strict=True)):
         limit = 1e-5 if k in (1, 2) else tolerance
         torch.testing.assert_close(a.double(), b, rtol=limit, atol=limit * b.abs().max().item())
-
-
-def test_parameters_in_half_precision_get_gradients_in_it():
-    x = random_input((4, 3, 2, 2), torch.bfloat16)
-    values = state(3, torch.float32)
-    gamma, beta = (values[name].bfloat16().requires_grad_() for name in ("gamma", "beta"))
-    y = batch_renorm(x, values["mu"], values["sigma"], gamma, beta, 1.5, 0.5)[0]
-    y.sum().backward()
-    assert gamma.grad.dtype == beta.grad.dtype == y.dtype == torch.bfloat16
+    values |= {name: values[name].to(dtype) for name in ("gamma", "beta")}
+    assert {t.dtype for t in ours(x, g, group_size, 1.5, 0.5, **values)[3:]} == {dtype}
 
 
 @pytest.mark.parametrize("group_size", [None, 2])
@@ -260,14 +229,3 @@ def test_sigma_of_0_counts_as_the_root_of_eps():
     values["sigma"].fill_(EPS**0.5)
     torch.testing.assert_close(y, batch_renorm(x, **values, rmax=3.0, dmax=5.0)[0])
     assert y.isfinite().all()
-
-
-@pytest.mark.parametrize("shape", [(0, 5, 3, 3), (2, 5, 0), (0, 5)])
-def test_an_empty_batch_gives_an_empty_one(shape):
-    x, values = torch.zeros(shape, requires_grad=True), state(5, torch.float32)
-    gamma = values.pop("gamma").requires_grad_()
-    y, mu_b, sigma_b = batch_renorm(x, **values, gamma=gamma)
-    y.sum().backward()
-    assert y.shape == x.grad.shape == x.shape
-    assert gamma.grad.count_nonzero() == 0
-    assert mu_b.shape == sigma_b.shape == (0, 5)

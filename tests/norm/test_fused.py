@@ -9,7 +9,6 @@ import torch
 from norm_reference import algorithm1, as_input, as_matrix, printed_gradients, state
 from torch import nn
 
-from batch_renorm import convert_batchnorm
 from batch_renorm.norm import BatchRenorm2d, StepStatistics, functional
 
 pytest.importorskip("triton")
@@ -32,24 +31,23 @@ def case(shape, ratio=1.0, dtype=torch.float32):
     return x.to(DEVICE), g.to(DEVICE, dtype), values
 
 
-def expected(x, g, groups, relu, rmax, dmax, values):
+def expected(x, g, groups, rmax, dmax, values):
     """y, mu_b, sigma_b, and the gradients of x, gamma, beta, in float64."""
     wide = {name: t.double() for name, t in values.items()}
     outs = []
     for xs, gs in zip(x.double().chunk(groups), g.double().chunk(groups), strict=True):
         result = algorithm1(as_matrix(xs), **wide, rmax=rmax, dmax=dmax, eps=EPS)
-        y, gs = as_input(result.y, xs.shape), gs
-        if relu:
-            y, gs = y.relu(), gs * (y > 0)
+        y = as_input(result.y, xs.shape)
         gx, *rest = printed_gradients(as_matrix(gs), as_matrix(xs), wide["gamma"], result)
         outs.append((y, *result[1:3], as_input(gx, xs.shape), *rest))
     y, mu_b, sigma_b, gx, g_gamma, g_beta = zip(*outs, strict=True)
     return [torch.cat(y), torch.stack(mu_b), torch.stack(sigma_b), torch.cat(gx), sum(g_gamma), sum(g_beta)]
 
 
-def found(route, x, g, groups, relu, rmax, dmax, values):
+def found(x, g, groups, rmax, dmax, values):
     x, gamma, beta = (t.detach().clone().requires_grad_() for t in (x, values["gamma"], values["beta"]))
-    y, mu_b, sigma_b = route(x, values["mu"], values["sigma"], gamma, beta, rmax, dmax, EPS, groups, relu)
+    arguments = x, values["mu"], values["sigma"], gamma, beta, rmax, dmax, EPS, groups
+    y, mu_b, sigma_b = fused.FusedBatchRenorm.apply(*arguments)
     y.backward(g)
     return [y.detach(), mu_b, sigma_b, x.grad, gamma.grad, beta.grad]
 
@@ -71,49 +69,39 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
-def test_algorithm_1_and_its_printed_gradients(shape, groups, relu):
+def test_algorithm_1_and_its_printed_gradients(shape, groups):
     x, g, values = case(shape)
-    arguments = x, g, groups, relu, 1.5, 0.5, values
-    assert_near(found(fused.FusedBatchRenorm.apply, *arguments), expected(*arguments), 3e-5)
+    arguments = x, g, groups, 1.5, 0.5, values
+    assert_near(found(*arguments), expected(*arguments), 3e-5)
 
 
 def test_a_mean_of_100_standard_deviations():
     x, g, values = case((2, 8, 40, 40), ratio=100.0)
-    arguments = x, g, 2, False, 3.0, 5.0, values
-    _, mu_b, sigma_b, *_ = found(fused.FusedBatchRenorm.apply, *arguments)
+    arguments = x, g, 2, 3.0, 5.0, values
+    _, mu_b, sigma_b, *_ = found(*arguments)
     _, true_mu, true_sigma, *_ = expected(*arguments)
     assert ((sigma_b - true_sigma) / true_sigma).abs().max() < 5e-6  # 1e-5 of the variance
     assert (mu_b - true_mu).abs().max() < 1e-5 * 100
 
 
-def test_bfloat16_has_float32_statistics():
+def test_bfloat16_has_float32_statistics_and_parameters_may_have_it():
     x, g, values = case((4, 6, 7, 5), dtype=torch.bfloat16)
-    arguments = x, g, 2, True, 1.5, 0.5, values
-    got, wanted = found(fused.FusedBatchRenorm.apply, *arguments), expected(*arguments)
-    assert got[0].dtype == got[3].dtype == torch.bfloat16
+    values |= {name: values[name].bfloat16() for name in ("gamma", "beta")}
+    arguments = x, g, 2, 1.5, 0.5, values
+    got, wanted = found(*arguments), expected(*arguments)
+    assert {got[k].dtype for k in (0, 3, 4, 5)} == {torch.bfloat16}
     assert_near(got[1:3], wanted[1:3], 1e-5)
     assert_near([got[0], got[3]], [wanted[0], wanted[3]], 1e-2)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_parameters_in_half_precision_get_gradients_in_it():
-    x, g, values = case((4, 6, 7, 5), dtype=torch.bfloat16)
-    values |= {name: values[name].bfloat16() for name in ("gamma", "beta")}
-    *_, g_gamma, g_beta = found(fused.FusedBatchRenorm.apply, x, g, 2, True, 1.5, 0.5, values)
-    assert g_gamma.dtype == g_beta.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("relu", [False, True])
-def test_second_derivatives_are_those_of_the_formula(relu):
+def test_second_derivatives_are_those_of_the_formula():
     x, _, values = case((4, 5, 3, 3))
     results = []
-    for route in (fused.FusedBatchRenorm.apply, functional.algorithm1):
+    for route in (fused.FusedBatchRenorm.apply, functional.transform):
         leaves = [t.detach().clone().requires_grad_() for t in (x, values["gamma"], values["beta"])]
-        rest = (1.5, 0.5, EPS, 2) if route is functional.algorithm1 else (1.5, 0.5, EPS, 2, relu)
-        y = route(leaves[0], values["mu"], values["sigma"], *leaves[1:], *rest)[0]
-        y = y.relu() if relu else y
+        y = route(leaves[0], values["mu"], values["sigma"], *leaves[1:], 1.5, 0.5, EPS, 2)[0]
         (gx,) = torch.autograd.grad(y.square().sum(), leaves[0], create_graph=True)
         results.append(torch.autograd.grad(gx.square().sum(), leaves))
     assert_near(results[0], [t.double() for t in results[1]], 1e-4)
@@ -122,30 +110,23 @@ def test_second_derivatives_are_those_of_the_formula(relu):
 def test_no_gamma_and_no_beta_and_a_nan_stays_one():
     x, _, values = case((4, 5, 3, 3))
     x[0, 1] = torch.nan
-    y, mu_b, _ = fused.FusedBatchRenorm.apply(x, values["mu"], values["sigma"], None, None, 1.0, 0.0, EPS, 2, True)
+    y, mu_b, _ = fused.FusedBatchRenorm.apply(x, values["mu"], values["sigma"], None, None, 1.0, 0.0, EPS, 2)
     assert y[:2, 1].isnan().all()
     assert mu_b[0, 1].isnan()
     others = y[:, [0, 2, 3, 4]]
     assert others.isfinite().all()
 
 
-def test_a_gpu_s_layers_use_them_and_fuse_the_relu(monkeypatch):
-    from timm.layers import BatchNormAct2d
-
+def test_a_gpu_s_layers_use_them(monkeypatch):
     monkeypatch.setattr(functional, "TRITON_DEVICES", ("cuda", "cpu"))
     calls = []
     kernel = fused.FusedBatchRenorm.apply
-    monkeypatch.setattr(fused.FusedBatchRenorm, "apply", lambda *a: (calls.append(a[-1]), kernel(*a))[1])
+    monkeypatch.setattr(fused.FusedBatchRenorm, "apply", lambda *a: (calls.append(1), kernel(*a))[1])
     x, _, _ = case((4, 5, 3, 3))
-    for act, relu in ((nn.ReLU, True), (nn.Identity, False)):
-        calls.clear()
-        layer = convert_batchnorm(BatchNormAct2d(5, act_layer=act), group_size=2).to(DEVICE)
-        same = convert_batchnorm(BatchNormAct2d(5, act_layer=act), group_size=2).to(DEVICE).double()
-        y = layer(x)
-        assert calls == [relu]
-        torch.testing.assert_close(y.double(), same(x.double()), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(layer.mu.double(), same.mu, rtol=1e-5, atol=1e-5)
-        assert calls == [relu]  # float64 goes another way
+    layer, same = (BatchRenorm2d(5, group_size=2, device=DEVICE, dtype=dtype) for dtype in (None, torch.float64))
+    torch.testing.assert_close(layer(x).double(), same(x.double()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.mu.double(), same.mu, rtol=1e-5, atol=1e-5)
+    assert calls == [1]  # float64 goes another way
 
 
 def test_kernels_compile_for_an_h100():
@@ -166,10 +147,10 @@ tile = {"BM": 64, "BC": 64}
 for name, constants in {
     "statistics": tile,
     "settle": {"GAMMA": True, "BETA": True, "BS": 512, "BC": 8},
-    "apply": {"RELU": True, **tile},
-    "backward_sums": {"RELU": True, **tile},
+    "apply": tile,
+    "backward_sums": tile,
     "backward_settle": {"BS": 512, "BC": 8},
-    "backward_apply": {"RELU": True, **tile},
+    "backward_apply": tile,
 }.items():
     kernel = getattr(triton_kernels, name)
     kinds = dict.fromkeys(kernel.arg_names, "*fp32")
@@ -185,11 +166,11 @@ for name, constants in {
 
 
 @GPU
-@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("shape", "groups"), [((32, 192, 17, 17), 8), ((32, 64, 147, 147), 1)])
-def test_large_ones_and_bit_for_bit_again(shape, groups, relu):
-    arguments = *case(shape)[:2], groups, relu, 1.5, 0.5, case(shape)[2]
-    once, again = (found(fused.FusedBatchRenorm.apply, *arguments) for _ in range(2))
+def test_large_ones_and_bit_for_bit_again(shape, groups):
+    x, g, values = case(shape)
+    arguments = x, g, groups, 1.5, 0.5, values
+    once, again = (found(*arguments) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
     assert_near(once, expected(*arguments), 1e-4)
 

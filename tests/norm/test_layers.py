@@ -17,7 +17,6 @@ from batch_renorm.norm import (
     BatchRenorm1d,
     BatchRenorm2d,
     BatchRenorm3d,
-    Ramp,
     StepStatistics,
     batch_statistics,
     set_limits,
@@ -176,19 +175,10 @@ def test_repr():
 # ---- limits --------------------------------------------------------------------------------------
 
 
-def test_set_limits_sets_every_layer():
-    model = network()
-    ramp = Ramp(0, 10, 10)
-    assert set_limits(model, *ramp(5)) == 3
-    layers = [m for m in model if isinstance(m, BatchRenorm2d | BatchRenorm1d)]
-    assert all((layer.rmax, layer.dmax) == (2.0, 2.5) for layer in layers)
-    assert all(layer.limits is layers[0].limits for layer in layers)
-
-
 def test_limits_are_filled_in_place_and_only_those_of_the_layers_that_are_set():
     """A CUDA graph reads them where they were when it was recorded."""
     model = network()
-    set_limits(model, 1.0, 0.0)
+    assert set_limits(model, 1.0, 0.0) == 3
     layers = [m for m in model if isinstance(m, BatchRenorm2d | BatchRenorm1d)]
     shared = layers[0].limits
     set_limits(model, 2.0, 1.0)
@@ -207,19 +197,6 @@ def test_limits_are_filled_in_place_and_only_those_of_the_layers_that_are_set():
         set_limits(model, 3.0, 5.0)
     set_limits(model, 2.0, 5.0)
     assert layers[2].rmax == 2.0
-
-
-@pytest.mark.parametrize("limits", [(0.5, 0.0), (1.0, -0.1), (float("nan"), 0.0)])
-def test_set_limits_refuses_bad_limits(limits):
-    model = network()
-    with pytest.raises(ValueError, match="must be at least"):
-        set_limits(model, *limits)
-    assert model[1].rmax == 3
-
-
-def test_set_limits_refuses_a_model_without_layers():
-    with pytest.raises(ValueError, match="convert_batchnorm"):
-        set_limits(nn.Sequential(nn.BatchNorm2d(3)), 1, 0)
 
 
 # ---- copies, dtypes, devices ---------------------------------------------------------------------
@@ -246,17 +223,6 @@ def saved(module):
     return torch.load(file, weights_only=False)
 
 
-def test_a_copy_of_a_deferred_layer_stands_on_its_own():
-    model = network()
-    statistics = StepStatistics(model)
-    twin = copy.deepcopy(model)
-    twin(torch.randn(4, 3, 8, 8))
-    assert twin[1].deferred is None
-    before = model[1].mu.clone()
-    statistics.update()
-    assert torch.equal(model[1].mu, before)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mu_and_sigma_stay_float32_in_half_precision(dtype):
     """A half precision mu stalls: this one would never get past 2.5."""
@@ -273,16 +239,6 @@ def test_mu_and_sigma_stay_float32_in_half_precision(dtype):
     assert layer.eval()(torch.zeros(2, 3, 2, 2, dtype=dtype)).dtype == dtype
 
 
-def test_double_and_back():
-    layer = filled(BatchRenorm2d(3)).double()
-    assert layer.mu.dtype == torch.float64
-    assert layer(torch.randn(4, 3, 2, 2).double()).dtype == torch.float64
-    assert layer.half().mu.dtype == torch.float32
-    assert layer.float().mu.dtype == torch.float32
-    assert BatchRenorm2d(3, dtype=torch.float64).sigma.dtype == torch.float64
-    assert BatchRenorm2d(3, dtype=torch.bfloat16).sigma.dtype == torch.float32
-
-
 @pytest.mark.parametrize(("x_dtype", "dtype"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
 def test_input_and_statistics_of_different_precision(x_dtype, dtype):
     layer = BatchRenorm2d(3, dtype=dtype)
@@ -292,6 +248,7 @@ def test_input_and_statistics_of_different_precision(x_dtype, dtype):
         assert y.dtype == x_dtype
         assert layer.mu.dtype == dtype
     assert layer.eval()(torch.randn(4, 3, 2, 2, dtype=x_dtype)).dtype == x_dtype
+    assert layer.half().mu.dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 3, 3), (16, 5, 40, 40), (64, 5, 14, 14)])
@@ -331,28 +288,16 @@ def test_tensors_without_values(group_size):
             assert "BatchRenorm2d(3" in repr(layer)
 
 
-def test_autocast():
-    """Under autocast a bfloat16 activation stays bfloat16; statistics are float32."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchRenorm2d(4, group_size=2), nn.ReLU(inplace=True))
-    x = torch.randn(4, 3, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = model(x)
-        model.eval()(x)
-    assert y.dtype == torch.bfloat16
-    y.sum().backward()
-    assert model[1].weight.grad.dtype == model[1].mu.dtype == torch.float32
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("group_size", [None, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_does_not_touch_the_statistics(dtype, group_size, memory_format):
-    """Not even where parts of a batch are merged: products in bfloat16 would leave three digits of them."""
+    """Nor the dtype of y. Where parts of a batch are merged, products in bfloat16 would leave three digits."""
     x = (torch.randn(32, 4, 30, 30) * 2 + 3).to(dtype).contiguous(memory_format=memory_format)
     layer, exact = BatchRenorm2d(4, momentum=1, group_size=group_size), BatchRenorm2d(4, momentum=1).double()
     exact.group_size = group_size
     with torch.autocast("cpu", torch.bfloat16):
-        layer(x)
+        assert layer(x).dtype == dtype
     exact(x.double())
     torch.testing.assert_close(layer.mu.double(), exact.mu, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer.sigma.double(), exact.sigma, rtol=1e-5, atol=1e-5)
@@ -405,13 +350,6 @@ def test_batch_statistics_of_groups():
     torch.testing.assert_close(together, separate)
 
 
-def test_batch_statistics_ends_with_an_exception():
-    model = network().eval()
-    with pytest.raises(KeyError), batch_statistics(model):
-        raise KeyError
-    assert not model[1].batch_statistics
-
-
 # ---- activation checkpointing --------------------------------------------------------------------
 
 
@@ -439,10 +377,3 @@ def test_checkpointing_with_the_deferred_update_is_exact(use_reentrant):
         results.append((x.grad, layer.weight.grad, layer.mu, layer.sigma))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
-
-
-def test_evaluation_may_be_checkpointed():
-    layer = BatchRenorm2d(3).eval()
-    x = torch.randn(4, 3, 2, 2, requires_grad=True)
-    checkpoint(layer, x, use_reentrant=False).sum().backward()
-    assert x.grad is not None

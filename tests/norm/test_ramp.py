@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-import torch._dynamo
 from torch import nn
 
 from batch_renorm.norm import (
@@ -35,14 +34,6 @@ def test_knees_scale_with_the_run():
     ramp = Ramp.of_length(1400, rmax=2.0, dmax=1.0)
     assert (ramp.start, ramp.rmax_end, ramp.dmax_end) == (50, 400, 250)
     assert ramp(1400) == (2, 1)
-
-
-def test_it_never_goes_back():
-    ramp = Ramp.of_length(333)
-    values = [ramp(step) for step in range(333)]
-    assert values == sorted(values)
-    assert values[0] == (1, 0)
-    assert values[-1] == (3, 5)
 
 
 def test_a_ramp_without_length_is_a_step():
@@ -91,7 +82,7 @@ def network(**options):
     return convert_batchnorm(model, momentum=0.1, group_size=2, **options)
 
 
-def train(model, steps, forward=None, drive=None, statistics=None):
+def train(model, steps, drive=None, statistics=None):
     """Gradients of every step; drive sets the limits as a training loop does."""
     gradients = []
     for step in steps:
@@ -100,16 +91,16 @@ def train(model, steps, forward=None, drive=None, statistics=None):
         model.zero_grad()
         x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step)) * 3 + 2
         for part in x.split(4 if statistics is None else 2):
-            (forward or model)(part).square().mean().backward()
+            model(part).square().mean().backward()
         if statistics is not None:
             statistics.update()
         gradients += [parameter.grad.clone() for parameter in model.parameters()]
     return gradients
 
 
-def assert_same(a, b, **tolerance):
+def assert_same(a, b):
     for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, **(tolerance or {"rtol": 0, "atol": 0}))
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("once_a_step", [False, True])
@@ -119,6 +110,9 @@ def test_in_the_layer_it_is_set_limits_at_every_step(once_a_step):
     assert_same(train(alone, range(7), statistics=both[0]), train(driven, range(7), drive=RAMP, statistics=both[1]))
     assert_same(alone.buffers(), driven.buffers())
     assert (alone[1].rmax, alone[4].dmax) == (3, 5)
+    set_limits(alone, 2.0, 1.0)  # ends it
+    train(alone, [9])
+    assert (alone[1].rmax, alone[4].dmax) == (2, 1)
 
 
 def test_a_checkpoint_goes_on_where_it_was(tmp_path):
@@ -135,18 +129,6 @@ def test_a_checkpoint_goes_on_where_it_was(tmp_path):
     assert type(to_batchnorm(twin)[1]) is nn.BatchNorm2d
 
 
-def test_compiled_it_is_the_same_in_one_graph():
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    torch._dynamo.reset()
-    eager, compiled, count = network(ramp=RAMP), network(ramp=RAMP), CompileCounterWithBackend("aot_eager")
-    run = torch.compile(compiled, backend=count, fullgraph=True, dynamic=False)
-    assert_same(train(compiled, range(6), run), train(eager, range(6)), rtol=1e-4, atol=1e-4)
-    assert_same(compiled.buffers(), eager.buffers(), rtol=1e-4, atol=1e-5)
-    assert count.frame_count == 1
-    torch._dynamo.reset()
-
-
 def test_it_begins_at_the_conversion_and_counts_updates_alone():
     stock = nn.Sequential(nn.BatchNorm2d(3))
     stock(torch.randn(4, 3, 5, 5))
@@ -158,13 +140,6 @@ def test_it_begins_at_the_conversion_and_counts_updates_alone():
     assert model[0].rmax == 1
     model.train()(x)
     assert (model[0].rmax, model[0].dmax) == (2, 2.5)
-
-
-def test_set_limits_ends_it():
-    model = network(ramp=RAMP)
-    set_limits(model, 2.0, 1.0)
-    train(model, range(9))
-    assert (model[1].rmax, model[4].dmax) == (2, 1)
 
 
 def test_unbounded_in_the_layer_training_normalises_with_mu_and_sigma():

@@ -110,12 +110,15 @@ def test_many_forwards_without_an_update_keep_no_more_than_some(monkeypatch):
     assert 0 < found[0][1][""][0] < 1
 
 
-def test_update_clears_the_sums():
+def test_update_clears_the_sums_and_evaluation_adds_nothing():
     model = network()
     statistics = StepStatistics(model)
     model(images(4))
     statistics.update()
     before = statistics_of(model)
+    model.eval()(images(4))
+    with pytest.raises(ValueError, match="1-d"):
+        statistics.update(torch.zeros(2, 2))
     statistics.update()
     assert_equal(statistics_of(model), before, rtol=0, atol=0)
 
@@ -148,15 +151,6 @@ def test_a_channel_that_is_not_finite_stays():
     assert (layer.mu != 0).all()
 
 
-def test_evaluation_adds_nothing():
-    model = network().eval()
-    statistics = StepStatistics(model)
-    before = statistics_of(model)
-    model(images(4))
-    statistics.update()
-    assert_equal(statistics_of(model), before, rtol=0, atol=0)
-
-
 def test_release_gives_the_layers_back():
     model = network()
     statistics = StepStatistics(model)
@@ -169,11 +163,6 @@ def test_release_gives_the_layers_back():
     StepStatistics(model)
 
 
-def test_a_model_without_layers_is_an_error():
-    with pytest.raises(ValueError, match="no BatchRenorm layer"):
-        StepStatistics(nn.Linear(2, 2))
-
-
 def test_options_may_change_between_steps():
     layer = BatchRenorm2d(3, momentum=0.1).double()
     statistics = StepStatistics(layer)
@@ -184,34 +173,6 @@ def test_options_may_change_between_steps():
         statistics.update()
         expected = momentum * x.mean((0, 2, 3))
         torch.testing.assert_close(layer.mu, expected)
-
-
-def test_extra_and_the_sums_share_one_all_reduce(monkeypatch):
-    model = network()
-    statistics = StepStatistics(model)
-    model(images(4))
-    calls = []
-
-    def reduce(flat, group):
-        assert group is None
-        calls.append(flat.shape)
-        flat.mul_(2)  # as from two ranks with the same groups
-
-    twin = network()
-    other = StepStatistics(twin)
-    twin(images(4))
-    other.update()
-    extra = torch.tensor([3.0, 4.0])
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda _: 2)
-    monkeypatch.setattr(dist, "all_reduce", reduce)
-    found = statistics.update(extra)
-    assert len(calls) == 1
-    assert torch.equal(found, torch.tensor([6.0, 8.0]))
-    assert found.dtype == extra.dtype
-    assert_equal(statistics_of(model), statistics_of(twin))
-    with pytest.raises(ValueError, match="1-d"):
-        statistics.update(torch.zeros(2, 2))
 
 
 def test_clipped_fractions_count_what_the_bounds_clip():

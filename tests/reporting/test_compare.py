@@ -37,23 +37,17 @@ def compared(write, tmp_path, published):
     return make
 
 
-def test_spread_of_three_seeds():
-    sample = Sample((1.0, 2.0, 3.0))
-    assert (sample.mean, sample.std, sample.range) == (2.0, 1.0, (1.0, 3.0))
-    assert sample.interval == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)), abs=1e-3)
-    assert Sample((1.0,)).std is None
-    assert Sample((1.0,)).interval is None
-
-
 @pytest.mark.parametrize("freedom", [1, 2, 4, 19, 60])
 def test_intervals_hold_95_percent(freedom):
     """By integrating Student's density."""
     sample = Sample(tuple(range(freedom + 1)))
+    assert sample.std == pytest.approx(np.std(sample.values, ddof=1))
     quantile = (sample.interval[1] - sample.mean) / sample.std * math.sqrt(sample.n)
     t = np.linspace(-quantile, quantile, 200_001)
     scale = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
     density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
     assert np.trapezoid(density, t) == pytest.approx(0.95, abs=5e-5)
+    assert Sample((1.0,)).interval is Sample((1.0,)).std is None
 
 
 def test_final_best_and_to_baseline(compared):
@@ -105,18 +99,6 @@ def test_verdicts(compared, renorm, batchnorm, expected):
     assert verdict(compared(runs), "groups of 4: Batch Renorm above").verdict == expected
 
 
-def test_only_seeds_that_both_have_are_paired(compared):
-    c = compared(
-        {
-            ("micro4_renorm", 0): [60],
-            ("micro4_renorm", 1): [90],
-            ("micro4_batchnorm", 0): [58],
-            ("micro4_batchnorm", 2): [10],
-        }
-    )
-    assert verdict(c, "groups of 4: Batch Renorm above").final.values == (2.0,)
-
-
 def test_unfinished_runs_are_shown_and_not_counted(compared):
     c = compared(
         {("iid_renorm", 0): [50, 60], ("iid_renorm", 1): [50, 10], ("iid_batchnorm", 1): [60]},
@@ -160,11 +142,11 @@ def test_a_run_of_another_length_is_a_row_of_its_own_and_in_no_verdict(compared)
 
 
 def test_more_seeds_of_some_experiments_are_nothing_missing(compared):
-    """Six seeds of four experiments and three of the others: pairs use what both have."""
-    many = ("iid_batchnorm", "iid_renorm", "noniid_halves_batchnorm", "noniid_renorm")
-    c = compared({(e, s): [50 + s] for e in paper.EXPERIMENTS for s in range(6 if e in many else 3)})
+    """Pairs use the seeds that both have, whatever the others are."""
+    values = {(e, s): [50 + s] for e in paper.EXPERIMENTS for s in range(6 if e.startswith("iid") else 3)}
+    c = compared(values | {("iid_renorm", 7): [90]})
     assert not c.missing
-    assert verdict(c, "i.i.d.: Batch Renorm").final.n == 6
+    assert verdict(c, "i.i.d.: Batch Renorm").final.values == (0.0,) * 6
     assert verdict(c, "non-i.i.d.: Batch Renorm above").final.n == 3
 
 
@@ -195,11 +177,3 @@ def test_mean_curve_interpolates_between_different_evaluation_steps(write, tmp_p
     assert mean.tolist() == [20, 25, 30]
     assert low.tolist() == [15, 20, 25]
     assert high.tolist() == [25, 30, 35]
-
-
-def test_paper_shaped_runs_hold_every_claim_but_what_seeds_cannot_tell(fill, published):
-    c = compare.compare(find_runs([fill(seeds=range(5))])[0], published, "glyphs")
-    verdicts = {r.claim.text: r.verdict for r in c.claims}
-    assert verdicts["non-i.i.d.: Batch Renorm above batchnorm"] == "holds"
-    assert verdicts["groups of 4: Batch Renorm above batchnorm"] == "holds"
-    assert not any(v.startswith("does not hold") or v == "not run" for v in verdicts.values()), verdicts

@@ -8,18 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from batch_renorm.data.loaders import SentAhead
-from batch_renorm.running import capacity, fitting
+from batch_renorm.running import capacity
 from batch_renorm.running.arithmetic import entries
-from batch_renorm.running.build import build
 from batch_renorm.running.capacity import Execution, Loading, Memory, loading_of, memory_of
-from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.running.progress import opening
 from batch_renorm.running.ranks import ALONE, World
 from batch_renorm.training.module import Training
-from tests.conftest import TINY
-from tests.running.checkpoint_files import final_state
-from tests.running.test_resume import assert_bit_equal
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 EIGHT = World(0, 0, 8, 1, 0, "torchrun")
@@ -141,43 +135,3 @@ def test_cores_are_those_of_a_rank_and_of_its_control_group(monkeypatch, tmp_pat
         file.write_text(text)
         assert capacity.cores(EIGHT) == cores
     assert capacity.cores(World(0, 0, 8, 1, 0, "srun")) == 16
-
-
-def test_a_pass_is_sent_before_the_one_before_it_is_trained_on(compose, tmp_path, monkeypatch):
-    """By stand-ins for a GPU's streams; with the same result, bit for bit."""
-    done = []
-
-    class Stream:
-        def __init__(self, *_): ...
-
-        def record(self, *_):
-            done.append("sent")
-
-        def wait_event(self, event):
-            done.append("awaited")
-
-    def step(self, batch, index, plain=Training.training_step):
-        done.append("step")
-        plain(self, batch, index)
-
-    plain_loader = fitting.training_loader
-    states = []
-    for ahead in (False, True):
-        if ahead:
-            for name in ("Stream", "Event", "current_stream"):
-                monkeypatch.setattr(torch.cuda, name, Stream)
-            monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-            monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-            monkeypatch.setattr(Training, "training_step", step)
-            monkeypatch.setattr(
-                fitting, "training_loader", lambda *a, **k: SentAhead(plain_loader(*a, **k), torch.device("cpu"))
-            )
-        config = compose(*TINY, "size.steps=3", "trainer.workers_per_pass=1")
-        config = {key: value for key, value in config.items() if key != "fresh"}
-        folder = Folder(tmp_path / str(ahead))
-        prepare_folder(folder, config)
-        fitting.fit(build(config), folder, None)
-        states.append(final_state(tmp_path / str(ahead)))
-    assert_bit_equal(*states)
-    assert done[:6] == ["sent", "sent", "step", "awaited", "sent", "step"]
-    assert done.count("sent") == done.count("step") == done.count("awaited") == 6

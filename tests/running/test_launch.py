@@ -62,7 +62,6 @@ def test_a_task_of_sruns_meets_the_others_where_all_would_look():
         (2, "auto", TORCHRUN, "torchrun started 4 processes a node, but trainer.devices=2"),
         ("auto", 3, SRUN, "srun started 2 nodes, but trainer.num_nodes=3"),
         ("auto", 2, {}, "trainer.num_nodes=2: start with srun or torchrun"),
-        (0, "auto", {}, "trainer.devices must be at least 1"),
         ("auto", "auto", SRUN | {"SLURM_STEP_NUM_TASKS": "3"}, "SLURM_STEP_NUM_TASKS=3, .*every machine needs as many"),
         ("auto", "auto", SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, "--distribution=block"),
         ("auto", "auto", TORCHRUN | {"RANK": "8"}, "RANK=8, .*unset what an earlier program left"),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from batch_renorm.records.naming import dataset_of
-from batch_renorm.running.loggers import group_of, tags_of
+from batch_renorm.records.naming import dataset_of, run_group
+from batch_renorm.running.loggers import tags_of
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_the_data_set_is_in_the_runs_place_group_and_tags(compose, options, data
     config = compose("experiment=iid_renorm", *options)
     assert config["dataset"] == dataset
     assert config["folder"] == f"runs/{place}/iid_renorm/seed0"
-    assert group_of(config) == f"{place}/iid_renorm"
+    assert run_group(config) == place
     assert {dataset, config["scale"], "iid_renorm"} <= set(tags_of(config))
 
 

@@ -1,21 +1,12 @@
 """A killed run, run again, ends as if nothing had happened: bit-equal weights and the same curve."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from batch_renorm.errors import UserError
-from batch_renorm.running.checkpoints import checkpoints, newest_readable
+from batch_renorm.running.checkpoints import checkpoints
 from batch_renorm.running.folder import Folder, check_data, differences, move_aside, prepare_folder
-from batch_renorm.running.loggers import rewind
-from tests.conftest import ROOT, TINY
 from tests.running.checkpoint_files import curve, final_state
 
 LONG = ["size.steps=40", "size.evaluate_every=8"]
@@ -25,24 +16,6 @@ def assert_bit_equal(left, right):
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert torch.equal(value, right[name]), name
-
-
-@pytest.mark.slow
-def test_sigkill_and_again(train_command, tmp_path):
-    train_command(*LONG, folder="whole")
-    command = [sys.executable, "train.py", *TINY, *LONG, f"folder={tmp_path / 'killed'}"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    while len(checkpoints(tmp_path / "killed")) < 2 and process.poll() is None:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    reached = checkpoints(tmp_path / "killed")
-    assert reached, "the run ended without a checkpoint"
-    assert "finished" not in (tmp_path / "killed/run.json").read_text(), "the run ended before it could be killed"
-    again = train_command(*LONG, folder="killed")
-    assert "resuming at step" in again.stderr
-    assert_bit_equal(final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
-    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -74,14 +47,6 @@ def test_finished_run_reports_and_fresh_moves_it_aside(train_command, tmp_path):
     assert curve(tmp_path / "run") == curve(tmp_path / "run.old")
 
 
-@pytest.mark.slow
-def test_another_config_in_the_same_folder_is_refused(train_command):
-    train_command()
-    other = train_command("optim.clip_norm=1", "trainer.log_every=2", check=False)
-    assert other.returncode == 2
-    assert "another config; it differs in optim.clip_norm." in other.stderr
-
-
 def test_images_may_move_but_not_change(tmp_path):
     """data.root is where a store is; what it holds is noted, so that a resume does not go on with other images."""
     old = {"optim": {"lr": 1}, "data": {"root": "/a", "size": 8}, "dataset": "a", "size": {"evaluate_every": 1}}
@@ -94,31 +59,6 @@ def test_images_may_move_but_not_change(tmp_path):
     for other in (np.arange(7), np.arange(6)[::-1].copy()):
         with pytest.raises(UserError, match=r"other images or labels .6 for train and 3 for val."):
             check_data(folder, labels | {"train": other})
-
-
-def test_every_corrupt_byte_is_found(tmp_path):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for step in (1, 2):
-        torch.save({"x": torch.arange(1000.0)}, folder / f"step{step:08d}.ckpt")
-    newest = folder / "step00000002.ckpt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    assert newest_readable(tmp_path) == (folder / "step00000001.ckpt", [newest])
-
-
-def test_rewind_drops_later_and_torn_rows(tmp_path):
-    path = tmp_path / "curve.csv"
-    path.write_text("step,metric,value\n1,loss,2\n2,loss,1\n3,loss,0\n1,val_top1,9\n2,lo")
-    rewind(path, 2)
-    assert path.read_text() == "step,metric,value\n1,loss,2\n2,loss,1\n1,val_top1,9\n"
-
-
-def test_differences_name_what_changes_the_science_only():
-    old = yaml.safe_load("{optim: {lr: 1, decay: 2}, trainer: {devices: 1}, folder: a, ramp: {start: 1}}")
-    new = yaml.safe_load("{optim: {lr: 2, decay: 2}, trainer: {devices: 2}, folder: b, ramp: {end: 1}}")
-    assert differences(old, new) == ["optim.lr", "ramp.end", "ramp.start"]
 
 
 def test_move_aside_never_overwrites(tmp_path):

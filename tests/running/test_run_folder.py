@@ -1,6 +1,5 @@
 """A run folder: one writer, nothing moved that is in use or no run, and what a power cut may leave of it."""
 
-import json
 import random
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from batch_renorm import durable
 from batch_renorm.records import curve
-from batch_renorm.running import cli, overrides
+from batch_renorm.running import cli
 from batch_renorm.running.checkpoints import choose_checkpoint, load_weights, newest_readable
 from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
 from batch_renorm.running.loggers import rewind
@@ -111,11 +110,6 @@ def test_fresh_takes_an_empty_folder_or_that_of_a_failed_start(tmp_path):
         assert (tmp_path / "run.old/slurm.csv").exists()
 
 
-def test_a_file_in_the_folders_place_is_named(tmp_path):
-    (tmp_path / "run").touch()
-    assert "is a file: choose another place" in refusal(Folder(tmp_path / "run"), fresh=False)
-
-
 @pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"{", b"[]", b"\xff\xfe"])
 def test_a_power_cut_strands_no_checkpoint(folder, left):
     place = folder.path / "checkpoints"
@@ -144,24 +138,6 @@ def test_a_damaged_curve_loses_no_row_in_silence(folder):
     folder.curve.write_bytes(head.encode() + b"2,lo\xff\n2,val_top1,1\n")
     with pytest.raises(ValueError, match=f"{folder.curve} is damaged in line 3: take that line out"):
         rewind(folder.curve, 2)
-
-
-def test_harmed_files_of_a_run_are_put_aside_or_named(folder):
-    """Bytes that still make a config or a record are taken for one."""
-    chance = random.Random(2)
-    whole = {path: path.read_bytes() for path in (folder.config, folder.record_file)}
-    for trial in range(100):
-        for path, data in whole.items():
-            path.write_bytes(data)
-        path = chance.choice(list(whole))
-        path.write_bytes(harmed(whole[path], HARMS[trial % 5], chance))
-        try:
-            prepare_folder(folder, CONFIG)
-            assert isinstance(json.loads(folder.record_file.read_text()), dict)
-        except ValueError as error:
-            words = str(error)
-            assert words.splitlines() == [words]
-            assert "holds a run of another config" in words
 
 
 def test_harmed_checkpoints_load_as_they_were_or_not_at_all(tmp_path):
@@ -211,23 +187,23 @@ NASTY = [
 
 
 def read_back(arguments):
-    return [overrides.parsed(argument).value() for argument in arguments]
+    return [cli.parsed(argument).value() for argument in arguments]
 
 
 def test_paths_are_taken_as_people_write_them():
     for name in ("folder", "data.root", "+data.root"):
         for value in NASTY:
-            assert read_back(overrides.as_hydra_reads([f"{name}={value}"])) == [value], value
+            assert read_back(cli.as_hydra_reads([f"{name}={value}"])) == [value], value
     chance = random.Random(4)
     for _ in range(200):
         value = "/" + "".join(chance.choice("ab/ ,=()[]{}'\"~!#$%&:;<>?@^`|äß") for _ in range(8))
-        assert read_back(overrides.as_hydra_reads([f"data.root={value}"])) == [value], value
-    assert overrides.as_hydra_reads(["data.root='/a b'", 'folder="/a=b"', "seed=3"]) == [
+        assert read_back(cli.as_hydra_reads([f"data.root={value}"])) == [value], value
+    assert cli.as_hydra_reads(["data.root='/a b'", 'folder="/a=b"', "seed=3"]) == [
         "data.root='/a b'",
         'folder="/a=b"',
         "seed=3",
     ]
-    assert overrides.as_hydra_reads(["-m", "data.root=/a,/b"])[1] == "data.root=/a,/b"  # two jobs
+    assert cli.as_hydra_reads(["-m", "data.root=/a,/b"])[1] == "data.root=/a,/b"  # two jobs
 
 
 def test_a_value_that_hydra_cannot_read_is_named_with_the_form_that_works():
@@ -257,7 +233,7 @@ def places_of(monkeypatch, tmp_path, *arguments):
     monkeypatch.chdir(tmp_path)  # in the repository a finished run may be there, which is told and not trained
     monkeypatch.setattr("batch_renorm.running.run.train", lambda config: places.append(config["folder"]))
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"hydra.sweep.dir={tmp_path}"])
-    sys.argv[1:] = overrides.as_hydra_reads(sys.argv[1:])
+    sys.argv[1:] = cli.as_hydra_reads(sys.argv[1:])
     GlobalHydra.instance().clear()
     try:
         train.main()
@@ -297,8 +273,8 @@ def test_one_place_for_several_jobs_is_refused_before_the_first():
         (["-m", "seed=0,1", "folder=x"], r"differ in seed: write \$\{seed\} in it"),
     ):
         with pytest.raises(ValueError, match=cure):
-            overrides.as_hydra_reads(arguments)
-    overrides.as_hydra_reads(["-m", "ramp.rmax=3,5", "folder=x/${ramp.rmax}"])
+            cli.as_hydra_reads(arguments)
+    cli.as_hydra_reads(["-m", "ramp.rmax=3,5", "folder=x/${ramp.rmax}"])
 
 
 def test_long_sweeps_have_names_that_a_file_system_takes(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ from batch_renorm.data.loaders import Fetched
 from batch_renorm.running.build import build
 from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, prepare_folder
-from batch_renorm.running.result import account
+from batch_renorm.running.screen import account
 from batch_renorm.training.stages import Stages
 from tests.conftest import TINY
 from tests.data import imagenet_files

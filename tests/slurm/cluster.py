@@ -6,8 +6,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -56,11 +57,9 @@ def missing() -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [s.getsockname()[1] for s in sockets]
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,9 @@ class Cluster:
         deadline = time.time() + seconds
         while not condition():
             if time.time() > deadline:
-                raise AssertionError(f"no {what} within {seconds} s\n{self.logs()}")
+                logs = [f"{path}:\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log"))]
+                raise AssertionError("\n".join([f"no {what} within {seconds} s", *logs]))
             time.sleep(0.05)
-
-    def wait_for_jobs(self) -> None:
-        self.wait(lambda: not self.call("squeue", "--noheader").strip(), "end of all jobs")
-
-    def logs(self) -> str:
-        return "\n".join(f"{path}:\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
 
 
 @contextmanager
@@ -136,7 +130,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         start("slurmctld", "-D", "-c")
         for node in ("n1", "n2"):
             start("slurmd", "-D", "-N", node)
-        result.wait(lambda: idle_nodes(result) == 2, "idle nodes", 60)
+        sinfo = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
+        idle = partial(subprocess.run, sinfo, env=environment, capture_output=True)  # fails until slurmctld answers
+        result.wait(lambda: len(idle().stdout.split()) == 2, "idle nodes", 60)
         yield result
     finally:
         if len(started) > 1:
@@ -160,9 +156,3 @@ def end_jobs(environment: dict[str, str]) -> None:
         if not queue.stdout.strip():
             return
         time.sleep(0.1)
-
-
-def idle_nodes(cluster: Cluster) -> int:
-    command = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
-    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True)
-    return len(done.stdout.split())

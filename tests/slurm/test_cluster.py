@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from batch_renorm.running.checkpoints import checkpoints
 from tests.conftest import ROOT, TINY
@@ -62,11 +61,8 @@ def rank_process(folder: Path, rank: int) -> int:
             variables = (place / "environ").read_bytes().split(b"\0")
         except OSError:
             continue  # it has ended
-        if (
-            f"folder={folder}".encode() in words
-            and words[0] != b"srun"
-            and f"SLURM_PROCID={rank}".encode() in variables
-        ):
+        of_run = f"folder={folder}".encode() in words and words[0] != b"srun"
+        if of_run and f"SLURM_PROCID={rank}".encode() in variables:
             return int(place.name)
     raise AssertionError(f"no process of rank {rank}")
 
@@ -113,9 +109,7 @@ def test_two_nodes_train_one_run_through_a_signal_a_requeue_and_a_kill(slurm, re
 
     reference, one = final_state(tmp_path / "2"), final_state(tmp_path / "1")
     ours = final_state(folder)
-    assert ours.keys() == reference.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, reference[name]), name
+    assert_close(ours, reference, 0.0)
     assert curve(folder) == curve(tmp_path / "2")  # so no row is lost or doubled either
     assert_close(ours, one, 1e-5)
     assert [row[:2] for row in curve(folder)] == [row[:2] for row in curve(tmp_path / "1")]
@@ -133,15 +127,14 @@ def test_an_array_is_repaired_by_the_second_call_and_a_sweep_trains_the_same_run
     assert any(line.startswith("to submit: 2 runs") and "--array=0,7%" in line for line in first), first
     assert states(slurm, repository, *given)[-1] == "nothing to submit"  # both are queued
     slurm.call("scontrol", "release", first[-1].split()[-1])  # "Submitted batch job 7"
-    slurm.wait_for_jobs()
+    slurm.wait(lambda: not slurm.call("squeue", "--noheader").strip(), "end of all jobs")
     assert (state(place / "seed0"), state(place / "seed1")) == ("finished", None)
 
     (place / "seed1").unlink()
     second = states(slurm, repository, *given)
     assert second[0].startswith("finished ")
     assert any(line.startswith("to submit: 1 runs") and "--array=7%" in line for line in second), second
-    slurm.wait_for_jobs()
-    assert state(place / "seed1") == "finished"
+    slurm.wait(lambda: state(place / "seed1") == "finished", "end of the repaired run")
 
     sweep = ["-m", "hydra/launcher=submitit_slurm", *TINY, "trainer.threads=1", "experiment=iid_batchnorm", "seed=0,1"]
     sweep += ["folder=sweep/seed${seed}", "hydra.launcher.cpus_per_task=1"]

@@ -134,9 +134,11 @@ def test_the_second_attempt_does_not_move_the_first_aside(submit, tmp_path):
     }
 
 
-def test_an_array_element_takes_its_experiment_and_seed(submit, tmp_path):
+def test_an_array_element_takes_its_experiment_and_seed_and_a_config_that_does_not_compose_no_ranks(submit, tmp_path):
     submit("@iid_renorm,micro4_renorm", "data.root=/a b", SLURM_ARRAY_TASK_ID="5")
     assert lines(tmp_path / "calls/srun")[-1].endswith("train.py experiment=micro4_renorm seed=2 data.root=/a b")
+    assert submit("sede=1", COMPOSED="2").returncode == 2
+    assert len(lines(tmp_path / "calls/srun")) == 3
 
 
 def test_data_are_copied_to_the_node_once(submit, tmp_path):
@@ -174,8 +176,3 @@ def test_bad_input_is_one_line_and_stays_out_of_the_queue(submit, tmp_path, vari
     assert len(done.stderr.splitlines()) == 1
     assert answer in done.stderr
     assert not (tmp_path / "calls/requeued").exists()
-
-
-def test_a_config_that_does_not_compose_starts_no_ranks(submit, tmp_path):
-    assert submit("sede=1", COMPOSED="2").returncode == 2
-    assert len(lines(tmp_path / "calls/srun")) == 1

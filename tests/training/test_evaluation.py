@@ -1,7 +1,5 @@
 """When which metrics are measured."""
 
-import pytest
-
 from batch_renorm.records.curve import read_rows
 
 ON_MINIBATCHES = ["val_top1_batch_statistics", "val_top1_no_counterpart", "val_top1_as_trained"]
@@ -16,11 +14,6 @@ def test_only_some_evaluations_measure_on_minibatches(train_command, tmp_path):
     assert steps_of(tmp_path / "run", "val_top1") == [2, 4, 6, 8, 10]
     for metric in ON_MINIBATCHES:
         assert steps_of(tmp_path / "run", metric) == [4, 8, 10]  # the last one is always whole
-
-
-@pytest.mark.parametrize(("scale", "every"), [("glyphs", 1), ("imagenet", 2)])
-def test_scales_choose_how_often(compose, scale, every):
-    assert compose(f"scale={scale}", "experiment=iid_renorm")["evaluation"]["minibatches_every"] == every
 
 
 def test_a_number_below_1_is_refused(train_command):

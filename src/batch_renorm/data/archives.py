@@ -1,4 +1,4 @@
-"""ILSVRC-2012's official archives: a tar of tars for training, a tar of files for validation, and the devkit.
+"""ILSVRC-2012's official archives: a tar of tars for training, a tar of files for validation.
 
 Nothing is unpacked: tarfile reads the headers once, and images are read at their places in the archive.
 """
@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import pyarrow as pa
 
-from batch_renorm.data.files import is_image, looks_like, order, printable, reading
+from batch_renorm.data.files import PlainFiles, is_image, looks_like, printable, reading
 from batch_renorm.errors import UserError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -22,29 +21,19 @@ Member = tuple[str, int, int]
 """Name, first byte in the archive, number of bytes."""
 
 
-class TarFiles:
-    """Images in a tar file, read at their places in it.
+class TarFiles(PlainFiles):
+    """Images in a tar file, read at their places in it; `labels` is in the order of `members`."""
 
-    Args:
-        labels: (images,) int64, in the order of `members`.
-    """
+    SEPARATOR = ":"
 
     def __init__(self, archive: Path, labels: np.ndarray, members: list[Member]) -> None:
-        names = pa.array([os.fsencode(name) for name, _, _ in members], pa.binary())
-        by_label = order(labels, names)
-        self.archive, self.labels, self.names = str(archive), labels[by_label], names.take(pa.array(by_label))
-        self.places = np.array([place for _, *place in members], dtype=np.int64)[by_label]
+        super().__init__(archive, labels, [name for name, _, _ in members])
+        self.places = np.array([place for _, *place in members], dtype=np.int64)[self.by_label]
         self._file: int | None = None
-
-    def path(self, index: int) -> str:
-        return printable(self.names[index].as_py())
-
-    def name(self, index: int) -> str:
-        return f"{self.archive}:{self.path(index)}"
 
     def read(self, index: int) -> bytes:
         if self._file is None:
-            self._file = os.open(self.archive, os.O_RDONLY)
+            self._file = os.open(self.root, os.O_RDONLY)
         start, size = self.places[index].tolist()
         data = os.pread(self._file, size, start)  # uses no file position, which processes would share
         if len(data) != size:
@@ -56,33 +45,24 @@ class TarFiles:
 
 
 def by_class(archive: Path) -> dict[str, list[Member]]:
-    """The images of each class in a tar that has a tar, or a folder, for each class.
+    """The images of each class in a tar that has a tar for each class.
 
     Raises:
         UserError: the archive cannot be read, or has something else in it.
     """
     result: dict[str, list[Member]] = {}
-    shape = "it should be a tar of n01440764.tar and so on, as image-net.org has it"
-    kinds = set()
     with reading(archive, "a whole tar file", AGAIN), archive.open("rb") as file:
         for name, start, size in _members(file, archive, ""):
-            if name.endswith(".tar"):
-                kinds.add("archives of classes")
-                wnid = Path(name).stem
-                if wnid in result:
-                    raise UserError(f"{archive} has the class {wnid} twice: {AGAIN}")
-                inner = [member for member in _members(file, archive, name, start, size) if is_image(member[0])]
-                if not inner:
-                    raise UserError(f"the class {wnid} has no images: {archive}:{name} is empty")
-                result[wnid] = inner
-            elif is_image(name):
-                kinds.add("images in folders")
-                wnid = Path(name).parent.name
-                if not wnid:
-                    raise UserError(f"{archive} has {printable(name)} in no folder of a class: {shape}")
-                result.setdefault(wnid, []).append((name, start, size))
-    if len(kinds) != 1:
-        raise UserError(f"{archive} has {' and '.join(sorted(kinds)) or 'no images'}: {shape}")
+            if not name.endswith(".tar"):
+                continue
+            wnid = Path(name).stem
+            if wnid in result:
+                raise UserError(f"{archive} has the class {wnid} twice: {AGAIN}")
+            result[wnid] = [member for member in _members(file, archive, name, start, size) if is_image(member[0])]
+            if not result[wnid]:
+                raise UserError(f"the class {wnid} has no images: {archive}:{name} is empty")
+    if not result:
+        raise UserError(f"{archive} should be a tar of n01440764.tar and so on, as image-net.org has it: {AGAIN}")
     return result
 
 
@@ -108,7 +88,7 @@ def _members(file: IO[bytes], archive: Path, inside: str, start: int = 0, size: 
             while (member := tar.next()) is not None:
                 if size is not None and member.offset_data + member.size > start + size:
                     raise UserError(f"{name} is cut off in {printable(member.name)}: {AGAIN}")
-                if member.isfile() and not os.path.basename(member.name).startswith("."):
+                if member.isfile():
                     yield member.name, member.offset_data, member.size
                 tar.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
             file.seek(tar.offset)

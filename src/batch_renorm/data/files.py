@@ -37,10 +37,8 @@ T = TypeVar("T")
 class Files(Protocol):
     """The encoded images of one split. Objects are pickled for loader processes, without open files."""
 
-    @property
-    def labels(self) -> np.ndarray:
-        """(images,) int64."""
-        ...
+    labels: np.ndarray
+    """(images,) int64."""
 
     def path(self, index: int) -> str | None:
         """The file name of an image, now or originally, printable."""
@@ -50,9 +48,7 @@ class Files(Protocol):
         """Where an image is, for messages."""
         ...
 
-    def read(self, index: int) -> bytes:
-        """The bytes of an encoded image."""
-        ...
+    def read(self, index: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -145,35 +141,31 @@ def printable(name: str | bytes) -> str:
 
 def order(labels: np.ndarray, names: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The permutation that sorts images by label, then by name; images without names keep their order."""
-    table = pa.table({"label": pa.array(labels), "stem": stems(names), "name": names})
-    keys = [("label", "ascending"), ("stem", "ascending"), ("name", "ascending")]
-    return pc.sort_indices(table, sort_keys=keys).to_numpy()
-
-
-def stems(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The part of the images' names that is the same in every kind of storage."""
-    return pc.replace_substring_regex(names, STEM, "")
+    stems = pc.replace_substring_regex(names, STEM, "")
+    table = pa.table({"label": pa.array(labels), "stem": stems, "name": names})
+    return pc.sort_indices(table, sort_keys=[(key, "ascending") for key in table.column_names]).to_numpy()
 
 
 class PlainFiles:
     """Images in separate files below `root`.
 
     Args:
-        root: folder that names are relative to.
         labels: (images,) int64, in the order of `names`.
         names: paths below the root.
     """
 
+    SEPARATOR = "/"
+
     def __init__(self, root: Path, labels: np.ndarray, names: list[str]) -> None:
         given = pa.array(map(os.fsencode, names), pa.binary())
-        by_label = order(labels, given)
-        self.root, self.labels, self.names = os.fsencode(root), labels[by_label], given.take(pa.array(by_label))
+        self.by_label = order(labels, given)
+        self.root, self.labels, self.names = os.fsencode(root), labels[self.by_label], given.take(self.by_label)
 
     def path(self, index: int) -> str:
         return printable(self.names[index].as_py())
 
     def name(self, index: int) -> str:
-        return f"{printable(self.root)}/{self.path(index)}"
+        return printable(self.root) + self.SEPARATOR + self.path(index)
 
     def read(self, index: int) -> bytes:
         with open(os.path.join(self.root, self.names[index].as_py()), "rb") as file:
@@ -181,12 +173,7 @@ class PlainFiles:
 
 
 class PartOfLabels:
-    """The images of some labels of another split, with these labels numbered from 0 on.
-
-    Args:
-        files: all images of the split.
-        labels: the chosen labels, ascending.
-    """
+    """The images of some labels (ascending) of another split, with these labels numbered from 0 on."""
 
     def __init__(self, files: Files, labels: np.ndarray) -> None:
         self.files, self.rows = files, np.flatnonzero(np.isin(files.labels, labels))

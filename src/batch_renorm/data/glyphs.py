@@ -24,13 +24,10 @@ from batch_renorm.errors import UserError
 
 TEMPLATE_SIZE = 32
 """Letters are rendered once, into squares of this many pixels."""
-
 ALIKE = 0.8
 """Two letters look alike if the correlation of their pixels, at the resolution of an image, is above this."""
-
 CORNERS = 4
 """Letters stand in different corners of an image."""
-
 SPLITS = {"train": 0, "val": 1}
 
 

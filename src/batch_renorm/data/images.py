@@ -2,8 +2,12 @@
 
 Loader processes read, decode, crop and resize; colours are distorted on the device, many images at once.
 Every random number is a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
+
+libjpeg-turbo decodes JPEG through simplejpeg. Pillow decodes what simplejpeg cannot read (a PNG with a JPEG name) or
+converts differently (CMYK). EXIF orientation is ignored, as in the readers behind ILSVRC's published accuracies.
 """
 
+import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,12 +15,13 @@ from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
+import simplejpeg
 import torch
+from PIL import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from batch_renorm.data.augmentation import AREAS, distort, random_box, resized, resized_centre
-from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.files import Files, PartOfLabels, patiently, printable
 from batch_renorm.data.labels import chosen_labels
 from batch_renorm.data.loaders import Draw, Fetched, Source
@@ -26,6 +31,46 @@ from batch_renorm.errors import TransientReadError, UserError
 
 COLOURS_AT_ONCE = 64
 """Images whose colours are distorted at once; each needs some 10 MB at 299 pixels, and more do not help."""
+CMYK = ("CMYK", "YCCK")
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 1 << 28
+"""Pillow refuses larger images, which a damaged header may claim to be."""
+
+
+class UnreadableImage(UserError):
+    """Bytes that are not an image, or only a part of one."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The pixels of an encoded image, (height, width, 3) uint8, RGB; grey images have three equal channels.
+
+    Images with 16 bits per channel keep the upper 8 bits.
+
+    Raises:
+        UnreadableImage: a truncated image, no image, or pixels of unknown range.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in CMYK and height * width <= MOST_PIXELS:
+            return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        pass  # not a JPEG, or a broken one: Pillow reads it or says what is wrong
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return rgb(image)
+    except Exception as error:  # Pillow's plugins may raise anything on damaged files
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
+        raise UnreadableImage(reason or type(error).__name__) from error
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """Pillow's image as (height, width, 3) uint8. Pillow's own conversion would clip 16-bit values at 255."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        what = "32-bit integers" if image.mode == "I" else "floats"
+        raise UnreadableImage(f"its pixels are {what}, whose range nobody knows: save it with 8 or 16 bits a channel")
+    return np.array(image.convert("RGB"))
 
 
 class Images(Source):
@@ -108,7 +153,6 @@ class Images(Source):
         self._warned: set[str] = set()
 
     def labels(self, split: str) -> np.ndarray:
-        """The label of every image of a split, (images,) int64."""
         return self.files[split].labels if split in self.files else np.empty(0, np.int64)
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Fetched:
@@ -165,27 +209,18 @@ class Images(Source):
             print(f"replacing the image {name}, which cannot be read: {reason}", file=sys.stderr, flush=True)
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
-        """Distort the colours of training images, then scale all images to [-1, 1]."""
-        there = [part.to(device, non_blocking=True) for part in fetched]
-        parts = [ready(part.pixels, part.colours) for part in there]
+        """Distort the colours of training images, then scale all images to [-1, 1], channels innermost."""
+        parts = []
+        for part in fetched:
+            sent = part.to(device, non_blocking=True)
+            pixels, colours = sent.pixels, sent.colours
+            result = torch.empty(pixels.shape, device=device, memory_format=torch.channels_last)
+            for first in range(0, len(pixels), COLOURS_AT_ONCE):
+                some = slice(first, first + COLOURS_AT_ONCE)
+                scaled = pixels[some].float() / 255
+                result[some] = (scaled if colours is None else distort(scaled, colours[some])) * 2 - 1
+            parts.append(result)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def ready(pixels: Tensor, colours: Tensor | None) -> Tensor:
-    """Images as the network takes them, (n, 3, size, size) float32 in [-1, 1], channels innermost.
-
-    Args:
-        pixels: (n, 3, size, size) uint8.
-        colours: (n, 5) float32 draws of `distort`; None leaves colours as they are.
-    """
-    result = torch.empty(pixels.shape, device=pixels.device, memory_format=torch.channels_last)
-    for first in range(0, len(pixels), COLOURS_AT_ONCE):
-        some = slice(first, first + COLOURS_AT_ONCE)
-        images = pixels[some].float() / 255
-        if colours is not None:
-            images = distort(images, colours[some])
-        result[some] = images * 2 - 1
-    return result
 
 
 def augmented(

@@ -5,6 +5,7 @@ images. So the prepared images are kept while there is room; images that do not 
 The same loader processes do both, and end when nothing is left to prepare.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from batch_renorm.data.loaders import Fetched, Source, end_with_this_process, outlive_signals
+from batch_renorm.data.loaders import Fetched, Items, Source, end_with_this_process, outlive_signals
 
 Visit = tuple[str, np.ndarray]
 """A split, and the indices of some of its images."""
@@ -33,11 +34,10 @@ class KeptImages:
     """
 
     def __init__(self, source: Source, processes: int = 0, room: int | None = None, pinned: bool = False) -> None:
-        self.source, self.processes, self.pinned, self.room = source, processes, pinned, room
-        self.kept: Tensor | None = None
+        self.source, self.processes, self.pinned = source, processes, pinned
+        self.most = sys.maxsize if room is None else room // source.image_bytes
+        self.kept: dict[tuple[str, int], Tensor] = {}
         self._labels = {split: torch.from_numpy(source.labels(split)) for split in ("train", "val")}
-        self._rows = {split: np.full(len(labels), -1) for split, labels in self._labels.items()}
-        """The place of each image in `kept`; -1 for those that are not."""
         self._requests: list[Visit] = []
         self._loader: DataLoader[Any] | None = None
         self._in_fetched = True  # whether the source returns `Fetched`, and not tensors
@@ -57,68 +57,43 @@ class KeptImages:
             yield from self._visit(visits)
             completed = True
         finally:
-            if not completed:  # some rows have no pixels yet
-                for rows in self._rows.values():
-                    rows.fill(-1)
-                self.kept, self._loader = None, None
+            if not completed or all((split, i) in self.kept for split, indices in visits for i in indices.tolist()):
+                self.close()  # nothing is left to prepare, or what is left is not asked for
 
     def _visit(self, visits: Sequence[Visit]) -> Iterator[tuple[Tensor | Fetched, Tensor]]:
-        new = [self._give_rows(split, indices) for split, indices in visits]
+        chosen: set[tuple[str, int]] = set(self.kept)
+        pieces: list[list[np.ndarray]] = []  # for each visit: positions of images that must be prepared
+        for split, indices in visits:
+            new = np.flatnonzero([(split, index) not in chosen for index in indices.tolist()])
+            chosen.update((split, index) for index in indices[new][: self.most - len(chosen)].tolist())
+            pieces.append([new[start : start + AT_ONCE] for start in range(0, len(new), AT_ONCE)])
         requests = [
-            (split, missing[start : start + AT_ONCE])
-            for (split, _), missing in zip(visits, new, strict=True)
-            for start in range(0, len(missing), AT_ONCE)
+            (split, indices[piece])
+            for (split, indices), of_visit in zip(visits, pieces, strict=True)
+            for piece in of_visit
         ]
-        loaded: Iterator[Tensor | Fetched] = iter(self._load(requests) if requests else ())
-        for (split, indices), missing in zip(visits, new, strict=True):
-            fresh: dict[int, Tensor] = {}
-            for start in range(0, len(missing), AT_ONCE):
-                some, fetched = missing[start : start + AT_ONCE], next(loaded)
+        loaded = iter(self._load(requests) if requests else ())
+        for (split, indices), of_visit in zip(visits, pieces, strict=True):
+            keys = [(split, index) for index in indices.tolist()]
+            batch: Tensor | None = None
+            for piece in of_visit:
+                fetched = next(loaded)
                 self._in_fetched = isinstance(fetched, Fetched)
                 pixels = fetched.pixels if isinstance(fetched, Fetched) else fetched
-                self._keep(split, some, pixels)
-                for position in np.flatnonzero(self._rows[split][some] < 0).tolist():
-                    fresh[int(some[position])] = pixels[position]
-            batch = self._together(split, indices, fresh)
+                batch = _empty(len(keys), pixels, self.pinned) if batch is None else batch
+                batch[torch.from_numpy(piece)] = pixels
+                keep = [place for place, position in enumerate(piece) if keys[position] in chosen]
+                block = _empty(len(keep), pixels)  # a copy: `pixels` may be in shared memory
+                block[:] = pixels[keep]
+                self.kept |= {keys[piece[place]]: image for place, image in zip(keep, block, strict=True)}
+            for position in set(range(len(keys))).difference(*map(np.ndarray.tolist, of_visit)):
+                image = self.kept[keys[position]]
+                batch = _empty(len(keys), image[None], self.pinned) if batch is None else batch
+                batch[position] = image
+            assert batch is not None
             yield Fetched(batch) if self._in_fetched else batch, self._batch_labels(split, indices)
         for _ in loaded:
             raise AssertionError("the loader has more than was asked for")
-        if all((self._rows[split][indices] >= 0).all() for split, indices in visits):
-            self._loader = None  # nothing is left to prepare: its processes end
-
-    def _give_rows(self, split: str, indices: np.ndarray) -> np.ndarray:
-        """The images that must be prepared for this visit; they get rows while there is room."""
-        rows = self._rows[split]
-        missing, used = indices[rows[indices] < 0], self._used()
-        free = len(missing) if self.room is None else max(0, self.room // self.source.image_bytes - used)
-        kept = missing[:free]
-        rows[kept] = used + np.arange(len(kept))
-        return missing
-
-    def _used(self) -> int:
-        return sum(int((rows >= 0).sum()) for rows in self._rows.values())
-
-    def _keep(self, split: str, indices: np.ndarray, pixels: Tensor) -> None:
-        rows = self._rows[split][indices]
-        positions = np.flatnonzero(rows >= 0)
-        if not len(positions):
-            return
-        if self.kept is None:  # unwritten pages take no memory
-            self.kept = _empty(self._used(), pixels)
-        if rows.max() >= len(self.kept):  # a later evaluation visits more images
-            self.kept = torch.cat([self.kept, _empty(self._used() - len(self.kept), pixels)])
-        self.kept[torch.from_numpy(rows[positions])] = pixels[torch.from_numpy(positions)]
-
-    def _together(self, split: str, indices: np.ndarray, fresh: dict[int, Tensor]) -> Tensor:
-        """The images of a visit, in its order."""
-        rows = self._rows[split][indices]
-        like = self.kept if self.kept is not None else next(iter(fresh.values()))[None]
-        batch = _empty(len(indices), like, pinned=self.pinned)
-        if not fresh and self.kept is not None:
-            return torch.index_select(self.kept, 0, torch.from_numpy(rows), out=batch)
-        for position, (index, row) in enumerate(zip(indices.tolist(), rows.tolist(), strict=True)):
-            batch[position] = fresh[index] if row < 0 else self.kept[row]  # type: ignore[index]
-        return batch
 
     def _batch_labels(self, split: str, indices: np.ndarray) -> Tensor:
         labels = self._labels[split][indices]
@@ -132,7 +107,7 @@ class KeptImages:
         if self._loader is None:
             end_with_this_process()
             self._loader = DataLoader(
-                _Fetching(self.source), batch_size=None, sampler=_Requests(self._requests), num_workers=self.processes,
+                _Fetching(self.source), batch_size=None, sampler=Items(self._requests), num_workers=self.processes,
                 persistent_workers=True, worker_init_fn=outlive_signals,
             )  # fmt: skip
         self._requests[:] = requests
@@ -153,13 +128,3 @@ class _Fetching(Dataset[Any]):
 
     def __getitem__(self, visit: Visit) -> Any:
         return self.source.fetch(*visit, None)
-
-
-class _Requests:
-    """A sampler of a list's current contents: the loader processes are reused for later evaluations."""
-
-    def __init__(self, requests: list[Visit]) -> None:
-        self.requests = requests
-
-    def __iter__(self) -> Iterator[Visit]:
-        return iter(list(self.requests))

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -26,12 +27,6 @@ TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 LISTS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "synset_labels.txt",
          "val_annotations.txt")  # fmt: skip
 DEVKIT_AGAIN, LIST_AGAIN = f"download {DEVKIT}.tar.gz again", "get the list again"
-MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
-"""Byte order marks, which editors on Windows write at the beginning, and their encodings."""
-WNID = re.compile(r"n\d{8}")
 
 
 def flat_labels(names: list[str], classes: list[str] | None, folders: list[Path]) -> tuple[list[str], np.ndarray]:
@@ -73,23 +68,18 @@ def _listed(names: list[str], folders: list[Path]) -> tuple[object, list[str]]:
     )
 
 
-def lines_of(path: Path, what: str, cure: str) -> list[str]:
-    """The lines of a text file, in UTF-8 or the encoding of its byte order mark."""
-    with reading(path, what, cure):
-        return _decoded(path.read_bytes()).splitlines()
-
-
-def _decoded(data: bytes) -> str:
-    text = data.decode(next((encoding for mark, encoding in MARKS.items() if data.startswith(mark)), "utf-8"))
+def text_of(data: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 as editors on Windows write it."""
+    text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
     if "\0" in text or text.lstrip()[:5].lower() in ("<!doc", "<html"):
         raise ValueError("no text")  # an HTML page is named by `reading`
     return text
 
 
 def _from_list(path: Path, names: list[str]) -> list[str]:
-    lines = lines_of(path, "a list of labels, in UTF-8", LIST_AGAIN)
-    rows = [(number, re.split(r"[,\s]+", line.replace('"', "").strip())) for number, line in enumerate(lines, 1)]
-    rows = [(number, row) for number, row in rows if row[0]]
+    with reading(path, "a list of labels, in UTF-8", LIST_AGAIN):
+        lines = text_of(path.read_bytes()).replace('"', "").splitlines()
+    rows = [(number, re.split(r"[,\s]+", line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise UserError(f"{path} is empty: {LIST_AGAIN}")
     if all(len(row) == 1 for _, row in rows):
@@ -116,11 +106,10 @@ def _check_number(path: Path, labels: int, images: int) -> None:
 
 def devkit_in(folder: Path) -> Path | None:
     """A devkit in a folder: its archive, its folder, or the folder itself if it contains `data`."""
-    archives = [folder / f"{DEVKIT}{end}" for end in (".tar.gz", ".tgz", ".tar")]
-    folders = [
-        place for place in (folder / DEVKIT, folder) if any((place / "data" / n).is_file() for n in (TRUTH, META))
-    ]
-    return next((path for path in (*archives, *folders) if path.exists()), None)
+    names = (f"{DEVKIT}.tar.gz", f"{DEVKIT}.tgz", f"{DEVKIT}.tar", f"{DEVKIT}/data/{TRUTH}", f"{DEVKIT}/data/{META}",
+             f"data/{TRUTH}", f"data/{META}")  # fmt: skip
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    return path.parent.parent if path is not None and path.name in (TRUTH, META) else path
 
 
 def read_devkit(path: Path) -> tuple[list[int], dict[int, str]]:
@@ -141,7 +130,7 @@ def read_devkit(path: Path) -> tuple[list[int], dict[int, str]]:
     with reading(path, "a devkit whose meta.mat can be read", DEVKIT_AGAIN):
         synsets = _synsets(contents[META])
     with reading(path, f"a devkit whose {TRUTH} has a number a line", DEVKIT_AGAIN):
-        truth = [int(word) for word in _decoded(contents[TRUTH]).split()]
+        truth = [int(word) for word in text_of(contents[TRUTH]).split()]
     unknown = next((number for number in truth if number not in synsets), None)
     if unknown is not None:
         raise UserError(f"{path} gives an image the number {unknown}, and its meta.mat no class to it: {DEVKIT_AGAIN}")
@@ -178,12 +167,12 @@ def class_names(path: Path) -> list[str]:
     """
     if path.is_dir() or path.suffix in (".gz", ".tgz", ".tar"):
         return sorted(read_devkit(devkit_in(path) or path)[1].values())
-    lines = lines_of(path, "a list of classes, in UTF-8", "it must have the name of a class on each line")
-    words = [line.strip() for line in lines if line.strip()]
-    names = [word.split()[0] if WNID.fullmatch(word.split()[0]) else word for word in words]
-    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    with reading(path, "a list of classes, in UTF-8", "it must have the name of a class on each line"):
+        lines = [line.strip() for line in text_of(path.read_bytes()).splitlines() if line.strip()]
+    names = [line.split()[0] if re.match(r"n\d{8}\b", line) else line for line in lines]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if not names or twice is not None:
-        raise UserError(f"{path} names {'no class' if twice is None else f'the class {twice!r} twice'}")
+        raise UserError(f"{path} names {f'the class {twice!r} twice' if names else 'no class'}")
     return names
 
 
@@ -201,8 +190,7 @@ def chosen_labels(chosen: int | str, classes: Sequence[str]) -> np.ndarray:
         return np.arange(chosen)
     position = {name: label for label, name in enumerate(classes)}
     names = class_names(Path(os.path.expanduser(chosen)))
-    unknown = next((name for name in names if name not in position), None)
-    if unknown is not None:
+    if (unknown := next((name for name in names if name not in position), None)) is not None:
         raise UserError(f"data.labels={chosen} names the class {unknown!r}, which the data set does not have")
     return np.array(sorted(position[name] for name in names))
 

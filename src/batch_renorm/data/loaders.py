@@ -2,12 +2,16 @@
 
 A *source* is a data set. Loader processes call its `fetch`, which does the part of the work that suits
 the CPU; the training process calls its `images`, which finishes the work on the device.
+
+The paper's step is the mean gradient of `workers` minibatches. A rank owns a contiguous range of workers and computes
+it in several passes. All ranks make the same number of passes, so that collective calls match.
 """
 
+import itertools
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
@@ -17,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from batch_renorm.data.minibatches import Regime
-from batch_renorm.data.workers import passes_per_step, split_evenly, workers_of_pass, workers_of_rank
 from batch_renorm.errors import UserError
 
 
@@ -60,13 +63,15 @@ class Fetched:
     seconds: dict[str, float] = field(default_factory=dict)
     replaced: int = 0
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Fetched":
+        colours = None if self.colours is None else change(self.colours)
+        return replace(self, pixels=change(self.pixels), colours=colours)
+
     def pin_memory(self) -> "Fetched":
-        colours = self.colours.pin_memory() if self.colours is not None else None
-        return Fetched(self.pixels.pin_memory(), colours, self.seconds, self.replaced)
+        return self.changed(Tensor.pin_memory)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Fetched":
-        colours = self.colours.to(device, non_blocking=non_blocking) if self.colours is not None else None
-        return Fetched(self.pixels.to(device, non_blocking=non_blocking), colours, self.seconds, self.replaced)
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: Any) -> None:
         self.pixels.record_stream(stream)
@@ -78,7 +83,7 @@ class Source(Protocol):
     """A data set: labelled training and validation images.
 
     A class of one's own derives from this one, has the three numbers and the three methods, and changes the other
-    members where their defaults are not right. What `fetch` returns goes from a loader process to the training process.
+    members where their defaults are not right.
     """
 
     classes: int
@@ -113,10 +118,6 @@ class Source(Protocol):
         ...
 
 
-METHODS = ("labels", "fetch", "images")
-MEMBERS = (*Source.__annotations__, "image_bytes", *METHODS)
-
-
 def check_source(source: Source, name: str) -> None:
     """Check that a data set has what a `Source` has, and labels for its images.
 
@@ -126,8 +127,9 @@ def check_source(source: Source, name: str) -> None:
     Raises:
         UserError: it has not; the message names the member.
     """
-    missing = [member for member in MEMBERS if member not in dir(source)]
-    missing += [name for name in METHODS if getattr(type(source), name, None) is getattr(Source, name)]
+    methods = ("labels", "fetch", "images")
+    missing = [member for member in (*Source.__annotations__, "image_bytes", *methods) if member not in dir(source)]
+    missing += [name for name in methods if getattr(type(source), name, None) is getattr(Source, name)]
     if missing:
         raise UserError(
             f"the data set {name} lacks {', '.join(missing)}: a class that derives from "
@@ -152,7 +154,7 @@ class Pass:
     """One forward/backward of a rank: some of the step's minibatches, in worker order.
 
     `fetched` has what the source fetched for all workers at once, so that a loader process sends a pass
-    in a few pieces of shared memory; it is empty if the pass has no workers (see `workers_of_pass`).
+    in a few pieces of shared memory; it is empty if the pass has no workers (see `Division.workers_of_pass`).
     """
 
     step: int
@@ -165,8 +167,7 @@ class Pass:
     """The place of its images in the run; None without images."""
 
     def pin_memory(self) -> "Pass":
-        fetched = [part.pin_memory() for part in self.fetched]
-        return Pass(self.step, self.last, fetched, self.labels.pin_memory(), draw=self.draw)
+        return replace(self, fetched=[part.pin_memory() for part in self.fetched], labels=self.labels.pin_memory())
 
     def arrive(self, device: torch.device) -> None:
         """Make the device's current stream wait for the copy; the host does not wait."""
@@ -197,12 +198,49 @@ class SentAhead:
                 labels = batch.labels.to(self.device, non_blocking=True)
                 sent = torch.cuda.Event()
                 sent.record(stream)
-            yield Pass(batch.step, batch.last, fetched, labels, sent, batch.draw)
+            yield replace(batch, fetched=fetched, labels=labels, sent=sent)
+
+
+def split_evenly(items: range, parts: int) -> list[range]:
+    """Cut a range into `parts` contiguous ranges whose lengths differ by at most one, longest first.
+
+    >>> [len(part) for part in split_evenly(range(50), 8)]
+    [7, 7, 6, 6, 6, 6, 6, 6]
+    """
+    short, longer = divmod(len(items), parts)
+    ends = [part * short + min(part, longer) for part in range(parts + 1)]
+    return [items[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def balance(workers: int, ranks: int) -> str:
+    """How busy `ranks` ranks are, and which numbers of ranks near it would be better.
+
+    >>> balance(50, 8)
+    'busy 89% of a step, while 7 are computed; 10 or 5 ranks would be busy all of it'
+    >>> balance(50, 10)
+    'busy all of a step'
+    """
+    if workers % ranks == 0:
+        return "busy all of a step"
+    largest = -(-workers // ranks)
+    even = [number for number in range(1, workers + 1) if workers % number == 0]
+    more, fewer = min(n for n in even if n > ranks), max(n for n in even if n < ranks)
+    return (
+        f"busy {workers / ranks / largest:.0%} of a step, while {largest} are computed; "
+        f"{more} or {fewer} ranks would be busy all of it"
+    )
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a rank's share of a step is divided into passes."""
+    """How a rank's share of a step's workers is divided into passes.
+
+    Args:
+        workers_per_pass: at most; None means all of a rank's workers at once.
+
+    Raises:
+        UserError: more ranks than workers, so that a rank would have nothing to do; no workers in a pass.
+    """
 
     workers: int
     rank: int = 0
@@ -210,14 +248,30 @@ class Division:
     workers_per_pass: int | None = None
 
     def __post_init__(self) -> None:
-        workers_of_rank(self.workers, self.rank, self.ranks)
+        if self.ranks > self.workers:
+            raise UserError(
+                f"{self.ranks} ranks but only {self.workers} workers a step: a rank would have no minibatch; "
+                f"use at most {self.workers} devices or raise workers"
+            )
+        if self.workers_per_pass is not None and self.workers_per_pass < 1:
+            raise UserError(f"workers_per_pass must be at least 1, got {self.workers_per_pass}")
 
     @property
     def passes(self) -> int:
-        return passes_per_step(self.workers, self.ranks, self.workers_per_pass)
+        """The passes of every rank in a step."""
+        largest_share = -(-self.workers // self.ranks)
+        return -(-largest_share // (self.workers_per_pass or largest_share))
 
     def workers_of_pass(self, index: int) -> range:
-        return workers_of_pass(self.workers, self.rank, self.ranks, self.passes, index)
+        """The workers of the rank's pass number `index` of a step; later passes are never shorter.
+
+        A rank with fewer workers than the largest share may have an empty pass. It comes first, because
+        the ranks exchange gradients in the last pass of a step.
+        """
+        share = split_evenly(range(self.workers), self.ranks)[self.rank]
+        lengths = [len(part) for part in split_evenly(share, self.passes)][::-1]
+        start = sum(lengths[:index])
+        return share[start : start + lengths[index]]
 
 
 class TrainingPasses(Dataset[Pass]):
@@ -239,13 +293,13 @@ class TrainingPasses(Dataset[Pass]):
         return Pass(step, last, [self.source.fetch("train", indices, draw)], self.labels[indices], draw=draw)
 
 
-class _Items:
-    """A sampler without a length, so that only the trainer's steps are counted."""
+class Items:
+    """A sampler of the current items, without a length, so that only the trainer's steps are counted."""
 
-    def __init__(self, items: range) -> None:
+    def __init__(self, items: Iterable[Any]) -> None:
         self.items = items
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.items)
 
 
@@ -283,7 +337,7 @@ def training_loader(
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=_Items(range(start_step * passes, steps * passes)),
+        sampler=Items(range(start_step * passes, steps * passes)),
         num_workers=processes,
         pin_memory=pin_memory,
         persistent_workers=processes > 0,

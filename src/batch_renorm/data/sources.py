@@ -28,6 +28,7 @@ KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 SYSTEM = ("@eaDir", "#recycle", "@tmp", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 """Folders that NAS, macOS and Windows make; so are hidden ones."""
 BOTH = ("train", "val")
+ARCHIVES = {"train": archives.TRAIN, "val": archives.VAL}
 
 HOW_TO_GET = (
     "download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from image-net.org "
@@ -60,25 +61,23 @@ def find(root: str | Path, splits: Sequence[str] = BOTH, class_list: str | None 
 
 
 def _find(root: Path, splits: tuple[str, ...], class_list: str | None) -> Found:
-    """The data set below an existing folder."""
     classes = None if class_list is None else class_names(Path(os.path.expanduser(class_list)))
     arrow = tables.is_arrow(root)
     if arrow or any(tables.parquet_shards(root, split) for split in splits):
         if classes is not None:
             raise UserError(f"{root} has a table with its own numbers of classes: leave out data.class_list")
         return tables.find_arrow(root, splits) if arrow else tables.find_parquet(root, splits)
-    names = {"train": archives.TRAIN, "val": archives.VAL}
-    if any((root / names[split]).is_file() for split in splits):
+    if any((root / ARCHIVES[split]).is_file() for split in splits):
         return find_archives(root, splits, classes)
     for base in (root, root / KAGGLE):
-        val = next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
-        if "train" in splits and (base / "train").is_dir():
+        train, val = base / "train", next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
+        if "train" in splits and train.is_dir():
             if "val" in splits and val is None:
                 raise UserError(f"{base} has training images but no validation images: looked for {base}/val/<class>/*")
             return find_folders(base, val, splits, classes, [root, base])
         if "train" not in splits and val is not None:
-            if classes is None and (base / "train").is_dir():
-                classes = in_order(contents(base / "train", Counter())[0]) or None
+            if classes is None and train.is_dir():
+                classes = in_order(contents(train, Counter())[0]) or None
             return find_folders(base, val, splits, classes, [root, base])
     if "train" not in splits:
         return find_folders(root, root, splits, classes, [root.parent])
@@ -89,34 +88,22 @@ def _find(root: Path, splits: tuple[str, ...], class_list: str | None) -> Found:
 
 
 def find_archives(root: Path, splits: tuple[str, ...], classes: list[str] | None) -> Found:
-    """The official archives in a folder, also if repacked as folders of classes."""
-    found: dict[str, Any] = {}
+    """The official archives in a folder."""
+    found: dict[str, Files] = {}
+    for split in splits:
+        if not (root / ARCHIVES[split]).is_file():
+            raise UserError(f"{root} has other archives, not {ARCHIVES[split]}: download it from image-net.org, too")
     if "train" in splits:
-        if not (root / archives.TRAIN).is_file():
-            raise UserError(f"{root} has {archives.VAL} but not {archives.TRAIN}: download it from image-net.org, too")
-        by_class = archives.by_class(root / archives.TRAIN)
-        classes, position = numbered(by_class, classes, root / archives.TRAIN)
-        labels = np.repeat([position[name] for name in by_class], [len(members) for members in by_class.values()])
-        found["train"] = TarFiles(root / archives.TRAIN, labels, [m for members in by_class.values() for m in members])
+        archive = root / archives.TRAIN
+        by_class = archives.by_class(archive)
+        classes, labels = labelled(by_class, classes, archive)
+        found["train"] = TarFiles(archive, labels, [member for members in by_class.values() for member in members])
     if "val" in splits:
         archive = root / archives.VAL
-        if not archive.is_file():
-            raise UserError(f"{root} has {archives.TRAIN} but not {archives.VAL}: download it from image-net.org, too")
-        members = sorted(archives.images_in(archive), key=lambda member: os.path.basename(member[0]))
-        folders = [Path(name).parent.name for name, *_ in members]
-        sorted_out = [folder in (classes or folders) for folder in folders] if any(folders) else [False]
-        if any(sorted_out) and not all(sorted_out):
-            raise UserError(
-                f"{archive} has {sum(sorted_out):,} of {len(members):,} images in folders of classes: all must be, or "
-                "none"
-            )
-        if all(sorted_out):
-            classes, position = numbered(set(folders), classes, archive)
-            labels = np.array([position[folder] for folder in folders])
-        else:
-            classes, labels = flat_labels([name for name, *_ in members], classes, [root])
-        found["val"] = TarFiles(archive, labels, members)
-    return Found("archives", list(classes or ()), found)
+        images = sorted(archives.images_in(archive), key=lambda member: os.path.basename(member[0]))
+        classes, labels = flat_labels([name for name, *_ in images], classes, [root])
+        found["val"] = TarFiles(archive, labels, images)
+    return Found("archives", classes or [], found)
 
 
 def find_folders(
@@ -127,16 +114,17 @@ def find_folders(
     found: dict[str, Files] = {}
     names: list[str] = []
     if "train" in splits:
-        names, loose = contents(base / "train", passed)
+        train = base / "train"
+        names, loose = contents(train, passed)
         passed["images beside the folders of classes"] += len(loose)
         if not names:
-            raise UserError(f"{base / 'train'} has no folders: training images must be in train/<class>/*.JPEG")
-        classes, position = numbered(names, classes, base / "train")
-        listings = images_of(base / "train", names, passed)
+            raise UserError(f"{train} has no folders: training images must be in train/<class>/*.JPEG")
+        listings = images_of(train, names, passed)
         empty = next((name for name in names if not listings[name]), None)
         if empty is not None:
-            raise UserError(f"the class {empty} has no images: {base / 'train' / empty} has no *.JPEG file")
-        found["train"] = in_classes(base / "train", listings, position)
+            raise UserError(f"the class {empty} has no images: {train / empty} has no *.JPEG file")
+        classes, labels = labelled(listings, classes, train)
+        found["train"] = PlainFiles(train, labels, [path for paths in listings.values() for path in paths])
     if "val" in splits:
         assert val is not None
         inside, loose = contents(val, passed)
@@ -151,19 +139,19 @@ def find_folders(
         if not listings and not loose:
             raise UserError(f"{val} has no images: looked for {val}/<class>/*.JPEG and {val}/*.JPEG")
         if loose:
-            classes, labels = flat_labels(sorted(loose), classes, [*lists, val, val.parent])
-            found["val"] = PlainFiles(val, labels, sorted(loose))
+            images = sorted(loose)
+            classes, labels = flat_labels(images, classes, [*lists, val, val.parent])
         else:
-            names = names or list(listings)
-            classes, position = numbered(listings, classes, val)
-            found["val"] = in_classes(val, listings, position)
+            names, images = names or list(listings), [path for paths in listings.values() for path in paths]
+            classes, labels = labelled(listings, classes, val)
+        found["val"] = PlainFiles(val, labels, images)
     remarks = []
     if sorted(names) != in_order(names):
         remarks.append(f"the classes of {base} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ...")
     if +passed:
         counts = ", ".join(f"{what} ({count:,})" for what, count in passed.most_common() if count)
         remarks.append(f"passed over in {base}: {counts}")
-    return Found("folders of classes", list(classes or ()), found, tuple(remarks))
+    return Found("folders of classes", classes or [], found, tuple(remarks))
 
 
 def in_order(names: Collection[str]) -> list[str]:
@@ -173,20 +161,20 @@ def in_order(names: Collection[str]) -> list[str]:
     return sorted(names)
 
 
-def numbered(present: Collection[str], classes: list[str] | None, where: Path) -> tuple[list[str], dict[str, int]]:
-    """The classes in the order of labels, and the label of each class; `classes` if they are known already.
+def labelled(images: dict[str, list[Any]], classes: list[str] | None, where: Path) -> tuple[list[str], np.ndarray]:
+    """The classes in the order of labels, `classes` if they are known, and the label of every image, (n,) int64.
 
     Raises:
-        UserError: one that is present is none of these.
+        UserError: a class is none of the known ones.
     """
-    known = in_order(present) if classes is None else classes
+    known = in_order(images) if classes is None else classes
     position = {name: label for label, name in enumerate(known)}
-    if not set(present) & set(known) and all(name.isdecimal() and int(name) < len(known) for name in present):
-        position = {name: int(name) for name in present}  # folders 0 to 999 of classes that a list names
-    extra = next((name for name in in_order(present) if name not in position), None)
+    if not set(images) & set(known) and all(name.isdecimal() and int(name) < len(known) for name in images):
+        position = {name: int(name) for name in images}  # folders 0 to 999 of classes that a list names
+    extra = next((name for name in in_order(images) if name not in position), None)
     if extra is not None:
         raise UserError(f"{where} has the class {printable(extra)}, which the training images or the list do not have")
-    return known, position
+    return known, np.repeat([position[name] for name in images], [len(of_class) for of_class in images.values()])
 
 
 def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
@@ -229,15 +217,10 @@ def images_of(folder: Path, names: list[str], passed: Counter[str]) -> dict[str,
         return paths, here
 
     with ThreadPoolExecutor(16) as pool:  # a network file system answers many requests at once
-        listings = list(pool.map(below, names))
-    for _, others in listings:
+        listings = dict(zip(names, pool.map(below, names), strict=True))
+    for _, others in listings.values():
         passed.update(others)
-    return {name: paths for name, (paths, _) in zip(names, listings, strict=True)}
-
-
-def in_classes(folder: Path, listings: dict[str, list[str]], position: dict[str, int]) -> PlainFiles:
-    labels = np.repeat([position[name] for name in listings], [len(paths) for paths in listings.values()])
-    return PlainFiles(folder, labels.astype(np.int64), [path for paths in listings.values() for path in paths])
+    return {name: paths for name, (paths, _) in listings.items()}
 
 
 def on_this_node(data: dict[str, Any]) -> dict[str, Any]:

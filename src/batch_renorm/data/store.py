@@ -6,16 +6,15 @@ same command continues after a stop with the files that are missing. Only one pr
 """
 
 import ctypes
-import errno
 import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +25,8 @@ import pyarrow as pa
 from torch.utils.data import DataLoader, Dataset
 
 from batch_renorm import durable
-from batch_renorm.data.decoding import UnreadableImage, decode
 from batch_renorm.data.files import Files, Found, patiently, printable
+from batch_renorm.data.images import UnreadableImage, decode
 from batch_renorm.data.tables import FINISHED, STORE, ArrowFiles, find_arrow, read_json
 from batch_renorm.errors import TransientReadError, UserError
 
@@ -65,7 +64,7 @@ def prepare(found: Found, target: Path, images_per_file: int, processes: int, pr
     """Write or finish the store of a data set.
 
     Raises:
-        UserError: the folder is in use or holds something else; the disk lacks space; or images are unreadable: the
+        UserError: the folder is in use or holds something else; the disk is full; or images are unreadable: the
             message names them, and everything else is written.
     """
     parts = parts_of(found, target, images_per_file)
@@ -85,7 +84,6 @@ def prepare(found: Found, target: Path, images_per_file: int, processes: int, pr
                 (target / FOLDERS[split]).mkdir(exist_ok=True)
             missing = [part for part in parts if not part.path.exists()]
             progress(sum(part.stop - part.start for part in parts if part not in missing))
-            check_room(found, missing, target)
             try:
                 in_processes(_Written(found, missing), processes, progress, "get them again, and run the same command")
             finally:
@@ -110,7 +108,7 @@ def check(found: Found, processes: int, progress: Progress) -> None:
     in_processes(work, processes, progress, "prepare the store again from its source")
 
 
-class _Work(Dataset[tuple[int, list[str]]]):
+class _Checked(Dataset[tuple[int, list[str]]]):
     """Items are done by loader processes: the number of images that are done, and lines about those that are bad."""
 
     def __init__(self, found: Found, parts: list[Part]) -> None:
@@ -125,7 +123,13 @@ class _Work(Dataset[tuple[int, list[str]]]):
         return part.stop - part.start, bad
 
     def do(self, part: Part, bad: list[str]) -> None:
-        raise NotImplementedError
+        files = self.found.splits[part.split]
+        for index in range(part.start, part.stop):
+            row = files.row(index) if isinstance(files, ArrowFiles) and "crc32" in files.schema.names else None
+            if row is not None and row["crc32"] != checksum(row["image"], row["label"]):
+                bad.append(f"{files.name(index)}: its bytes are not those that were written")
+            else:
+                self.decodable(files, index, bad)
 
     def decodable(self, files: Files, index: int, bad: list[str]) -> bytes:
         """The bytes of an image; nothing if it cannot be read, which is added to `bad`."""
@@ -142,7 +146,7 @@ class _Work(Dataset[tuple[int, list[str]]]):
             return b""
 
 
-class _Written(_Work):
+class _Written(_Checked):
     """Writes files of a store. A file with an unreadable image is not written."""
 
     class Unreadable(Exception):
@@ -150,18 +154,17 @@ class _Written(_Work):
 
     def do(self, part: Part, bad: list[str]) -> None:
         try:
-            with durable.whole(part.path) as temporary:
+            with suppress(self.Unreadable), durable.whole(part.path) as temporary:
                 self.write(part, temporary, bad)
                 if bad:
                     raise self.Unreadable
-        except self.Unreadable:
-            pass
         except TransientReadError:
             raise
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "the disk is full: make room" if full else f"{error.strerror or error}: mend that"
-            raise UserError(f"cannot write {part.path}, {reason}, and the same command goes on from there") from error
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"cannot write {part.path}, {reason}: mend that, and the same command goes on from there"
+            ) from error
 
     def write(self, part: Part, path: Path, bad: list[str]) -> None:
         files, schema = self.found.splits[part.split], schema_of(self.found)
@@ -175,21 +178,7 @@ class _Written(_Work):
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
 
 
-class _Checked(_Work):
-    """Reads images again."""
-
-    def do(self, part: Part, bad: list[str]) -> None:
-        files = self.found.splits[part.split]
-        for index in range(part.start, part.stop):
-            if isinstance(files, ArrowFiles) and "crc32" in files.schema.names:
-                row = files.row(index)
-                if row["crc32"] != checksum(row["image"], row["label"]):
-                    bad.append(f"{files.name(index)}: its bytes are not those that were written")
-                    continue
-            self.decodable(files, index, bad)
-
-
-def in_processes(work: _Work, processes: int, progress: Progress, cure: str) -> None:
+def in_processes(work: _Checked, processes: int, progress: Progress, cure: str) -> None:
     """Do all of the work in processes, which end when this one ends for any reason.
 
     Raises:
@@ -255,14 +244,6 @@ def fingerprint(found: Found) -> str:
 
 def checksum(image: dict[str, Any], label: int) -> int:
     return zlib.crc32(image["bytes"], zlib.crc32((image["path"] or "").encode(), label))
-
-
-def check_room(found: Found, parts: list[Part], target: Path) -> None:
-    """Check that the disk has enough space, estimated from an image of every file."""
-    needed = sum(len(found.splits[part.split].read(part.start)) * (part.stop - part.start) for part in parts)
-    free = shutil.disk_usage(target).free
-    if needed > free:
-        raise UserError(f"{target} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
 
 
 def features_of(found: Found) -> dict[str, Any]:

@@ -101,15 +101,13 @@ def check_series(shards: list[Path]) -> None:
         UserError: a file is missing, or there are several series.
     """
     folder, matches = shards[0].parent, [match for shard in shards if (match := SERIES.search(shard.name))]
-    totals = {match[2] for match in matches}
-    if len(totals) > 1 or (matches and len(matches) != len(shards)):
+    if len({match[2] for match in matches}) > 1 or len(matches) not in (0, len(shards)):
         raise UserError(
             f"{folder} has files of several series, such as {shards[0].name} and {shards[-1].name}: keep one"
         )
     there = {int(match[1]) for match in matches}
     expected = range(int(matches[0][2] or max(there) + 1) if matches else 0)
-    missing = sorted(set(expected) - there)
-    if missing:
+    if missing := sorted(set(expected) - there):
         first = matches[0]
         name = f"{first.string[: first.start(1)]}{missing[0]:0{len(first[1])}d}{first.string[first.end(1) :]}"
         raise UserError(f"{folder} lacks {name} ({len(missing):,} of {len(expected):,} files): download it")
@@ -209,40 +207,35 @@ class ArrowFiles(_Table):
 
     def __init__(self, folder: str, shards: list[str], in_order: bool) -> None:
         self.folder, self.shards = folder, shards
-        self.rows: np.ndarray | None = None
         for shard in shards:
             with reading(shard, "a whole Arrow file", COPY):
                 table = _opened(shard)
                 check_columns(table.schema, shard)
                 table.validate(full=True)  # reads the images' places, not the images
         with reading(folder, "a folder of Arrow files with the same columns", COPY):
-            self.schema = self._table.schema
-            self.labels = checked_labels(self._table["label"], folder)
-            if not in_order:
-                image = self._table["image"]
-                nested = pa.types.is_struct(image.type) and image.type.get_field_index("path") >= 0
-                paths = (
-                    pc.struct_field(image, "path").cast(pa.binary()) if nested else pa.nulls(len(image), pa.binary())
-                )
-                self.rows = order(self.labels, paths)
-                self.labels = self.labels[self.rows]
+            self.schema, labels = self._table.schema, checked_labels(self._table["label"], folder)
+            self.rows = np.arange(len(labels)) if in_order else order(labels, self._paths())
+            self.labels = labels[self.rows]
 
     @cached_property
     def _table(self) -> pa.Table:
         return pa.concat_tables([_opened(shard) for shard in self.shards])
 
+    def _paths(self) -> pa.ChunkedArray | pa.Array:
+        image = self._table["image"]
+        if pa.types.is_struct(image.type) and image.type.get_field_index("path") >= 0:
+            return pc.struct_field(image, "path").cast(pa.binary())
+        return pa.nulls(len(image), pa.binary())
+
     def row(self, index: int) -> dict[str, Any]:
         """All columns of an image."""
-        return self._table.slice(self._row(index), 1).to_pylist()[0]
-
-    def _row(self, index: int) -> int:
-        return index if self.rows is None else int(self.rows[index])
+        return self._table.slice(self.rows[index], 1).to_pylist()[0]
 
     def _image(self, index: int) -> dict[str, Any] | bytes:
-        return self._table["image"][self._row(index)].as_py()  # here the disk is read
+        return self._table["image"][self.rows[index]].as_py()  # here the disk is read
 
     def _place(self, index: int) -> str:
-        return f"{self.folder}, row {self._row(index)}"
+        return f"{self.folder}, row {self.rows[index]}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_table"}
@@ -270,7 +263,7 @@ class ParquetFiles(_Table):
                 if len(labels[-1]) != file.metadata.num_rows:
                     raise ValueError(f"{len(labels[-1]):,} labels for {file.metadata.num_rows:,} rows")
         self.starts, self.labels = np.cumsum(rows), np.concatenate(labels)
-        self._loaded: tuple[int, pa.ChunkedArray | None] = (-1, None)
+        self._loaded: tuple[int, Any] = (-1, None)
 
     def _group(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -281,9 +274,7 @@ class ParquetFiles(_Table):
             shard, group = self.groups[number]
             with reading(shard, "a whole Parquet file", COPY):
                 self._loaded = number, pq.ParquetFile(shard).read_row_group(group, ["image"])["image"]
-        images = self._loaded[1]
-        assert images is not None
-        return images[index - int(self.starts[number])].as_py()
+        return self._loaded[1][index - int(self.starts[number])].as_py()
 
     def _place(self, index: int) -> str:
         return f"{self.groups[self._group(index)][0]}, row {index}"

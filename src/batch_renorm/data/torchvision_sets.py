@@ -4,7 +4,6 @@ Training images are shifted by some pixels and, if configured, half are mirrored
 a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,19 +18,14 @@ from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
 from batch_renorm.errors import UserError
 
-IN_ARRAYS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
-DRAWERS = 15
-"""In Omniglot 20 people drew each character: the first 15 are for training, the other 5 for validation."""
-
-Split = tuple[Tensor, np.ndarray]
-"""Images (n, channels, height, width) uint8, and their labels (n,) int64."""
+NAMES = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 
 
 class TorchvisionSet(Source):
     """A torchvision data set, in memory.
 
     Args:
-        name: the name of torchvision's class: CIFAR100, Omniglot, ...
+        name: the name of torchvision's class: CIFAR100, MNIST, ...
         root: the folder for the download, which happens once.
         size: height and width that images are resized to, pixels.
         shift: largest shift of a training image in each direction, pixels.
@@ -42,7 +36,7 @@ class TorchvisionSet(Source):
     """
 
     needs_loader_processes = False  # the images are in memory
-    image_bytes = 40  # of a row of `fetch`
+    image_bytes = 32  # of a row of `fetch`
 
     def __init__(
         self,
@@ -52,92 +46,57 @@ class TorchvisionSet(Source):
         shift: Annotated[int, Field(ge=0, le=1024)],
         mirrored: bool,
     ) -> None:
-        if name not in (*IN_ARRAYS, "Omniglot"):
-            raise UserError(f"data.name={name} is none of {', '.join(IN_ARRAYS)}, Omniglot")
+        if name not in NAMES:
+            raise UserError(f"data.name={name} is none of {', '.join(NAMES)}")
         self.size, self.shift, self.mirrored = size, shift, mirrored
-        splits = omniglot(root) if name == "Omniglot" else in_arrays(name, root)
-        self.pictures = {split: resized(images, size) for split, (images, _) in splits.items()}
-        self._labels = {split: labels for split, (_, labels) in splits.items()}
-        self.channels = self.pictures["train"].shape[1]
-        self.classes = int(self._labels["train"].max()) + 1
-        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+        splits = {"train": obtained(name, root, train=True), "val": obtained(name, root, train=False)}
+        self._labels = {split: np.asarray(data.targets, dtype=np.int64) for split, data in splits.items()}
+        images = torch.cat([torch.as_tensor(data.data) for data in splits.values()])  # training images first
+        self.pictures = resized(images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None], size)
+        self.channels, self.classes = self.pictures.shape[1], int(self._labels["train"].max()) + 1
 
     def labels(self, split: str) -> np.ndarray:
-        """The label of every image of a split, (images,) int64."""
         return self._labels[split]
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None = None) -> Tensor:
-        """Images and their augmentation: (n, 5) int64 of split, index, down, right, mirrored."""
-        rows = np.zeros((len(indices), 5), dtype=np.int64)
-        rows[:, 0], rows[:, 1] = split != "train", indices
-        rows[:, 2:4] = self.shift  # no change
+        """Images and their augmentation: (n, 4) int64 of place in `pictures`, down, right, mirrored."""
+        rows = np.zeros((len(indices), 4), dtype=np.int64)
+        rows[:, 0] = indices if split == "train" else indices + len(self._labels["train"])
+        rows[:, 1:3] = self.shift  # no change
         if draw is not None:
             for position in range(len(indices)):
                 worker, slot = draw.place(position)
                 numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
-                rows[position, 2:4] = numbers.integers(2 * self.shift + 1, size=2)
-                rows[position, 4] = self.mirrored and numbers.random() < 0.5
+                rows[position, 1:3] = numbers.integers(2 * self.shift + 1, size=2)
+                rows[position, 3] = self.mirrored and numbers.random() < 0.5
         return torch.from_numpy(rows)
 
     def images(self, fetched: list[Tensor], device: torch.device) -> Tensor:
         """(n, channels, size, size) float32 in [-1, 1]."""
         rows = torch.cat(fetched).to(device, non_blocking=True)
-        train, val = self._all("train", device), self._all("val", device)
-        kind, index, down, right, mirrored = rows.unbind(1)
-        # from both splits, not only from the right one: checking which would wait for a GPU
-        images = torch.where((kind == 0).view(-1, 1, 1, 1), train[index % len(train)], val[index % len(val)])
-        images = F.pad(images.float() / 127.5 - 1, [self.shift] * 4, value=-1.0)
+        if self.pictures.device != device:
+            self.pictures = self.pictures.to(device)
+        index, down, right, mirrored = rows.unbind(1)
+        images = F.pad(self.pictures[index].float() / 127.5 - 1, [self.shift] * 4, value=-1.0)
         place = torch.arange(self.size, device=device)
         y, x = down[:, None] + place, right[:, None] + place
         x = torch.where(mirrored[:, None] == 1, x.flip(1), x)
         n = torch.arange(len(rows), device=device)
         return images[n[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
-    def _all(self, split: str, device: torch.device) -> Tensor:
-        if (split, device) not in self._on_device:
-            self._on_device[split, device] = self.pictures[split].to(device)
-        return self._on_device[split, device]
 
-
-def in_arrays(name: str, root: str) -> dict[str, Split]:
-    """Data sets that torchvision stores as one array."""
-    import torchvision.datasets
-
-    splits = {}
-    for split, train in (("train", True), ("val", False)):
-        data: Any = obtained(getattr(torchvision.datasets, name), name, root, train=train)
-        images = torch.as_tensor(data.data)
-        images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
-        splits[split] = images, np.asarray(data.targets, dtype=np.int64)
-    return splits
-
-
-def omniglot(root: str) -> dict[str, Split]:
-    """The 964 characters of Omniglot's background set, with bright ink on dark.
-
-    torchvision lists folders in the file system's order; here characters and images are sorted by name.
-    """
-    import torchvision.datasets
-
-    data: Any = obtained(torchvision.datasets.Omniglot, "Omniglot", root, background=True)
-    rows = sorted((data._characters[label], file, i) for i, (file, label) in enumerate(data._flat_character_images))
-    drawers = np.array([int(Path(file).stem.rpartition("_")[2]) for _, file, _ in rows])
-    labels = np.unique([character for character, _, _ in rows], return_inverse=True)[1].astype(np.int64)
-    images = torch.stack([255 - torch.from_numpy(np.array(data[i][0].convert("L")))[None] for _, _, i in rows])
-    parts = {"train": drawers <= DRAWERS, "val": drawers > DRAWERS}
-    return {split: (images[torch.from_numpy(chosen)], labels[chosen]) for split, chosen in parts.items()}
-
-
-def obtained(make: Callable[..., Any], name: str, root: str, **options: Any) -> Any:
-    """The data set, downloaded if necessary; only one of several processes downloads it.
+def obtained(name: str, root: str, train: bool) -> Any:
+    """torchvision's data set, downloaded if necessary; only one of several processes downloads it.
 
     Raises:
         UserError: the download fails.
     """
+    import torchvision.datasets
+
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(root) / f".{name}.lock"):
-            return make(root, download=True, **options)
+            return getattr(torchvision.datasets, name)(root, train=train, download=True)
     except Exception as error:  # from the network, or from readers of truncated files
         reason = " ".join(str(getattr(error, "reason", "") or error).split())[:200] or type(error).__name__
         raise UserError(

@@ -1,7 +1,7 @@
 """Images prepared as a timm model's configuration says, for evaluating timm's pretrained weights."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,25 +9,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 
-class Pictures(Protocol):
-    """A data set of images at their own sizes."""
-
-    classes: int
-
-    def labels(self, split: str) -> np.ndarray: ...
-
-    def image(self, split: str, index: int) -> np.ndarray: ...
-
-
 class PretrainedImages:
-    """A source for evaluation: resized, cropped and normalised by the model's `pretrained_cfg`."""
+    """A source for evaluation: resized, cropped and normalised by the model's `pretrained_cfg`.
+
+    Args:
+        pictures: a data set of images at their own sizes, with `classes`, `labels(split)` and `image(split, index)`.
+    """
 
     channels = 3
     needs_loader_processes = True
     skips_unreadable = False
     remarks: Sequence[str] = ()
 
-    def __init__(self, pictures: Pictures, model: nn.Module) -> None:
+    def __init__(self, pictures: Any, model: nn.Module) -> None:
         from timm.data import create_transform, resolve_model_data_config
 
         config = resolve_model_data_config(model, use_test_size=True)

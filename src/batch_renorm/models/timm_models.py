@@ -1,9 +1,9 @@
 """timm networks by name, with the experiment's norm in place of every batchnorm, and back to timm's own."""
 
 import copy
+import os
 from difflib import get_close_matches
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt
@@ -118,9 +118,8 @@ def load_weights(model: Any, file: str) -> None:
     """
     from timm.models import load_state_dict
 
-    path = Path(file).expanduser()
     try:
-        given = load_state_dict(str(path))
+        given = load_state_dict(os.path.expanduser(file))
     except Exception as error:  # reading a file that is none of weights may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot load weights from model.checkpoint={file}: {reason}") from error
@@ -179,8 +178,7 @@ def stock_weights(model: nn.Module, name: str, classes: int, channels: int = 3) 
     plain = stock(name, num_classes=classes, in_chans=channels)
     weights = folded.state_dict()
     for place, layer in plain.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            own = folded.get_submodule(place)
-            assert isinstance(own, nn.modules.batchnorm._BatchNorm)
-            weights[f"{place}.running_var"] = (weights[f"{place}.running_var"] + own.eps - layer.eps).clamp_min(0)
+        if isinstance(layer, _BatchNorm):
+            eps: Any = folded.get_submodule(place).eps
+            weights[f"{place}.running_var"] = (weights[f"{place}.running_var"] + eps - layer.eps).clamp_min(0)
     return {key: weights[key].contiguous() for key in plain.state_dict()}

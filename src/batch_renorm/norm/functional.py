@@ -1,8 +1,4 @@
-"""Batch Renormalization as a function of tensors (Ioffe 2017, Algorithm 1).
-
-Departures from the paper: every ``group_size`` consecutive examples are a minibatch of their own, and sigma is at
-least ``sqrt(eps)``, because r and d of a sigma of 0 are undefined. A channel may have a single value.
-"""
+"""Batch Renormalization as a function of tensors (Ioffe 2017), by the fastest of its implementations."""
 
 import math
 from importlib.util import find_spec
@@ -11,30 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from batch_renorm.norm.kernels import BatchRenormFunction, correction, derivatives_follow
+from batch_renorm.norm.algorithm1 import algorithm1, compilable_correction, derivatives_follow
+from batch_renorm.norm.kernels import BatchRenormFunction
 
 TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()  # whose tensors go to the kernels of fused.py
-
-
-def algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups: int, moves=False) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's Algorithm 1, line by line, for every group of examples: y with a gradient, muB and sigmaB without."""
-    x_GMC = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
-    values = [1, *range(3, x_GMC.dim())]  # the axes of the values of a channel
-    mu_b = x_GMC.mean(values, keepdim=True)
-    centred = x_GMC - mu_b
-    sigma_b = (eps + centred.square().mean(values, keepdim=True)).sqrt()
-    mu, sigma, gamma, beta = (t if t is None else t.view(mu_b.shape[2:]) for t in (mu, sigma, gamma, beta))
-    r, d = _constants(mu_b.detach(), sigma_b.detach(), mu, sigma, rmax, dmax, moves)
-    xhat = centred / sigma_b * r + d
-    y = xhat if gamma is None else gamma * xhat
-    y = y if beta is None else y + beta
-    return y.flatten(0, 1).to(x.dtype), *(t.detach().reshape(groups, -1) for t in (mu_b, sigma_b))
 
 
 def batch_renorm(
     x: Tensor, mu: Tensor, sigma: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None,
     rmax: float | Tensor = 1.0, dmax: float | Tensor = 0.0, eps: float = 1e-3, group_size: int | None = None,
-    relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     r"""Normalises every group of examples with its own statistics, corrected by r and d.
 
@@ -56,7 +37,6 @@ def batch_renorm(
             are not checked, because that would wait for the device.
         eps: added to the variance, inside the root.
         group_size: number of consecutive examples in a group. Default: the whole batch.
-        relu: return max(y, 0); free of cost in the GPU's kernels.
 
     Returns:
         y, like x; :math:`\mu_B` and :math:`\sigma_B`, (N / group_size, C) float32 (float64 for float64), no gradient.
@@ -69,47 +49,28 @@ def batch_renorm(
         if t is not None and t.shape != mu.shape:
             raise ValueError(f"the input has {len(mu)} channels, but {name} has shape {tuple(t.shape)}")
     sigma = sigma.clamp_min(math.sqrt(eps))
-    y, mu_b, sigma_b = transform(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
+    y, mu_b, sigma_b = transform(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
     return y, mu_b.view(-1, x.shape[1]), sigma_b.view(-1, x.shape[1])
 
 
-def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, relu: bool, moves: bool = False):
+def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, moves: bool = False):
     """:func:`batch_renorm` of what is checked, the fastest way; the statistics of one group may have the shape (C)."""
     if not x.numel():
         y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
         return y, *2 * [mu.new_empty((0, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))]
-    # Some kernels do not know the meta device.
-    plain = torch.compiler.is_compiling() or x.is_meta or derivatives_follow()
-    if x.device.type in TRITON_DEVICES and not plain:
+    if torch.compiler.is_compiling() or x.is_meta or derivatives_follow():  # some kernels do not know the meta device
+        state = mu, sigma, rmax, dmax, moves
+        return algorithm1(
+            x, gamma, beta, eps, groups, lambda mu_b, sigma_b: compilable_correction(mu_b, sigma_b, *state)
+        )
+    if x.device.type in TRITON_DEVICES:
         from batch_renorm.norm import fused  # here because importing triton takes time
 
         if fused.takes(x):
-            return fused.FusedBatchRenorm.apply(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu)
-    if plain:
-        y, mu_b, sigma_b = algorithm1(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, moves)
-    else:
-        moments: list[Tensor] = []
-        y = BatchRenormFunction.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
-        mu_b, sigma_b = moments
-    return F.relu(y, inplace=not plain) if relu else y, mu_b, sigma_b
-
-
-def _constants(mu_b: Tensor, sigma_b: Tensor, mu, sigma, rmax, dmax, moves: bool) -> tuple[Tensor, Tensor]:
-    if not torch.compiler.is_compiling():
-        return correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
-    rmax, dmax = (t if isinstance(t, Tensor) else mu_b.new_full((), t) for t in (rmax, dmax))
-    return _opaque_correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves)
-
-
-# The compiler would recompute plain r and d in backward, from the mu and sigma that the layer has moved since
-# (pytorch/pytorch#197039): wrong gradients. What it does not know it recomputes only for checkpointing.
-_opaque_correction = torch.library.custom_op(
-    "batch_renorm::correction",
-    correction,
-    mutates_args=(),
-    schema="(Tensor m, Tensor s, Tensor mu, Tensor sigma, Tensor rmax, Tensor dmax, bool moves) -> (Tensor, Tensor)",
-)
-_opaque_correction.register_fake(lambda mu_b, sigma_b, *_: (torch.empty_like(mu_b), torch.empty_like(sigma_b)))
+            return fused.FusedBatchRenorm.apply(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
+    moments: list[Tensor] = []
+    y = BatchRenormFunction.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
+    return y, *moments
 
 
 def check_options(rmax: float | Tensor, dmax: float | Tensor, eps: float = 1.0, group_size: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Batch Renormalization of channels-last tensors on a GPU, in Triton, optionally followed by ReLU.
+"""Batch Renormalization of channels-last tensors on a GPU, in Triton.
 
 Needs the package triton, which torch installs on Linux. Every kernel is launched once for any
 number of groups. Forward reads x for the statistics, computes the vectors of C values, and reads x
@@ -19,7 +19,8 @@ import triton
 from torch import Tensor
 
 from batch_renorm.norm import triton_kernels
-from batch_renorm.norm.kernels import derivatives_follow, is_in_rows, like, plain_gradients
+from batch_renorm.norm.algorithm1 import derivatives_follow, gradients_of_algorithm1
+from batch_renorm.norm.kernels import is_in_rows, like
 
 TILE = 4096  # elements that a program holds at once
 # Programs of a reduction: four, as many as fit, on each of an H100's 132 multiprocessors. A constant, so that sums
@@ -34,127 +35,83 @@ def takes(x: Tensor) -> bool:
 
 
 class Plan(NamedTuple):
-    """How the kernels divide (G, M, C)."""
+    """How the kernels divide (G, M, C): tiles, and grids of programs."""
 
-    groups: int
     M: int
     C: int
-    tile_rows: int
-    tile_channels: int
     split_rows: int
-
-    @property
-    def splits(self) -> int:
-        return triton.cdiv(self.M, self.split_rows)
-
-    @property
-    def channel_tiles(self) -> int:
-        return triton.cdiv(self.C, self.tile_channels)
-
-    @property
-    def reduction(self) -> tuple[int, int]:
-        return self.groups * self.splits, self.channel_tiles
-
-    @property
-    def elementwise(self) -> tuple[int, int]:
-        return self.groups * triton.cdiv(self.M, self.tile_rows), self.channel_tiles
-
-    @property
-    def settling(self) -> tuple[dict[str, int], tuple[int, int]]:
-        """Tile and grid of the kernel that adds the splits: with many splits, few channels per program."""
-        BS = triton.next_power_of_2(self.splits)
-        BC = min(self.tile_channels, TILE // BS)
-        return {"BS": BS, "BC": BC}, (self.groups, triton.cdiv(self.C, BC))
+    splits: int
+    tile: dict[str, int]
+    reduction: tuple[int, int]
+    elementwise: tuple[int, int]
+    settling_tile: dict[str, int]  # of the kernel that adds the splits: with many splits, few channels
+    settling: tuple[int, int]
 
 
 def plan(x: Tensor, groups: int) -> Plan:
     C = x.shape[1]
     M = x.numel() // (groups * C)
     # 64 or 32 channels, whichever leaves less of the last tile empty: rows of at least 64 bytes
-    tile_channels = min(64 if -C % 64 <= -C % 32 else 32, triton.next_power_of_2(C))
-    tile_rows = min(TILE // tile_channels, triton.next_power_of_2(M))
-    tiles = triton.cdiv(M, tile_rows)
-    splits = min(tiles, triton.cdiv(PROGRAMS, groups * triton.cdiv(C, tile_channels)))
-    return Plan(groups, M, C, tile_rows, tile_channels, tile_rows * triton.cdiv(tiles, splits))
-
-
-class Vectors(NamedTuple):
-    """What the kernels compute for every group and channel, (G, C) float32; y = (x - mu_b) * slope + bias."""
-
-    mu_b: Tensor
-    sigma_b: Tensor
-    r: Tensor
-    d: Tensor
-    slope: Tensor
-    bias: Tensor
+    BC = min(64 if -C % 64 <= -C % 32 else 32, triton.next_power_of_2(C))
+    BM = min(TILE // BC, triton.next_power_of_2(M))
+    tiles, channel_tiles = triton.cdiv(M, BM), triton.cdiv(C, BC)
+    split_rows = BM * triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, groups * channel_tiles)))
+    splits = triton.cdiv(M, split_rows)
+    BS = triton.next_power_of_2(splits)
+    few = min(BC, TILE // BS)
+    return Plan(
+        M, C, split_rows, splits,
+        {"BM": BM, "BC": BC}, (groups * splits, channel_tiles), (groups * tiles, channel_tiles),
+        {"BS": BS, "BC": few}, (groups, triton.cdiv(C, few)),
+    )  # fmt: skip
 
 
 class FusedBatchRenorm(torch.autograd.Function):
-    """(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu) -> y, mu_b, sigma_b, for an x that `takes` accepts."""
+    """(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups) -> y, mu_b, sigma_b, for an x that `takes` accepts."""
 
     @staticmethod
-    def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups, relu):
+    def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
         rmax, dmax = (t if isinstance(t, Tensor) else x.new_full((), t, dtype=torch.float32) for t in (rmax, dmax))
         p = plan(x, groups)
-        tile = {"BM": p.tile_rows, "BC": p.tile_channels}
-        parts = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
-        triton_kernels.statistics[p.reduction](x, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, **tile)
-        v = Vectors(*[x.new_empty((groups, p.C), dtype=torch.float32) for _ in Vectors._fields])
-        settling, programs = p.settling
-        triton_kernels.settle[programs](
-            parts[0], parts[1], mu, sigma, gamma, beta, rmax, dmax, *v,
+        means, squares = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
+        triton_kernels.statistics[p.reduction](x, means, squares, groups, p.M, p.C, p.split_rows, p.splits, **p.tile)
+        # (G, C) each; y = (x - mu_b) * slope + bias
+        vectors = mu_b, sigma_b, r, d, slope, bias = [torch.empty_like(means[0]) for _ in range(6)]
+        triton_kernels.settle[p.settling](
+            means, squares, mu, sigma, gamma, beta, rmax, dmax, *vectors,
             groups, p.M, p.C, p.split_rows, p.splits, eps,
-            GAMMA=gamma is not None, BETA=beta is not None, **settling,
+            GAMMA=gamma is not None, BETA=beta is not None, **p.settling_tile,
         )  # fmt: skip
         y = torch.empty_like(x)
-        triton_kernels.apply[p.elementwise](x, y, v.mu_b, v.slope, v.bias, p.M, p.C, RELU=relu, **tile)
-        ctx.save_for_backward(x, gamma, *v)
-        ctx.relu, ctx.eps = relu, eps
-        ctx.mark_non_differentiable(v.mu_b, v.sigma_b)
+        triton_kernels.apply[p.elementwise](x, y, mu_b, slope, bias, p.M, p.C, **p.tile)
+        ctx.save_for_backward(x, gamma, beta, mu_b, sigma_b, r, d, slope)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mu_b, sigma_b)
         ctx.set_materialize_grads(False)
-        return y, v.mu_b, v.sigma_b
+        return y, mu_b, sigma_b
 
     @staticmethod
     def backward(ctx, g, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if g is None:
-            return (None,) * 10
-        x, gamma, *saved = ctx.saved_tensors
-        v = Vectors(*saved)
-        needed = ctx.needs_input_grad[3:5]
+            return (None,) * 9
+        x, gamma, beta, mu_b, sigma_b, r, d, slope = ctx.saved_tensors
+        needed = [ctx.needs_input_grad[k] for k in (0, 3, 4)]
         if derivatives_follow(g):
-            if ctx.relu:
-                g = g * (before_relu(x, v) > 0)
-            gx, *parameters = plain_gradients(g, x, gamma, v.r, v.d, ctx.eps, (ctx.needs_input_grad[0], *needed))
-            return gx, None, None, *parameters, *(None,) * 5
-        gx, *sums = gradients(like(g, x), x, v, ctx.relu)
+            gx, *parameters = gradients_of_algorithm1(g, (x, gamma, beta), needed, r, d, ctx.eps)
+            return gx, None, None, *parameters, *(None,) * 4
+        g, groups = like(g, x), len(mu_b)
+        p = plan(x, groups)
+        totals, products = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
+        triton_kernels.backward_sums[p.reduction](
+            g, x, mu_b, totals, products, groups, p.M, p.C, p.split_rows, p.splits, **p.tile
+        )
+        tilt, offset, g_gamma, g_beta = (torch.empty_like(mu_b) for _ in range(4))
+        triton_kernels.backward_settle[p.settling](
+            totals, products, sigma_b, r, d, slope, tilt, offset, g_gamma, g_beta,
+            groups, p.M, p.C, p.splits, **p.settling_tile,
+        )  # fmt: skip
+        gx = torch.empty_like(x)
+        triton_kernels.backward_apply[p.elementwise](g, x, gx, mu_b, slope, tilt, offset, p.M, p.C, **p.tile)
         # the sums over the groups, which autograd converts to the parameter's dtype
-        parameters = [t.sum(0) if need else None for t, need in zip(sums, needed, strict=True)]
-        return gx, None, None, *parameters, *(None,) * 5
-
-
-def gradients(g: Tensor, x: Tensor, v: Vectors, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """dL/dx, and dL/d(gamma) and dL/d(beta) of every group, (G, C)."""
-    groups = len(v.mu_b)
-    p = plan(x, groups)
-    tile = {"BM": p.tile_rows, "BC": p.tile_channels}
-    parts = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
-    affine = v.mu_b, v.slope, v.bias
-    triton_kernels.backward_sums[p.reduction](
-        g, x, *affine, parts[0], parts[1], groups, p.M, p.C, p.split_rows, p.splits, RELU=relu, **tile
-    )
-    tilt, offset, g_gamma, g_beta = (torch.empty_like(v.mu_b) for _ in range(4))
-    settling, programs = p.settling
-    triton_kernels.backward_settle[programs](
-        parts[0], parts[1], v.sigma_b, v.r, v.d, v.slope, tilt, offset, g_gamma, g_beta,
-        groups, p.M, p.C, p.splits, **settling,
-    )  # fmt: skip
-    gx = torch.empty_like(x)
-    triton_kernels.backward_apply[p.elementwise](g, x, gx, *affine, tilt, offset, p.M, p.C, RELU=relu, **tile)
-    return gx, g_gamma, g_beta
-
-
-@torch.no_grad()
-def before_relu(x: Tensor, v: Vectors) -> Tensor:
-    """The outputs before the ReLU, float32."""
-    mu_b, slope, bias = (t.view(len(t), 1, -1, *(1,) * (x.dim() - 2)) for t in (v.mu_b, v.slope, v.bias))
-    return ((x.unflatten(0, (len(mu_b), -1)) - mu_b) * slope + bias).flatten(0, 1)
+        parameters = [t.sum(0) if need else None for t, need in zip((g_gamma, g_beta), needed[1:], strict=True)]
+        return gx, None, None, *parameters, *(None,) * 4

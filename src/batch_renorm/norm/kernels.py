@@ -9,7 +9,8 @@ Suffixes name the axes: G groups, M rows of a group's matrix, K its columns, C c
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from batch_renorm.norm.algorithm1 import correction, derivatives_follow, gradients_of_algorithm1, in_dtype
 
 native_backward, ALL, SUMS = torch.ops.aten.native_batch_norm_backward, [True, True, True], [False, True, True]
 HALF = (torch.float16, torch.bfloat16)
@@ -22,11 +23,6 @@ CHUNK = 1 << 12
 PLANE_FROM = 256
 # Most values of a plane of half precision in one accumulator, which has eight lanes: an error of 2e-6.
 PLANE = 1 << 16
-
-
-def in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list:
-    """The tensors in a dtype. A conversion to their own would take a microsecond, and be part of an exported graph."""
-    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
 def is_in_rows(x: Tensor) -> bool:
@@ -209,22 +205,22 @@ class BatchRenormFunction(torch.autograd.Function):
         mu_b, var = kernels.statistics()
         sigma_b = (var + eps).sqrt_()
         r, d = correction(mu_b, sigma_b, mu, sigma, rmax, dmax)
-        gamma_, beta = in_dtype(r.dtype, gamma, beta)
+        gamma_, beta_ = in_dtype(r.dtype, gamma, beta)
         weight, bias = (r, d) if gamma is None else (gamma_ * r, gamma_ * d)
-        bias = bias if beta is None else bias + beta
+        bias = bias if beta is None else bias + beta_
         inv = sigma_b.reciprocal()
         y = kernels.affine(mu_b, var, inv, weight, bias, eps)
         moments += mu_b, sigma_b
-        ctx.save_for_backward(x, gamma, weight, mu_b, inv, r, d)
+        ctx.save_for_backward(x, gamma, beta, weight, mu_b, inv, r, d)
         ctx.eps, ctx.groups = eps, groups
         return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, gamma, weight, mu_b, inv, r, d = ctx.saved_tensors
+        x, gamma, beta, weight, mu_b, inv, r, d = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if derivatives_follow(g):
-            return *plain_gradients(g, x, gamma, r, d, ctx.eps, needed), *(None,) * 7
+            return *gradients_of_algorithm1(g, (x, gamma, beta), needed, r, d, ctx.eps), *(None,) * 7
         kernels = arranged(x, ctx.groups, backward=True)
         gx, g_weight, g_bias = kernels.gradients(like(g.to(kernels.x.dtype), kernels.x), mu_b, inv, weight, ctx.eps)
         # sum(g * xhat), where xhat is the kernels' normalised x, times r, plus d
@@ -232,48 +228,3 @@ class BatchRenormFunction(torch.autograd.Function):
         if ctx.groups > 1:
             g_gamma, g_bias = None if g_gamma is None else g_gamma.sum(0), g_bias.sum(0)
         return gx.to(x.dtype), g_gamma, g_bias if needed[2] else None, *(None,) * 7
-
-
-def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves: bool = False) -> tuple[Tensor, Tensor]:
-    """The paper's r and d, in the dtype of the batch statistics; see :func:`forbid_recompute`."""
-    forbid_recompute(moves)
-    tensor = isinstance(rmax, Tensor)  # whose value is not looked at, because that would wait for the device
-    if not tensor and not isinstance(dmax, Tensor) and rmax == 1 and dmax == 0:
-        return torch.ones_like(sigma_b), torch.zeros_like(mu_b)
-    rmin = rmax.reciprocal() if tensor else 1 / rmax
-    mu, sigma = in_dtype(mu_b.dtype, mu, sigma)
-    return (sigma_b / sigma).clamp_(rmin, rmax), (mu_b - mu).div_(sigma).clamp_(-dmax, dmax)
-
-
-def can_read_values(x: Tensor) -> bool:
-    """Whether reading a value of a tensor neither waits for a device nor breaks a graph."""
-    return x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling() and not derivatives_follow()
-
-
-def derivatives_follow(g: Tensor | None = None) -> bool:
-    """Whether torch.func, forward mode, a differentiated or a batched backward is active, which no kernel supports."""
-    again = g is not None and (torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g))
-    return again or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def forbid_recompute(moves: bool) -> None:
-    """Raise if checkpointing repeats a forward that has already moved mu and sigma."""
-    if moves and torch._C._current_graph_task_id() != -1:
-        text = "BatchRenorm ran again in backward (activation checkpointing), after mu and sigma had moved: "
-        raise RuntimeError(text + "defer their update with StepStatistics(model), or exclude the layer")
-
-
-def plain_gradients(g, x, gamma, r, d, eps, needed) -> list[Tensor | None]:
-    """dL/dx, dL/d(gamma), dL/d(beta) in differentiable plain operations; r and d are constants."""
-    groups = len(r) if r.dim() == 2 else 1
-    x_GMC, g_GMC = (t.reshape(groups, -1, *x.shape[1:]).to(r.dtype) for t in (x, g))
-    values = [1, *range(3, x_GMC.dim())]
-    r, d = (t.view(groups, 1, -1, *(1,) * (x.dim() - 2)) for t in (r, d))
-    centred = x_GMC - x_GMC.mean(values, keepdim=True)
-    inv = (centred.square().mean(values, keepdim=True) + eps).rsqrt()
-    normal = centred * inv
-    g_weight, g_bias = (t.sum(values, keepdim=True) for t in (g_GMC * normal, g_GMC))
-    scale = r * inv if gamma is None else gamma.view(r.shape[2:]) * r * inv
-    gx = scale * (g_GMC - (g_bias + normal * g_weight) * (r.numel() / x.numel()))
-    sums = (t.sum(0).reshape(-1) for t in (r * g_weight + d * g_bias, g_bias))
-    return [t if need else None for t, need in zip((gx.reshape(x.shape).to(x.dtype), *sums), needed, strict=True)]

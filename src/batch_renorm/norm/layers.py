@@ -14,8 +14,9 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batch_renorm.norm.algorithm1 import can_read_values, forbid_recompute, in_dtype
 from batch_renorm.norm.functional import check_input, check_options, transform
-from batch_renorm.norm.kernels import HALF, can_read_values, forbid_recompute, in_dtype
+from batch_renorm.norm.kernels import HALF
 from batch_renorm.norm.ramp import Ramp
 
 
@@ -169,11 +170,11 @@ class BatchRenorm(_BatchNorm):
             place = input.tracer.path_of_module(self) + ("" if self.training else ".batchnorm")
             return input.tracer.create_proxy("call_module", place.strip("."), (input,), {})
         if self.training:
-            return self._train(input, relu=False)
+            return self._train(input)
         mean, var = self.moving_averages()
         groups = self._groups(input, self.batch_statistics or None)
         if self.batch_statistics is not None:
-            return transform(input, mean, self.sigma, self.weight, self.bias, 1.0, 0.0, self.eps, groups, False)[0]
+            return transform(input, mean, self.sigma, self.weight, self.bias, 1.0, 0.0, self.eps, groups)[0]
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         mean, var, gamma, beta = in_dtype(dtype, mean, var, self.weight, self.bias)
         return F.batch_norm(input, mean, var, gamma, beta, False, 0.0, self.eps)
@@ -192,7 +193,7 @@ class BatchRenorm(_BatchNorm):
             return 1 if group_size is None else x.shape[0] // group_size
         return check_input(x, self.num_features, group_size)
 
-    def _train(self, x: Tensor, relu: bool) -> Tensor:
+    def _train(self, x: Tensor) -> Tensor:
         recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # inside backward
         moves = self.deferred is None and self.track_running_stats
         forbid_recompute(moves and recomputing)
@@ -208,7 +209,7 @@ class BatchRenorm(_BatchNorm):
             rmax, dmax = 1.0, 0.0  # r and d from unfinished averages would distort the inputs of later layers
         sigma = (var + self.eps).sqrt_()
         state = mean, sigma, self.weight, self.bias
-        y, mu_b, sigma_b = transform(x, *state, rmax, dmax, self.eps, groups, relu, moves)
+        y, mu_b, sigma_b = transform(x, *state, rmax, dmax, self.eps, groups, moves)
         if recomputing or not self.track_running_stats or not x.numel():
             return y
         if self.deferred is not None:

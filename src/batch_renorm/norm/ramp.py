@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from batch_renorm.norm.algorithm1 import can_read_values
 from batch_renorm.norm.functional import check_options
-from batch_renorm.norm.kernels import can_read_values
 
 
 @dataclass(frozen=True)

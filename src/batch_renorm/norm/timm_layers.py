@@ -22,6 +22,4 @@ class BatchRenormAct2d(BatchRenorm2d, BatchNormAct2d):
     def forward(self, x: Tensor) -> Tensor:  # timm's name
         if self.training and not isinstance(x, Tensor):
             return super().forward(x)  # torch.fx: the whole layer is one node
-        if self.training and type(self.act) is nn.ReLU and type(self.drop) is nn.Identity:
-            return self._train(x, relu=True)  # part of the kernels on a GPU
         return self.act(self.drop(super().forward(x)))

@@ -77,41 +77,29 @@ def settle(
 
 
 @triton.jit
-def apply(x, y, mu_b, slope, bias, M, C, RELU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+def apply(x, y, mu_b, slope, bias, M, C, BM: tl.constexpr, BC: tl.constexpr):
     tiles = tl.cdiv(M, BM)
     group = tl.program_id(0) // tiles
     m = (tl.program_id(0) % tiles) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (m < M)[:, None] & (c < C)[None, :]
     place = (group * M + m)[:, None] * C + c[None, :]
-    mean, scale, shift = _coefficients(mu_b, slope, bias, group * C + c, c < C)
+    vector, real = group * C + c, c < C
+    mean = tl.load(mu_b + vector, mask=real, other=0.0)[None, :]
+    scale = tl.load(slope + vector, mask=real, other=0.0)[None, :]
+    shift = tl.load(bias + vector, mask=real, other=0.0)[None, :]
     out = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean) * scale + shift
-    if RELU:
-        out = tl.where(out < 0, 0.0, out)  # a NaN stays one
     tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _coefficients(mu_b, slope, bias, place, real):
-    mean = tl.load(mu_b + place, mask=real, other=0.0)[None, :]
-    return (
-        mean,
-        tl.load(slope + place, mask=real, other=0.0)[None, :],
-        tl.load(bias + place, mask=real, other=0.0)[None, :],
-    )
-
-
-@triton.jit
-def backward_sums(
-    g, x, mu_b, slope, bias, totals_SGC, products_SGC,
-    groups, M, C, rows, splits, RELU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    """Sums over a split of g and of g * (x - mu_b), where the ReLU passed g."""
+def backward_sums(g, x, mu_b, totals_SGC, products_SGC, groups, M, C, rows, splits, BM: tl.constexpr, BC: tl.constexpr):
+    """Sums over a split of g and of g * (x - mu_b)."""
     group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     start = split * rows
     stop = tl.minimum(start + rows, M)
-    mean, scale, shift = _coefficients(mu_b, slope, bias, group * C + c, c < C)
+    mean = tl.load(mu_b + group * C + c, mask=c < C, other=0.0)[None, :]
     totals = tl.zeros((BM, BC), tl.float32)
     products = tl.zeros((BM, BC), tl.float32)
     for first in range(start, stop, BM):
@@ -120,8 +108,6 @@ def backward_sums(
         place = (group * M + m)[:, None] * C + c[None, :]
         grad = tl.load(g + place, mask=inside, other=0.0).to(tl.float32)
         centred = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean
-        if RELU:
-            grad = tl.where(centred * scale + shift <= 0, 0.0, grad)
         totals += grad
         products += grad * centred
     out = (split * groups + group) * C + c
@@ -154,9 +140,7 @@ def backward_settle(
 
 
 @triton.jit
-def backward_apply(
-    g, x, gx, mu_b, slope, bias, tilt, offset, M, C, RELU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
-):
+def backward_apply(g, x, gx, mu_b, slope, tilt, offset, M, C, BM: tl.constexpr, BC: tl.constexpr):
     """dL/dx = slope * g + tilt * (x - mu_b) + offset."""
     tiles = tl.cdiv(M, BM)
     group = tl.program_id(0) // tiles
@@ -164,12 +148,12 @@ def backward_apply(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (m < M)[:, None] & (c < C)[None, :]
     place = (group * M + m)[:, None] * C + c[None, :]
-    mean, scale, shift = _coefficients(mu_b, slope, bias, group * C + c, c < C)
+    vector, real = group * C + c, c < C
+    mean = tl.load(mu_b + vector, mask=real, other=0.0)[None, :]
+    scale = tl.load(slope + vector, mask=real, other=0.0)[None, :]
+    by_x = tl.load(tilt + vector, mask=real, other=0.0)[None, :]
+    constant = tl.load(offset + vector, mask=real, other=0.0)[None, :]
     grad = tl.load(g + place, mask=inside, other=0.0).to(tl.float32)
     centred = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean
-    if RELU:
-        grad = tl.where(centred * scale + shift <= 0, 0.0, grad)
-    by_x = tl.load(tilt + group * C + c, mask=c < C, other=0.0)[None, :]
-    constant = tl.load(offset + group * C + c, mask=c < C, other=0.0)[None, :]
     out = scale * grad + (by_x * centred + constant)
     tl.store(gx + place, out.to(gx.dtype.element_ty), mask=inside)

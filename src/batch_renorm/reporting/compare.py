@@ -9,31 +9,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Protocol
 
 import numpy as np
 
+from batch_renorm.reporting import paper
 from batch_renorm.reporting.checks import Check, checks, own_checks
 from batch_renorm.reporting.lists import figures_of, title
-from batch_renorm.reporting.missing import missing_commands, not_drawn, other_compositions, set_apart
-from batch_renorm.reporting.paper import (
-    BASELINE,
-    BATCH_STATISTICS,
-    CLAIMS,
-    EXPERIMENTS,
-    NO_COUNTERPART,
-    OWN_SERIES,
-    SERIES,
-    VAL,
-    Claim,
-    Curve,
-    Figure,
-    Published,
-    Series,
-)
+from batch_renorm.reporting.missing import missing_commands, set_apart
+from batch_renorm.reporting.paper import BASELINE, VAL, Claim, Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
 
@@ -79,16 +65,9 @@ class Row:
     reach: tuple[tuple[float, ...], ...]  # for each threshold, the steps of those seeds that reach it
     published_reach: tuple[float | None, ...]
     minutes: float | None  # mean wall time of a run
-
-
-@dataclass(frozen=True)
-class GroupEffect:
-    """One experiment, evaluated per image and in two kinds of minibatches; final values of the finished seeds."""
-
-    label: str
-    averages: Sample | None  # with mu and sigma
-    pairs: Sample | None  # with muB and sigmaB of labels x 2 images
-    alone: Sample | None  # with muB and sigmaB of minibatches with each label once
+    # Final values of the same experiment with muB and sigmaB:
+    pairs: Sample | None  # of minibatches of labels x 2 images
+    alone: Sample | None  # of minibatches with each label once
     counterpart_gain: Sample | None  # pairs - alone, by seed
 
 
@@ -115,7 +94,6 @@ class Comparison:
     rows: tuple[Row, ...]
     claims: tuple[ClaimResult, ...]
     checks: tuple[CheckResult, ...]
-    group_effects: tuple[GroupEffect, ...]
     thresholds: tuple[float, ...]  # SHARES of the baseline's best, percent; empty without a finished baseline
     published_thresholds: tuple[float, ...]
     missing: tuple[str, ...]  # commands that make what is missing
@@ -125,43 +103,27 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[RecordedRun],
-    published: Published,
-    scale: str,
-    figures: Sequence[Figure] = (),
+    runs: Sequence[RecordedRun], published: Published, scale: str, figures: Sequence[Figure] = ()
 ) -> Comparison:
     """Compare runs with the paper; `figures` are drawn in addition to the paper's."""
     runs = [run for run in runs if run.scale == scale]
     baseline = published.number(BASELINE)
-    published_thresholds = tuple(s * baseline.top1 for s in SHARES if baseline)
+    papers = tuple(s * baseline.top1 for s in SHARES if baseline)
     bests = values_by_seed(runs, BASELINE, "best")
-    if scale == "imagenet":
-        thresholds = published_thresholds
-    else:
-        thresholds = tuple(share * fmean(bests.values()) for share in SHARES) if bests else ()
-    series = series_of(runs)
+    ours = tuple(share * fmean(bests.values()) for share in SHARES) if bests else ()
+    thresholds = papers if scale == "imagenet" else ours
     return Comparison(
         scale=scale,
-        rows=tuple(_row(runs, published, s, label, thresholds, published_thresholds) for s, label in series.items()),
-        claims=tuple(judge(claim, runs, published) for claim in CLAIMS),
+        rows=tuple(_row(runs, published, s, label, (thresholds, papers)) for s, label in series_of(runs).items()),
+        claims=tuple(judge(claim, runs, published) for claim in paper.CLAIMS),
         checks=tuple(_checked(c, runs) for c in (*checks(published), *own_checks(runs))),
-        group_effects=tuple(_group_effect(runs, s[0], label) for s, label in series.items() if s[1] == VAL),
         thresholds=thresholds,
-        published_thresholds=published_thresholds,
+        published_thresholds=papers,
         missing=tuple(missing_commands(runs, scale)),
-        notes=(*set_apart(runs), *not_drawn(runs), *other_compositions(runs)),
+        notes=tuple(set_apart(runs)),
         data=next((run.data for run in runs if run.data), None),
         figures=figures_of(runs, figures),
     )
-
-
-def _group_effect(runs: Sequence[RecordedRun], experiment: str, label: str) -> GroupEffect:
-    averages, pairs, alone = (
-        _sample(values_by_seed(runs, (experiment, metric), "final").values())
-        for metric in (VAL, BATCH_STATISTICS, NO_COUNTERPART)
-    )
-    gain = paired(runs, (experiment, BATCH_STATISTICS), (experiment, NO_COUNTERPART), "final")
-    return GroupEffect(label, averages, pairs, alone, gain)
 
 
 def series_of(runs: Sequence[RecordedRun]) -> dict[Series, str]:
@@ -171,14 +133,14 @@ def series_of(runs: Sequence[RecordedRun]) -> dict[Series, str]:
     """
     base = {run.experiment: run.base_experiment for run in runs}
     measured = {(run.experiment, metric) for run in runs for metric in run.curve}
-    ours = {experiment for experiment, _ in OWN_SERIES.keys() & measured}
+    ours = {experiment for experiment, _ in paper.OWN_SERIES.keys() & measured}
     data = next((f", {run.data}" for run in runs if run.data), "")
     series: dict[Series, str] = {}
-    for name in (*EXPERIMENTS, *sorted(set(base.values()) - set(EXPERIMENTS))):
-        if name in EXPERIMENTS or name in base:
+    for name in (*paper.EXPERIMENTS, *sorted(set(base.values()) - set(paper.EXPERIMENTS))):
+        if name in paper.EXPERIMENTS or name in base:
             series[name, VAL] = title(name) + data
-        series |= {s: label for s, label in SERIES.items() if s[0] == name and s[1] != VAL}
-        series |= {s: label for s, label in OWN_SERIES.items() if s[0] == name and name in ours}
+        series |= {s: label for s, label in paper.SERIES.items() if s[0] == name and s[1] != VAL}
+        series |= {s: label for s, label in paper.OWN_SERIES.items() if s[0] == name and name in ours}
         series |= {(row, VAL): row + data for row in sorted(base) if base[row] == name != row}
     return series
 
@@ -193,36 +155,26 @@ def values_by_seed(runs: Sequence[RecordedRun], series: Series, which: str) -> d
 def paired(runs: Sequence[RecordedRun], left: Series, right: Series, which: str) -> Sample | None:
     """left minus right for every seed that has both."""
     a, b = values_by_seed(runs, left, which), values_by_seed(runs, right, which)
-    return _sample(a[seed] - b[seed] for seed in a if seed in b)
+    return Sample.of(a[seed] - b[seed] for seed in a if seed in b)
+
+
+def _sample(runs: Sequence[RecordedRun], series: Series, which: str) -> Sample | None:
+    return Sample.of(values_by_seed(runs, series, which).values())
 
 
 def judge(claim: Claim, runs: Sequence[RecordedRun], published: Published) -> ClaimResult:
     final, best = (paired(runs, claim.left, claim.right, which) for which in ("final", "best"))
-    return ClaimResult(
-        claim,
-        published.difference(claim.left, claim.right),
-        published.final_difference(claim.left, claim.right),
-        final,
-        best,
-        verdict(claim, final),
-    )
-
-
-class Statement(Protocol):
-    """The statement that a number is checked against."""
-
-    def range(self) -> tuple[float, float]: ...
-
-    def agrees(self, value: float, /) -> bool: ...
+    printed, ends = (find(claim.left, claim.right) for find in (published.difference, published.final_difference))
+    return ClaimResult(claim, printed, ends, final, best, verdict(claim, final))
 
 
 def _checked(check: Check, runs: Sequence[RecordedRun]) -> CheckResult:
-    values = _sample(check.by_seed(runs).values())
+    values = Sample.of(check.by_seed(runs).values())
     have_run = {run.experiment for run in runs if run.finished} >= set(check.experiments)
     return CheckResult(check, values, NOT_MEASURED if values is None and have_run else verdict(check, values))
 
 
-def verdict(claim: Statement, values: Sample | None) -> str:
+def verdict(claim: Claim | Check, values: Sample | None) -> str:
     """The verdict by the mean; it is sure if the whole interval agrees, which needs at least two seeds."""
     if values is None:
         return NOT_RUN
@@ -250,20 +202,17 @@ def mean_curve(
 
 
 def _row(
-    runs: Sequence[RecordedRun],
-    published: Published,
-    series: Series,
-    label: str,
-    thresholds: Sequence[float],
-    published_thresholds: Sequence[float],
+    runs: Sequence[RecordedRun], published: Published, series: Series, label: str, thresholds: Sequence[Sequence[float]]
 ) -> Row:
+    """`thresholds` are ours and the paper's."""
     experiment, metric = series
+    pairs, alone = (experiment, paper.BATCH_STATISTICS), (experiment, paper.NO_COUNTERPART)
     of_row = [run for run in runs if run.experiment == experiment]
     finished = [run for run in of_row if run.finished and metric in run.curve]
-    final, best = (_sample(values_by_seed(runs, series, which).values()) for which in ("final", "best"))
+    best = _sample(runs, series, "best")
     number = None if any(run.data for run in runs) else published.number(series)
     on_imagenet = any(run.scale == "imagenet" for run in runs)
-    reached = [[steps_to_reach(run.curve[metric], t) for run in finished] for t in thresholds]
+    reached = [[steps_to_reach(run.curve[metric], t) for run in finished] for t in thresholds[0]]
     curve = published.curves.get(series)
     walls = [w for run in finished if isinstance(w := run.info.get("wall_seconds"), int | float) and w > 0]
     return Row(
@@ -271,18 +220,16 @@ def _row(
         label=label,
         seeds=tuple(sorted(run.seed for run in finished)),
         unfinished=tuple(run for run in of_row if not run.finished),
-        final=final,
+        final=_sample(runs, series, "final"),
         best=best,
         published=number.top1 if number else None,
         gap=best.mean - number.top1 if best and number and on_imagenet else None,
         to_baseline=None if series == BASELINE else paired(runs, series, BASELINE, "best"),
         published_to_baseline=None if series == BASELINE else published.difference(series, BASELINE),
         reach=tuple(tuple(s for s in steps if s is not None) for steps in reached),
-        published_reach=tuple(steps_to_reach(curve, t) if curve else None for t in published_thresholds),
+        published_reach=tuple(steps_to_reach(curve, t) if curve else None for t in thresholds[1]),
         minutes=fmean(walls) / 60 if walls else None,
+        pairs=_sample(runs, pairs, "final"),
+        alone=_sample(runs, alone, "final"),
+        counterpart_gain=paired(runs, pairs, alone, "final"),
     )
-
-
-def _sample(values: Iterable[float]) -> Sample | None:
-    values = tuple(values)
-    return Sample(values) if values else None

@@ -21,10 +21,8 @@ CONTROLS = {"groupnorm": "GroupNorm", "frozen": "Frozen batchnorm"}
 
 def title(experiment: str) -> str:
     """The title of the paper's experiments; the name of ours, marked as ours; the unchanged name of other rows."""
-    if experiment in EXPERIMENTS:
-        return EXPERIMENTS[experiment].title
-    if ", " in experiment:
-        return experiment
+    if experiment in EXPERIMENTS or ", " in experiment:
+        return EXPERIMENTS.get(experiment, experiment)
     minibatches, _, norm = experiment.partition("_")
     if minibatches in MINIBATCHES and norm in CONTROLS:
         return f"{CONTROLS[norm]}, {MINIBATCHES[minibatches]}{OURS}"

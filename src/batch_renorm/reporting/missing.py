@@ -1,4 +1,4 @@
-"""What some runs lack for a complete comparison: missing runs, and runs that cannot be compared."""
+"""The commands that make the runs which a comparison lacks, and the runs that it does not count."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from batch_renorm.records.config import flat_options
 from batch_renorm.reporting.differences import FILES
-from batch_renorm.reporting.paper import EXPERIMENTS, VAL
+from batch_renorm.reporting.paper import EXPERIMENTS
 from batch_renorm.reporting.recorded import RecordedRun
 
 MOST = 2 / 3  # if this fraction of the experiments has a seed, the others lack it; some may have extra seeds on purpose
@@ -31,8 +31,7 @@ def missing_commands(runs: Sequence[RecordedRun], scale: str) -> list[str]:
     options += "".join(f" {option}={shlex.quote(str(file))}" for option, file in files.items())
     commands = []
     for experiment in EXPERIMENTS:
-        unfinished = {seed for (name, seed), run in there.items() if name == experiment and not run.finished}
-        for seed in sorted({*seeds} | unfinished):
+        for seed in sorted({*seeds} | {seed for name, seed in there if name == experiment}):
             run = there.get((experiment, seed))
             if run is None or not run.finished:
                 resumes = f"  # resumes: {run.progress}" if run else ""
@@ -48,26 +47,3 @@ def set_apart(runs: Sequence[RecordedRun]) -> list[str]:
             rows.setdefault(run.experiment, []).append(run.seed)
     text = "; ".join(f"{name} (seed {', '.join(map(str, sorted(seeds)))})" for name, seeds in sorted(rows.items()))
     return [f"in rows of their own and in no verdict, as they differ from their experiments: {text}"] * bool(rows)
-
-
-def not_drawn(runs: Sequence[RecordedRun]) -> list[str]:
-    """Runs whose curves lack something that a table or a figure needs."""
-    without = [f"{run.experiment} seed {run.seed}" for run in runs if VAL not in run.curve]
-    return [f"without {VAL}, so that only their other metrics are drawn: {', '.join(sorted(without))}"] * bool(without)
-
-
-def other_compositions(runs: Sequence[RecordedRun]) -> list[str]:
-    """The paper evaluates batch statistics on minibatches of 25 labels x 2, and trains on minibatches of 32."""
-    compositions = set()
-    for run in runs:
-        evaluation, minibatch = run.config.get("evaluation"), run.config.get("minibatch")
-        if isinstance(evaluation, dict) and {"labels_per_minibatch", "images_per_label"} <= set(evaluation):
-            size = minibatch.get("size", 32) if isinstance(minibatch, dict) else 32
-            paper = max(1, 25 * size // 32)
-            compositions.add((evaluation["labels_per_minibatch"], evaluation["images_per_label"], paper))
-    return [
-        f"evaluated with batch statistics of {labels} labels x {images} images, "
-        f"where the paper's proportion is {paper} x 2"
-        for labels, images, paper in sorted(compositions)
-        if (labels, images) != (paper, 2)
-    ]

@@ -6,7 +6,7 @@ Accuracies are percent (0..100), differences are points, steps are optimiser upd
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,38 +22,23 @@ AS_TRAINED = "val_top1_as_trained"  # only ours: normalised and composed as in t
 NO_COUNTERPART = "val_top1_no_counterpart"  # only ours: batch statistics of minibatches with each label once
 BASELINE: Series = ("iid_batchnorm", VAL)
 
-
-PAIRS = "non-i.i.d., 2 images a label"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    name: str
-    title: str  # the full title
-    heading: str  # of the experiments with the same minibatches
-    arm: str  # the name under that heading
-
-
-EXPERIMENTS = {
-    e.name: e
-    for e in (
-        Experiment("iid_batchnorm", "Batchnorm, i.i.d.", "i.i.d., whole minibatches", "Batchnorm"),
-        Experiment("iid_renorm", "Batch Renorm, i.i.d.", "i.i.d., whole minibatches", "Batch Renorm"),
-        Experiment("micro4_batchnorm", "Batchnorm, groups of 4", "i.i.d., groups of 4", "Batchnorm"),
-        Experiment("micro4_renorm", "Batch Renorm, groups of 4", "i.i.d., groups of 4", "Batch Renorm"),
-        Experiment("noniid_batchnorm", "Batchnorm, non-i.i.d.", PAIRS, "Batchnorm"),
-        Experiment("noniid_halves_batchnorm", "Batchnorm on halves, non-i.i.d.", PAIRS, "Batchnorm on halves"),
-        Experiment("noniid_renorm", "Batch Renorm, non-i.i.d.", PAIRS, "Batch Renorm"),
-    )
+EXPERIMENTS = {  # with their titles
+    "iid_batchnorm": "Batchnorm, i.i.d.",
+    "iid_renorm": "Batch Renorm, i.i.d.",
+    "micro4_batchnorm": "Batchnorm, groups of 4",
+    "micro4_renorm": "Batch Renorm, groups of 4",
+    "noniid_batchnorm": "Batchnorm, non-i.i.d.",
+    "noniid_halves_batchnorm": "Batchnorm on halves, non-i.i.d.",
+    "noniid_renorm": "Batch Renorm, non-i.i.d.",
 }
 
 # All series with a curve in the paper, in the order of the tables.
 SERIES: dict[Series, str] = {}
-for _experiment in EXPERIMENTS.values():
-    SERIES[_experiment.name, VAL] = _experiment.title
-    if _experiment.name == "noniid_batchnorm":
-        SERIES[_experiment.name, TRAIN] = "- its accuracy on training images"
-        SERIES[_experiment.name, BATCH_STATISTICS] = "- evaluated with batch statistics"
+for _name, _title in EXPERIMENTS.items():
+    SERIES[_name, VAL] = _title
+    if _name == "noniid_batchnorm":
+        SERIES[_name, TRAIN] = "- its accuracy on training images"
+        SERIES[_name, BATCH_STATISTICS] = "- evaluated with batch statistics"
 
 # Curves that the paper does not have; shown if runs have them.
 OWN_SERIES: dict[Series, str] = {
@@ -70,35 +55,32 @@ class Figure:
 
 
 FIGURES = {
-    f.name: f
-    for f in (
-        Figure(
-            "fig1",
-            "Figure 1: i.i.d. minibatches",
-            {("iid_batchnorm", VAL): "Batchnorm (baseline)", ("iid_renorm", VAL): "Batch Renorm"},
-        ),
-        Figure(
-            "fig2",
-            "Figure 2: normalised in groups of 4",
-            {
-                # Not in the paper's figure, but its text compares the other two with it.
-                ("iid_batchnorm", VAL): "Batchnorm, whole minibatches (baseline)",
-                ("micro4_batchnorm", VAL): "Batchnorm, groups of 4",
-                ("micro4_renorm", VAL): "Batch Renorm, groups of 4",
-            },
-        ),
-        Figure(
-            "fig3",
-            "Figure 3: non-i.i.d. minibatches, 2 images a label",
-            {
-                ("noniid_batchnorm", VAL): "Batchnorm",
-                ("noniid_batchnorm", TRAIN): "Batchnorm, train accuracy",
-                ("noniid_batchnorm", BATCH_STATISTICS): "Batchnorm, evaluated with batch statistics",
-                ("noniid_halves_batchnorm", VAL): "Batchnorm on half-minibatches",
-                ("noniid_renorm", VAL): "Batch Renorm",
-            },
-        ),
-    )
+    "fig1": Figure(
+        "fig1",
+        "Figure 1: i.i.d. minibatches",
+        {("iid_batchnorm", VAL): "Batchnorm (baseline)", ("iid_renorm", VAL): "Batch Renorm"},
+    ),
+    "fig2": Figure(
+        "fig2",
+        "Figure 2: normalised in groups of 4",
+        {
+            # Not in the paper's figure, but its text compares the other two with it.
+            ("iid_batchnorm", VAL): "Batchnorm, whole minibatches (baseline)",
+            ("micro4_batchnorm", VAL): "Batchnorm, groups of 4",
+            ("micro4_renorm", VAL): "Batch Renorm, groups of 4",
+        },
+    ),
+    "fig3": Figure(
+        "fig3",
+        "Figure 3: non-i.i.d. minibatches, 2 images a label",
+        {
+            ("noniid_batchnorm", VAL): "Batchnorm",
+            ("noniid_batchnorm", TRAIN): "Batchnorm, train accuracy",
+            ("noniid_batchnorm", BATCH_STATISTICS): "Batchnorm, evaluated with batch statistics",
+            ("noniid_halves_batchnorm", VAL): "Batchnorm on half-minibatches",
+            ("noniid_renorm", VAL): "Batch Renorm",
+        },
+    ),
 }
 
 
@@ -130,54 +112,34 @@ class Claim:
         return low < difference if self.relation == ">" else low <= difference <= high
 
 
+def _claim(text: str, left: str, relation: str, right: str, margin: float = 0.0) -> Claim:
+    """A claim of validation accuracies, or of other metrics as experiment/metric."""
+
+    def series(name: str) -> Series:
+        experiment, _, metric = name.partition("/")
+        return experiment, metric or VAL
+
+    return Claim(text, series(left), relation, series(right), margin)
+
+
 CLAIMS = (
-    Claim(
-        "i.i.d.: Batch Renorm at least level with batchnorm",
-        ("iid_renorm", VAL), ">=", ("iid_batchnorm", VAL), 1.0,
-    ),
-    Claim(
-        "groups of 4: Batch Renorm above batchnorm",
-        ("micro4_renorm", VAL), ">", ("micro4_batchnorm", VAL),
-    ),
-    Claim(
-        "batchnorm: groups of 4 at or below whole minibatches",
-        ("iid_batchnorm", VAL), ">=", ("micro4_batchnorm", VAL),
-    ),
-    Claim(
-        "Batch Renorm: groups of 4 at or below whole minibatches",
-        ("iid_renorm", VAL), ">=", ("micro4_renorm", VAL),
-    ),
-    Claim(
-        "batchnorm: non-i.i.d. below i.i.d.",
-        ("iid_batchnorm", VAL), ">", ("noniid_batchnorm", VAL),
-    ),
-    Claim(
-        "batchnorm: non-i.i.d. clearly below i.i.d., by 5 points",
-        ("iid_batchnorm", VAL), ">", ("noniid_batchnorm", VAL), 5.0,
-    ),
-    Claim(
-        "non-i.i.d.: Batch Renorm above batchnorm",
-        ("noniid_renorm", VAL), ">", ("noniid_batchnorm", VAL),
-    ),
-    Claim(
-        "non-i.i.d.: batchnorm on halves above batchnorm",
-        ("noniid_halves_batchnorm", VAL), ">", ("noniid_batchnorm", VAL),
-    ),
-    Claim(
-        "batchnorm: non-i.i.d. halves at or below i.i.d.",
-        ("iid_batchnorm", VAL), ">=", ("noniid_halves_batchnorm", VAL),
-    ),
-    Claim(
-        "Batch Renorm: non-i.i.d. level with i.i.d.",
-        ("noniid_renorm", VAL), "=", ("iid_renorm", VAL), 2.0,
-    ),
-    Claim(
+    _claim("i.i.d.: Batch Renorm at least level with batchnorm", "iid_renorm", ">=", "iid_batchnorm", 1.0),
+    _claim("groups of 4: Batch Renorm above batchnorm", "micro4_renorm", ">", "micro4_batchnorm"),
+    _claim("batchnorm: groups of 4 at or below whole minibatches", "iid_batchnorm", ">=", "micro4_batchnorm"),
+    _claim("Batch Renorm: groups of 4 at or below whole minibatches", "iid_renorm", ">=", "micro4_renorm"),
+    _claim("batchnorm: non-i.i.d. below i.i.d.", "iid_batchnorm", ">", "noniid_batchnorm"),
+    _claim("batchnorm: non-i.i.d. clearly below i.i.d., by 5 points", "iid_batchnorm", ">", "noniid_batchnorm", 5.0),
+    _claim("non-i.i.d.: Batch Renorm above batchnorm", "noniid_renorm", ">", "noniid_batchnorm"),
+    _claim("non-i.i.d.: batchnorm on halves above batchnorm", "noniid_halves_batchnorm", ">", "noniid_batchnorm"),
+    _claim("batchnorm: non-i.i.d. halves at or below i.i.d.", "iid_batchnorm", ">=", "noniid_halves_batchnorm"),
+    _claim("Batch Renorm: non-i.i.d. level with i.i.d.", "noniid_renorm", "=", "iid_renorm", 2.0),
+    _claim(
         "non-i.i.d. batchnorm: batch statistics above the normal evaluation",
-        ("noniid_batchnorm", BATCH_STATISTICS), ">", ("noniid_batchnorm", VAL),
+        f"noniid_batchnorm/{BATCH_STATISTICS}", ">", "noniid_batchnorm",
     ),
-    Claim(
+    _claim(
         "non-i.i.d. batchnorm: training accuracy below the i.i.d. validation accuracy",
-        ("iid_batchnorm", VAL), ">", ("noniid_batchnorm", TRAIN),
+        "iid_batchnorm", ">", f"noniid_batchnorm/{TRAIN}",
     ),
 )  # fmt: skip
 
@@ -225,27 +187,25 @@ def paper_folder() -> Path:
     """results/paper of the repository that this package is installed from, or of the working directory."""
     places = [root / "results" / "paper" for root in (Path(__file__).resolve().parents[3], Path.cwd())]
     for place in places:
-        if (place / "numbers.csv").is_file() and (place / "curves.csv").is_file():
+        if (place / "numbers.csv").is_file():
             return place
-    raise FileNotFoundError(
-        "the published numbers.csv and curves.csv are in neither of "
-        + ", ".join(map(str, places))
-        + ": work in a clone of the repository, installed with 'pip install -e .'"
-    )
+    where = " and ".join(map(str, places))
+    raise FileNotFoundError(f"no numbers.csv in {where}: work in a clone, installed with 'pip install -e .'")
 
 
 def load_published() -> Published:
     folder = paper_folder()
+
+    def rows(name: str) -> Iterator[tuple[Series, dict[str, str]]]:
+        with open(folder / name, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                yield (row["experiment"], row["metric"]), row
+
     numbers: dict[Series, list[Number]] = {}
-    with open(folder / "numbers.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            at_step = int(row["at_step"]) if row["at_step"] else None
-            number = Number(float(row["top1_percent"]), at_step, row["printed_in"])
-            numbers.setdefault((row["experiment"], row["metric"]), []).append(number)
+    for series, row in rows("numbers.csv"):
+        at_step = int(row["at_step"]) if row["at_step"] else None
+        numbers.setdefault(series, []).append(Number(float(row["top1_percent"]), at_step, row["printed_in"]))
     points: dict[Series, list[tuple[float, float]]] = {}
-    with open(folder / "curves.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            point = float(row["step"]), float(row["top1_percent"])
-            points.setdefault((row["experiment"], row["metric"]), []).append(point)
-    curves = {series: (np.array(p)[:, 0], np.array(p)[:, 1]) for series, p in points.items()}
-    return Published(numbers, curves)
+    for series, row in rows("curves.csv"):
+        points.setdefault(series, []).append((float(row["step"]), float(row["top1_percent"])))
+    return Published(numbers, {series: (np.array(p)[:, 0], np.array(p)[:, 1]) for series, p in points.items()})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,7 @@ from batch_renorm.reporting.differences import Expected, apart
 from batch_renorm.reporting.paper import Curve
 from batch_renorm.reporting.recorded import RecordedRun
 
-FILES = (
-    "config.yaml",
-    "curve.csv",
-    "run.json",
-    "mechanism.csv",
-)  # small; checkpoints and W&B's files stay where they are
-
-
+FILES = ("config.yaml", "curve.csv", "run.json")
 SEED = r"seed\d+"  # a run folder's name
 
 
@@ -73,22 +65,14 @@ def read_run(folder: Path) -> RecordedRun:
 
     # The folder's path says what the run is; the config, written by the run itself, takes precedence.
     *_, scale, experiment, name = ("", "", *folder.resolve().parts)
-    what: dict[str, Any] = {"scale": scale, "experiment": experiment.partition(",")[0]}
-    what |= {"seed": int(name.removeprefix("seed"))} if re.fullmatch(SEED, name) else {}
-    what |= {k: v for k, v in config.items() if k in ("scale", "experiment") and isinstance(v, str)}
-    what |= {"seed": config["seed"]} if type(config.get("seed")) is int else {}
-    if "seed" not in what:
+    seed = int(name.removeprefix("seed")) if re.fullmatch(SEED, name) else None
+    scale = _typed(config.get("scale"), str) or scale
+    experiment = _typed(config.get("experiment"), str) or experiment.partition(",")[0]
+    if (seed := _typed(config.get("seed"), int, seed)) is None:
         raise UserError(f"{folder}: neither its name (seed<k>) nor a config.yaml says which seed this is, left out")
-
-    planned = info.get("steps")
-    step = max(int(s[-1]) for s, _ in curve.values())
-    if isinstance(info.get("step"), int):
-        step = max(step, info["step"])
-    state = str(info.get("state", "unknown"))
-    return RecordedRun(
-        folder, as_name(what["scale"]), what["experiment"], what["seed"], planned if isinstance(planned, int) else None,
-        step, state, curve, config, info, tuple(notes),
-    )  # fmt: skip
+    step = max(_typed(info.get("step"), int, 0), *(int(s[-1]) for s, _ in curve.values()))
+    steps, state = _typed(info.get("steps"), int), str(info.get("state", "unknown"))
+    return RecordedRun(folder, as_name(scale), experiment, seed, steps, step, state, curve, config, info, tuple(notes))
 
 
 def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[list[RecordedRun], list[str]]:
@@ -101,15 +85,12 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
     readable: list[RecordedRun] = []
     for root in roots:
         levels = ("", "*/", "*/*/", "*/*/*/")
-        places = {p.parent for level in levels for name in FILES[:3] for p in root.glob(level + name)}
+        places = {p.parent for level in levels for name in FILES for p in root.glob(level + name)}
         places |= {p for level in levels[:3] for p in root.glob(f"{level}seed*") if p.is_dir()}
         # A run that `fresh=true` moved aside (seed0.old) is not a run any more; what holds runs is none itself.
         places = {p for p in places if not re.fullmatch(rf"{SEED}\..+", p.resolve().name)}
-        for folder in sorted(
-            p for p in places if re.fullmatch(SEED, p.resolve().name) or (p / "config.yaml").is_file()
-        ):
-            if folder in {run.folder for run in readable}:
-                continue
+        places = {p for p in places if re.fullmatch(SEED, p.resolve().name) or (p / "config.yaml").is_file()}
+        for folder in sorted(places - {run.folder for run in readable}):
             try:
                 readable.append(read_run(folder))
             except (ValueError, OSError) as error:
@@ -124,15 +105,8 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
     return list(runs.values()), problems
 
 
-def keep(run: RecordedRun, root: Path) -> Path:
-    """Copy the run's small files to `<root>/<scale>/<row>/seed<k>/`."""
-    place = root / run.scale / run.experiment.replace(", ", ",").replace("/", "_") / f"seed{run.seed}"
-    if place.resolve() != run.folder.resolve():
-        place.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            if (run.folder / name).is_file():
-                shutil.copyfile(run.folder / name, place / name)
-    return place
+def _typed(value: Any, kind: type, default: Any = None) -> Any:
+    return value if type(value) is kind else default
 
 
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -13,6 +13,12 @@ class Sample:
     """One number per seed."""
 
     values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Sample | None:
+        """None without values."""
+        values = tuple(values)
+        return cls(values) if values else None
 
     @property
     def n(self) -> int:
@@ -36,13 +42,7 @@ class Sample:
         """The mean's two-sided 95% t-interval; None for one seed."""
         if self.std is None:
             return None
-        half = t_quantile(self.n - 1) * self.std / sqrt(self.n)
+        from scipy.stats import t  # takes half a second to import, and one seed needs none
+
+        half = float(t.ppf(0.975, self.n - 1)) * self.std / sqrt(self.n)
         return self.mean - half, self.mean + half
-
-
-@lru_cache
-def t_quantile(freedom: int) -> float:
-    """The 97.5% quantile of Student's t."""
-    from scipy.stats import t  # takes half a second to import, and one seed needs none
-
-    return float(t.ppf(0.975, freedom))

@@ -6,7 +6,7 @@ its rounding stays the same on other hardware as far as possible.
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -70,21 +70,16 @@ def check_passes(arithmetic: Arithmetic, passes: int) -> None:
         )
 
 
-def check_ranks(choices: Sequence[Arithmetic], rank: int = 0) -> None:
-    """Raise UserError if the ranks would compute differently, as GPUs with and without bfloat16 do.
-
-    Other ranks than 0 end with status 2 instead, since rank 0 says why.
-    """
-    for other, choice in enumerate(choices):
-        different = [f.name for f in fields(choice) if getattr(choice, f.name) != getattr(choices[0], f.name)]
-        if different and rank:
-            raise SystemExit(2)
-        if different:
-            name = different[0]
-            raise UserError(
-                f"rank 0 computes with trainer.{name}={getattr(choices[0], name)}, rank {other} with "
-                f"{getattr(choice, name)}: say trainer.{name}=... for all ranks"
-            )
+def check_ranks(choices: Sequence[Arithmetic]) -> None:
+    """Raise UserError if the ranks would compute differently, as GPUs with and without bfloat16 do."""
+    first = asdict(choices[0])
+    for rank, choice in enumerate(choices):
+        for name, value in asdict(choice).items():
+            if value != first[name]:
+                raise UserError(
+                    f"rank 0 computes with trainer.{name}={first[name]}, rank {rank} with {value}: "
+                    f"say trainer.{name}=... for all ranks"
+                )
 
 
 def configure_torch(arithmetic: Arithmetic) -> None:

@@ -19,8 +19,8 @@ from batch_renorm.errors import UserError
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.norm.layers import BatchRenorm, has_layers
 from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
+from batch_renorm.running.cli import DEBUG_IMAGES
 from batch_renorm.running.folder import read_config
-from batch_renorm.running.overrides import DEBUG_IMAGES
 from batch_renorm.running.ranks import Stop
 from batch_renorm.running.schema import Config, Logging, Machine, Minibatch, Norm, Options, Size, read, target
 from batch_renorm.training.evaluation import Evaluation

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from batch_renorm.data.workers import split_evenly
+from batch_renorm.data.loaders import split_evenly
 from batch_renorm.errors import UserError
 from batch_renorm.running.build import Run
 from batch_renorm.running.ranks import World, gather

@@ -1,23 +1,29 @@
-"""Errors in one clear line, instead of a traceback or Hydra's long message."""
+"""The command line: values that configs compute, quoted paths, folders of sweeps, and errors in one clear line."""
 
 import errno
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from batch_renorm.errors import DiskFullError, NotFiniteError, Stopped, TransientReadError, UserError
+from batch_renorm.records import naming
 from batch_renorm.records.config import flat_options
-from batch_renorm.running.overrides import quoted, without_header
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 MENDABLE = {
@@ -29,6 +35,11 @@ TRANSIENT = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
 }  # fmt: skip
 """Errors of files that may pass: a disk, a network or a file server has failed for a moment."""
+PATHS = ("folder", "data.root")
+IN_EVERY_PLACE = ("scale", "experiment", "seed")
+"""The parts of the default folder."""
+DEBUG_STEPS, DEBUG_IMAGES = 4, 64
+LONGEST = 120  # characters of a sweep's options in a folder's name; file systems take 255 in all
 
 
 @contextmanager
@@ -144,3 +155,140 @@ def known_options() -> list[str]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return [name for name, _ in flat_options(OmegaConf.to_container(compose("train")))]
+
+
+def knee(numerator: int, denominator: int, *, _root_: DictConfig) -> int:
+    """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
+    steps = getattr(_root_.size, "steps", None)
+    return round(steps * numerator / denominator) if isinstance(steps, int) else 0  # the schema names size.steps
+
+
+def half(size: Any) -> Any:
+    """The config's ${half:n}: n / 2 for an even n."""
+    if not isinstance(size, int):
+        return size  # the schema names size.minibatch
+    if size % 2:
+        raise UserError(f"a minibatch of {size} has no halves: size.minibatch must be even")
+    return size // 2
+
+
+def swept() -> str:
+    """The config's ${swept:}: the options of a sweep's job other than scale, experiment and seed.
+
+    Empty for a single run and for a sweep over these three; `,ramp.rmax=5` in a sweep over ramp.rmax=3,5. It is part
+    of the run's folder, so that every job has its own folder.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ""
+    options = re.sub(r"[^\w.,+=-]+", "_", HydraConfig.get().job.override_dirname)
+    if len(options) > LONGEST:
+        options = f"{options[:LONGEST]}-{zlib.crc32(options.encode()):08x}"
+    return f",{options}" if options else ""
+
+
+def proportional(part: int, whole: int, size: Any) -> int:
+    """The config's ${proportional:25,32,n}: 25 / 32 of n, rounded down, at least 1."""
+    return max(1, part * size // whole) if isinstance(size, int) else 1
+
+
+def dataset(*, _root_: DictConfig) -> str:
+    """The config's ${dataset:}: the name of the data set, see `naming.dataset_of`."""
+    return naming.dataset_of(_root_.data) if isinstance(_root_.data, Mapping) else "unnamed"  # the schema names data
+
+
+def run_group(*, _root_: DictConfig) -> str:
+    """The config's ${run_group:}: the folder of the runs that belong together, see `naming.run_group`."""
+    check_headers(_root_)
+    return naming.run_group(_root_)
+
+
+def check_headers(config: Mapping[Any, Any]) -> None:
+    """Raise UserError if the file of scale=... or experiment=... lacks its header: Hydra reads it as a section then."""
+    for group in ("scale", "experiment"):
+        if isinstance(config.get(group), Mapping):
+            raise UserError(without_header(group))
+
+
+def without_header(group: str) -> str:
+    typed = next((a for a in sys.argv[1:] if a.startswith(f"{group}=")), f"{group}=...")
+    return (
+        f"the file of {typed} must begin with the line `# @package _global_`, with no byte order mark before it: "
+        "without it Hydra reads the file as options of something else"
+    )
+
+
+for resolver in (knee, half, swept, proportional, dataset, run_group):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def debugged(config: DictConfig) -> DictConfig:
+    """With `debug=true`, shrink a config in place to a few steps, one evaluation and one checkpoint; return it."""
+    if config.debug is True:
+        few = {"steps": DEBUG_STEPS, "evaluate_every": DEBUG_STEPS, "train_sample": DEBUG_IMAGES}
+        for name, value in few.items():
+            given = config.size[name]
+            config.size[name] = min(value, given) if isinstance(given, int) else given
+        config.trainer.log_every, config.fresh = 1, True
+        if OmegaConf.select(config, "logger.wandb.mode") == "online":
+            config.logger.wandb.mode = "offline"
+    return config
+
+
+def quoted(name: str, value: str) -> str:
+    """An override quoted so that Hydra does not change its value."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+    return f'{name}="{escaped}"'
+
+
+def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
+    """The command line's arguments for Hydra: paths quoted, and for a sweep the options that name its jobs' folders.
+
+    Raises:
+        UserError: several jobs of the sweep would share the given folder.
+    """
+    sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+    result = [as_path(argument, sweep) for argument in arguments]
+    return result + (placed(result) if sweep else [])
+
+
+def as_path(argument: str, sweep: bool) -> str:
+    """Quote the value of an option in PATHS if Hydra would misread it: ~, =, commas, parentheses, other letters.
+
+    In a sweep, commas keep their meaning.
+    """
+    name, equals, value = argument.partition("=")
+    if not equals or name.lstrip("+") not in PATHS or not value:
+        return argument
+    override = parsed(argument)
+    plain = override is not None and isinstance(override.value(), str) and value == value.strip()
+    return argument if plain or (sweep and override is not None) else quoted(name, value)
+
+
+def parsed(argument: str) -> Override | None:
+    """An argument as Hydra parses it; None if Hydra cannot parse it or it is not an override."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def placed(arguments: list[str]) -> list[str]:
+    """Extra arguments for a sweep: options that are the same in every job are left out of the folders' names."""
+    overrides = [o for o in map(parsed, arguments) if o is not None and not o.key_or_group.startswith("hydra")]
+    varied = [override.key_or_group for override in overrides if override.is_sweep_override()]
+    given = next((o for o in overrides if o.key_or_group == "folder" and not o.is_sweep_override()), None)
+    if given is not None:
+        text = str(given.value())
+        shared = [name for name in varied if not re.search(rf"\$\{{({name}|hydra:runtime.choices.{name})\b", text)]
+        if "${swept:}" in text:
+            shared = [name for name in shared if name in IN_EVERY_PLACE]
+        if shared:
+            hint = "".join(f"${{{name}}}" for name in shared if name in IN_EVERY_PLACE)
+            hint += "${swept:}" * any(name not in IN_EVERY_PLACE for name in shared)
+            raise UserError(
+                f"folder={text} is one place for all jobs that differ in {', '.join(shared)}: write {hint} in it"
+            )
+    same = [override.key_or_group for override in overrides if override.key_or_group not in varied]
+    excluded = ",".join(f"'{name}'" for name in dict.fromkeys([*IN_EVERY_PLACE, *same]))
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]

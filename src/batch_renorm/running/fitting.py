@@ -1,6 +1,7 @@
 """Training from a checkpoint to the last step: Lightning's trainer, and what happens after a step."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,10 +27,15 @@ from batch_renorm.running.folder import Folder, provenance
 from batch_renorm.running.launch import device_of
 from batch_renorm.running.loggers import CurveLogger, WandbLogger
 from batch_renorm.running.progress import Progress, opening
-from batch_renorm.running.ranks import ALONE, World, from_rank_0, gather
+from batch_renorm.running.ranks import ALONE, World, from_rank_0, gather, together
 from batch_renorm.running.screen import print_line
 from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import ON_MINIBATCHES, Evaluation, evaluate
+
+PROFILERS: dict[str | None, Callable[..., Profiler]] = {
+    "simple": SimpleProfiler, "advanced": AdvancedProfiler, "torch": PyTorchProfiler,
+}  # fmt: skip
+"""They write fit-profile* into the run folder when training ends."""
 
 
 class Data(LightningDataModule):
@@ -149,7 +155,8 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     record = from_rank_0(folder.record(), world)  # on a shared disk another rank may see an older file
     device = device_of(world, run.machine.accelerator)
     gpu = device.type == "cuda"
-    arithmetic.check_ranks(gather(run.arithmetic, world), world.rank)
+    choices = gather(run.arithmetic, world)
+    together(lambda: arithmetic.check_ranks(choices), world)
     arithmetic.configure_torch(run.arithmetic)
     memory = memory_of(run, world, device, record)
     passes = run.passes(world.rank, world.ranks, memory.workers_per_pass).division.passes
@@ -163,6 +170,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     )
     machine = torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads"
     facts = provenance(machine) if world.rank == 0 else {}
+    profiler = PROFILERS.get(run.machine.profile)
     trainer = Trainer(
         accelerator=device.type,  # with "auto" Lightning would use a Mac's GPU while everything else is on the CPU
         devices=world.devices,
@@ -174,7 +182,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         callbacks=[AfterStep(run, folder, world, evaluation, kept, progress, execution, facts, record), progress],
         # launch.py has set torchrun's variables: Lightning need not guess the launcher
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
-        profiler=profiler(run, folder),
+        profiler=profiler and profiler(dirpath=folder.path, filename="profile"),
         enable_checkpointing=False,  # checkpoints.py says why
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -203,19 +211,6 @@ def loggers(
         facts = {"ranks": world.ranks, "precision": precision, "parameters": parameters, **facts}
         result.append(WandbLogger(run, run.logging.wandb, folder.path, record["id"], step, facts))
     return result
-
-
-def profiler(run: Run, folder: Folder) -> Profiler | None:
-    """Lightning's profiler of configs/trainer; it writes fit-profile* into the run folder when training ends."""
-    where: dict[str, Any] = {"dirpath": folder.path, "filename": "profile"}
-    match run.machine.profile:
-        case "simple":
-            return SimpleProfiler(**where)
-        case "advanced":
-            return AdvancedProfiler(**where)
-        case "torch":  # three steps, after skipping the first ones
-            return PyTorchProfiler(**where, export_to_chrome=True)
-    return None
 
 
 def disable_lightnings_signal_handling(trainer: Trainer) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -58,19 +58,11 @@ class Folder:
         Raises:
             UserError: the file is damaged.
         """
-        if not self.record_file.exists():
-            return {}
-        try:
-            record = json.loads(self.record_file.read_bytes())
-        except ValueError:  # not JSON, or not even text
-            record = None
-        if not isinstance(record, dict):
-            raise UserError(f"{self.record_file} is damaged: run the same train.py command, which makes it again")
-        return record
+        return read_settings(self.record_file, json.loads) if self.record_file.exists() else {}
 
     def write_record(self, **entries: Any) -> None:
         """Change entries of run.json, atomically."""
-        write_atomically(self.record_file, json.dumps(self.record() | entries, indent=2) + "\n")
+        write_text(self.record_file, json.dumps(self.record() | entries, indent=2) + "\n")
 
 
 def with_places(settings: dict[str, Any]) -> dict[str, Any]:
@@ -95,18 +87,17 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
+    return read_settings(path, yaml.safe_load)
+
+
+def read_settings(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, ValueError):  # not YAML, or not even text
-        config = None
-    if not isinstance(config, dict):
+        settings = parse(path.read_bytes())
+    except (yaml.YAMLError, ValueError):  # of another form, or not even text
+        settings = None
+    if not isinstance(settings, dict):
         raise UserError(f"{path} is damaged: run the same train.py command, which makes it again")
-    return config
-
-
-def write_atomically(path: Path, text: str) -> None:
-    with room_for(path, len(text.encode())):
-        durable.write_text(path, text)
+    return settings
 
 
 @contextmanager
@@ -122,6 +113,11 @@ def room_for(path: Path, size: int) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFullError(path, max(1, size - shutil.disk_usage(path.parent).free)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    with room_for(path, len(text.encode())):
+        durable.write_text(path, text)
 
 
 @contextmanager
@@ -198,17 +194,12 @@ def prepare_folder(folder: Folder, config: dict[str, Any]) -> list[str]:
                 f"{folder.path} holds a run of another config; it differs in {', '.join(differing)}. Give this "
                 "run its own place (folder=...), or add fresh=true to move the old one aside"
             )
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        for rest in folder.path.glob("*.part"):  # left by a start that was killed while writing
-            rest.unlink()
-        write_atomically(folder.config, yaml.safe_dump(config, sort_keys=False))
-        if not folder.record():
-            folder.write_record(id=uuid.uuid4().hex[:12], started=time.strftime("%Y-%m-%d %H:%M:%S"), wall_seconds=0)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the run folder {folder.path}: {error.strerror}; choose another (folder=...)"
-        ) from error
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for rest in folder.path.glob("*.part"):  # left by a start that was killed while writing
+        rest.unlink()
+    write_text(folder.config, yaml.safe_dump(config, sort_keys=False))
+    if not folder.record():
+        folder.write_record(id=uuid.uuid4().hex[:12], started=time.strftime("%Y-%m-%d %H:%M:%S"), wall_seconds=0)
     return remarks
 
 

@@ -37,13 +37,14 @@ def find_world(accelerator: str, devices: int | str, nodes: int | str, env: Mapp
     Raises:
         UserError: the launcher and the config disagree; the message names both.
     """
-    world = started(env) or World(0, 0, wanted_devices(accelerator, devices), 1, 0, "python")
-    for name, wanted, got in (("devices", devices, world.devices), ("num_nodes", nodes, world.nodes)):
-        if isinstance(wanted, int) and wanted != got:
+    visible = torch.cuda.device_count()
+    wanted = {"auto": 1, "all": max(1, visible) if uses_gpu(accelerator) else 1}.get(str(devices), devices)
+    world = started(env) or World(0, 0, int(wanted), 1, 0, "python")
+    for name, asked, got in (("devices", devices, world.devices), ("num_nodes", nodes, world.nodes)):
+        if isinstance(asked, int) and asked != got:
             what = "processes a node" if name == "devices" else "nodes"
             cure = "start with srun or torchrun" if world.launcher == "python" else f"leave trainer.{name}=auto"
-            raise UserError(f"{world.launcher} started {got} {what}, but trainer.{name}={wanted}: {cure}")
-    visible = torch.cuda.device_count()
+            raise UserError(f"{world.launcher} started {got} {what}, but trainer.{name}={asked}: {cure}")
     if uses_gpu(accelerator) and visible < world.devices:
         raise UserError(
             f"{world.devices} rank{'s' * (world.devices > 1)} on this machine, but each sees {visible} "
@@ -91,21 +92,12 @@ def started(env: Mapping[str, str]) -> World | None:
 
 
 def uses_gpu(accelerator: str) -> bool:
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def device_of(world: World, accelerator: str) -> torch.device:
     """This rank's device."""
     return torch.device("cuda", world.local_rank) if uses_gpu(accelerator) else torch.device("cpu")
-
-
-def wanted_devices(accelerator: str, devices: int | str) -> int:
-    """The number of devices for plain python: `all` means every GPU of this machine, `auto` means one."""
-    if isinstance(devices, int):
-        if devices < 1:
-            raise UserError(f"trainer.devices must be at least 1, 'auto' or 'all', got {devices}")
-        return devices
-    return max(1, torch.cuda.device_count()) if devices == "all" and uses_gpu(accelerator) else 1
 
 
 def start_ranks(world: World, main: Main, settings: dict[str, Any]) -> None:

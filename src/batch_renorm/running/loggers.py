@@ -14,26 +14,23 @@ import re
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, lines_of, parsed, read_rows
 from batch_renorm.records.naming import model_of, run_group
 from batch_renorm.running.build import Run
-from batch_renorm.running.folder import room_for, write_atomically
+from batch_renorm.running.folder import room_for, write_text
 from batch_renorm.running.schema import Wandb
 from batch_renorm.running.screen import print_line, waiting
 
 AXES = ("images_seen", "train_seconds")
-SAMPLES = 16
 PATIENCE = {"online": 60.0, "offline": 120.0}
 """Seconds that a finished run waits for W&B: for its servers, or for its local process on a busy machine."""
 PATIENCE_AFTER_AN_ERROR = 20.0
@@ -85,7 +82,7 @@ def rewind(path: Path, step: int) -> None:
             if bad is not None:
                 raise UserError(f"{path} is damaged in line {bad}: take that line out, or begin again with fresh=true")
             kept.append(line)
-    write_atomically(path, ",".join(HEADER) + "\n" + "".join(kept))
+    write_text(path, ",".join(HEADER) + "\n" + "".join(kept))
 
 
 class WandbLogger(Logger):
@@ -105,16 +102,19 @@ class WandbLogger(Logger):
     ) -> None:
         super().__init__()
         self.facts, self.axes = dict(facts or {}), Axes(run.training.examples)
-        self.samples = sample_images(run) if wandb.samples else []
         self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
-        self.mode: Any = mode_of(wandb.mode, os.environ)
+        asked = os.environ.get("WANDB_MODE", "").lower()
+        self.mode: Any = {"dryrun": "offline", "offline": "offline", "disabled": "disabled"}.get(asked, wandb.mode)
         self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
         self.given_up = self.mode == "disabled"
         self.thread = threading.Thread(target=self._follow, name="wandb", daemon=True)
         if self.given_up:
             return
+        # a service inherited from the parent process may still hold the run of a killed start, and then refuses it
+        os.environ.pop("WANDB_SERVICE", None)
+        os.environ.setdefault("WANDB__SERVICE_WAIT", str(PATIENCE["offline"]))  # it may start slowly
         try:
-            import_with_own_service()
+            import_module("wandb")  # not in the thread: of two threads that import it at once, one may see half of it
             self.thread.start()
         except ImportError:
             self._give_up("not installed")
@@ -154,8 +154,6 @@ class WandbLogger(Logger):
                 (self.folder / "wandb").mkdir(exist_ok=True)
                 (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
             begin = live.step  # online: one after W&B's last step
-            if self.samples and begin == 0:
-                live.log({"samples": [wandb.Image(picture, caption=label) for picture, label in self.samples]}, step=0)
             for step, metrics in self._rows():
                 row = metrics | self.axes.at(step, metrics)
                 if step >= begin:
@@ -175,7 +173,10 @@ class WandbLogger(Logger):
 
         offline, config, settings, env = self.mode == "offline", self.run.config, self.wandb, os.environ
         if offline:
-            put_aside(self.folder / "wandb")
+            for path in sorted((self.folder / "wandb").glob("offline-run-*")):  # of earlier starts
+                aside = path.parent / "superseded" / path.name  # which `wandb sync` ignores
+                aside.parent.mkdir(exist_ok=True)
+                path.rename(aside)
         elif not wandb.login(prompt=False):
             raise UserError("no API key (wandb login, or WANDB_API_KEY)")
         # None leaves W&B its own variables: WANDB_NAME, WANDB_RUN_GROUP, WANDB_NOTES; project and entity have theirs in
@@ -185,7 +186,8 @@ class WandbLogger(Logger):
             id=self.id, resume=None if offline else "allow", config=config | {"machine": self.facts},
             allow_val_change=True,  # a run may continue on another machine
             name=None if env.get("WANDB_NAME") else f"{config['experiment']}-seed{config['seed']}",
-            group=None if env.get("WANDB_RUN_GROUP") else group_of(config), job_type="train",
+            group=None if env.get("WANDB_RUN_GROUP") else f"{run_group(config)}/{config['experiment']}",
+            job_type="train",
             tags=tags_of(config, [*settings.tags, *filter(None, env.get("WANDB_TAGS", "").split(","))]),
             notes=settings.notes,
             settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="wrap"),
@@ -197,7 +199,10 @@ class WandbLogger(Logger):
         return live
 
     def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
-        yield from earlier_rows(self.folder / "curve.csv", self.step)
+        rows = read_rows(self.folder / "curve.csv")
+        earlier = sorted((row for row in rows if row[0] <= self.step), key=lambda row: row[0])
+        for step, group in groupby(earlier, key=lambda row: row[0]):
+            yield step, {metric: value for _, metric, value in group}
         while not isinstance(row := self.rows.get(), int):
             yield row
         self.status = row
@@ -225,55 +230,7 @@ class Axes:
         return {"images_seen": step * self.examples} | ({"train_seconds": self.seconds} if self.seconds else {})
 
 
-def group_of(config: Mapping[str, Any]) -> str:
-    """The seeds of one experiment at one scale on one data set: glyphs/noniid_renorm."""
-    return f"{run_group(config)}/{config['experiment']}"
-
-
 def tags_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
     """Experiment, norm, minibatch, scale, data set, network and more tags, each once and cut to W&B's length."""
     names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
     return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *more])]
-
-
-def sample_images(run: Run) -> list[tuple[np.ndarray, str]]:
-    """Some training images as the first step sees them, uint8 (size, size, channels), and their labels."""
-    labels = run.source.labels("train")
-    indices = np.linspace(0, len(labels) - 1, SAMPLES).astype(int)
-    images = run.source.images([run.source.fetch("train", indices, Draw(run.seed, 0, 0))], torch.device("cpu"))
-    levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [(level, str(label)) for level, label in zip(levels, labels[indices], strict=True)]
-
-
-def mode_of(configured: str, environment: Mapping[str, str]) -> str:
-    """The config's mode, unless W&B's variable WANDB_MODE sets it to offline or disabled."""
-    asked = environment.get("WANDB_MODE", "").lower()
-    if asked in ("disabled", "offline"):
-        return asked
-    return "offline" if asked == "dryrun" else configured
-
-
-def import_with_own_service() -> None:
-    """Import wandb with a separate service process for this process.
-
-    A service inherited from the parent process may still hold the run of a killed start, and then refuses it.
-    The import is here and not in the thread, because if two threads import a module at once, one may see only
-    half of it.
-    """
-    os.environ.pop("WANDB_SERVICE", None)  # an existing connection of this process stays
-    os.environ.setdefault("WANDB__SERVICE_WAIT", str(PATIENCE["offline"]))  # the service process may start slowly
-    import wandb  # noqa: F401
-
-
-def earlier_rows(path: Path, last: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """The rows of a curve up to a step, grouped by step and in order."""
-    rows = sorted((row for row in read_rows(path) if row[0] <= last), key=lambda row: row[0])
-    for step, group in groupby(rows, key=lambda row: row[0]):
-        yield step, {metric: value for _, metric, value in group}
-
-
-def put_aside(folder: Path) -> None:
-    """Move the offline files of earlier starts to `superseded`, which `wandb sync` ignores."""
-    for path in sorted(folder.glob("offline-run-*")):
-        (folder / "superseded").mkdir(exist_ok=True)
-        path.rename(folder / "superseded" / path.name)

@@ -10,8 +10,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from batch_renorm.data.loaders import Pass
-from batch_renorm.data.workers import balance, split_evenly
+from batch_renorm.data.loaders import Pass, balance, split_evenly
 from batch_renorm.running.build import Run
 from batch_renorm.running.capacity import Execution
 from batch_renorm.running.ranks import World

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero
 from batch_renorm.data.loaders import Division
 from batch_renorm.errors import NotFiniteError, Stopped, UserError, last_checkpoint
 from batch_renorm.running import checkpoints
-from batch_renorm.running.build import Run, build
+from batch_renorm.running.build import build
 from batch_renorm.running.capacity import keep_freed_memory
 from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
@@ -24,9 +24,8 @@ from batch_renorm.running.folder import Folder, check_data, claimed, prepare_fol
 from batch_renorm.running.launch import connected, device_of, find_world, start_ranks, uses_gpu
 from batch_renorm.running.loggers import rewind
 from batch_renorm.running.ranks import Stop, World, on_rank_0, together
-from batch_renorm.running.result import FINISHED, summary
 from batch_renorm.running.schema import Config, Machine, read
-from batch_renorm.running.screen import print_remark, print_result
+from batch_renorm.running.screen import FINISHED, print_remark, print_result, summary
 from batch_renorm.training.module import Training
 
 
@@ -52,9 +51,11 @@ def train(config: DictConfig | Config, world: World | None = None) -> dict[str, 
     """
     settings: Config = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
     settings = with_places(settings)
-    machine = read(settings).trainer
+    options = read(settings)
+    machine = options.trainer
     if world is None:
         world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
+        Division(options.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
         if world.launcher == "python" and world.ranks > 1:
             start_ranks(world, train_as_rank, settings)
             return Folder(Path(settings["folder"])).record()
@@ -81,16 +82,13 @@ def start_or_resume(
     def claim() -> dict[str, Any] | None:
         until_the_end.callback(remove_if_empty, folder.path)  # of a start that fails before it writes anything
         until_the_end.enter_context(claimed(folder, fresh))
-        return recorded_arithmetic(folder)
-
-    def build_run() -> Run:
-        run = build(config, stop, device_of(world, machine.accelerator), earlier)
-        Division(run.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
-        return run
+        with suppress(ValueError, OSError):  # run.json is damaged, and will be made again
+            return folder.record().get("arithmetic")
+        return None
 
     # before images are searched and a network is built; but an earlier run moves aside only for a config without errors
     earlier = None if fresh else on_rank_0(claim, world)
-    run = together(build_run, world)
+    run = together(lambda: build(config, stop, device_of(world, machine.accelerator), earlier), world)
     if fresh:
         on_rank_0(claim, world)
     start = on_rank_0(lambda: choose_start(folder, config, run.training), world)
@@ -111,13 +109,6 @@ def start_or_resume(
     if world.rank == 0:
         print_result(summary(folder))
     return folder.record()
-
-
-def recorded_arithmetic(folder: Folder) -> dict[str, Any] | None:
-    """The arithmetic of the run in a folder; None for a new run, or if run.json is damaged and will be made again."""
-    with suppress(ValueError, OSError):
-        return folder.record().get("arithmetic")
-    return None
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -22,7 +22,7 @@ from pydantic.errors import PydanticUserError
 from batch_renorm.errors import UserError
 from batch_renorm.norm import Ramp
 from batch_renorm.records.config import flat_options
-from batch_renorm.running.overrides import check_headers
+from batch_renorm.running.cli import check_headers
 from batch_renorm.training.evaluation import Composition, Evaluation
 from batch_renorm.training.loss import Loss
 from batch_renorm.training.optimizer import Optimization
@@ -171,7 +171,6 @@ class Wandb:
     tags: list[Text]
     notes: Text | None
     artifact: bool
-    samples: bool
 
 
 @dataclass(frozen=True)

@@ -1,83 +1,67 @@
-"""A comparison as CSV: only numbers, for other programs."""
+"""A comparison as CSV, for other programs: percent, points, steps, minutes; empty where there is no number."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from batch_renorm.reporting.compare import SHARES, CheckResult, ClaimResult, Comparison, Row
+from batch_renorm.reporting.compare import SHARES, Comparison
 from batch_renorm.reporting.samples import Sample
 
 Line = dict[str, object]
 
 
-def write_csv(c: Comparison, path: Path) -> None:
-    """Write the table as numbers: percent, points, steps, minutes; empty for missing ones."""
-    names = [f"{100 * share:.0f}" for share in SHARES]  # 80 for 80% of the baseline's best
-    write(path, [{"scale": c.scale} | _row(row, names) for row in c.rows])
+def write_tables(c: Comparison, path: Path) -> None:
+    """Write <path>.csv, the curves, <path>-claims.csv and <path>-checks.csv."""
+    for end, lines in (("", _curves(c)), ("-claims", _claims(c)), ("-checks", _checks(c))):
+        write(path.with_name(f"{path.name}{end}.csv"), [{"scale": c.scale} | line for line in lines])
 
 
-def _row(row: Row, names: Sequence[str]) -> Line:
-    line: Line = dict(zip(("experiment", "metric"), row.series, strict=True))
-    line |= {"seeds": " ".join(map(str, row.seeds)), "unfinished_seeds": len(row.unfinished)}
-    for name, sample in (("final", row.final), ("best", row.best)):
-        low, high = sample.range if sample else (None, None)
-        line |= {f"{name}_mean": _mean(sample), f"{name}_std": number(sample.std if sample else None)}
-        line |= {f"{name}_min": number(low), f"{name}_max": number(high)}
-    line |= {"published": number(row.published), "gap": number(row.gap), "to_baseline": _mean(row.to_baseline)}
-    line["published_to_baseline"] = number(row.published_to_baseline)
-    for i, name in enumerate(names):
-        reached = row.reach[i] if row.reach else ()
-        line[f"steps_to_{name}"] = number(fmean(reached) if reached else None, 0)
-        line[f"seeds_to_{name}"] = len(reached)
-        line[f"published_steps_to_{name}"] = number(row.published_reach[i], 0)
-    return line | {"minutes": number(row.minutes)}
+def _curves(c: Comparison) -> Iterator[Line]:
+    for row in c.rows:
+        line: Line = dict(zip(("experiment", "metric"), row.series, strict=True))
+        line |= {"seeds": " ".join(map(str, row.seeds)), "unfinished_seeds": len(row.unfinished)}
+        line |= spread("final", row.final) | spread("best", row.best)
+        line |= {"published": row.published, "gap": row.gap, **spread("to_baseline", row.to_baseline)}
+        line["published_to_baseline"] = row.published_to_baseline
+        for i, share in enumerate(SHARES):
+            reached, name = (
+                row.reach[i] if row.reach else (),
+                f"to_{100 * share:.0f}",
+            )  # per cent of the baseline's best
+            line |= {f"steps_{name}": fmean(reached) if reached else None, f"seeds_{name}": len(reached)}
+            line[f"published_steps_{name}"] = row.published_reach[i]
+        yield line | {"minutes": row.minutes}
 
 
-def write_claims_csv(c: Comparison, path: Path) -> None:
-    write(path, [{"scale": c.scale} | _claim(result) for result in c.claims])
+def _claims(c: Comparison) -> Iterator[Line]:
+    for r in c.claims:
+        line: Line = {"claim": r.claim.text, "left": "/".join(r.claim.left), "relation": r.claim.relation}
+        line |= {"right": "/".join(r.claim.right), "margin": r.claim.margin}
+        line |= {"published_final": r.published_final, "published_best": r.published}
+        yield line | spread("final", r.final) | spread("best", r.best) | {"verdict": r.verdict}
 
 
-def _claim(r: ClaimResult) -> Line:
-    line: Line = {"claim": r.claim.text, "left": "/".join(r.claim.left), "relation": r.claim.relation}
-    line |= {"right": "/".join(r.claim.right), "margin": r.claim.margin}
-    line |= {"published_difference": number(r.published_final), "difference": _mean(r.final), **_interval(r.final)}
-    line |= {"difference_of_best": _mean(r.best), "published_difference_of_best": number(r.published)}
-    return line | {"seeds": r.final.n if r.final else 0, "verdict": r.verdict}
+def _checks(c: Comparison) -> Iterator[Line]:
+    for r in c.checks:
+        line: Line = {"claim": r.check.text, "needed": r.check.needed, "unit": r.check.unit}
+        yield line | {"published": r.check.published, **spread("value", r.values), "verdict": r.verdict}
 
 
-def write_checks_csv(c: Comparison, path: Path) -> None:
-    write(path, [{"scale": c.scale} | _check(result) for result in c.checks])
-
-
-def _check(r: CheckResult) -> Line:
-    line: Line = {"claim": r.check.text, "needed": r.check.needed, "unit": r.check.unit, "published": r.check.published}
-    line |= {"value": _mean(r.values, 4), **_interval(r.values, 4)}
-    return line | {"seeds": r.values.n if r.values else 0, "verdict": r.verdict}
-
-
-def summary(sample: Sample | None) -> Line:
-    """A sample's mean and interval."""
-    return {"mean": _mean(sample), **_interval(sample)}
-
-
-def _mean(sample: Sample | None, digits: int = 2) -> str:
-    return number(sample.mean if sample else None, digits)
-
-
-def _interval(sample: Sample | None, digits: int = 2) -> Line:
-    low, high = (sample.interval if sample else None) or (None, None)
-    return {"low95": number(low, digits), "high95": number(high, digits)}
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def spread(name: str, sample: Sample | None) -> Line:
+    """Mean, standard deviation, the mean's 95% interval, least and largest value, and the number of seeds."""
+    mean, std = (sample.mean, sample.std) if sample else (None, None)
+    low95, high95 = (sample.interval if sample else None) or (None, None)
+    least, most = sample.range if sample else (None, None)
+    numbers: Line = {"mean": mean, "std": std, "low95": low95, "high95": high95, "min": least, "max": most}
+    return {f"{name}_{key}": value for key, value in numbers.items()} | {f"{name}_seeds": sample.n if sample else 0}
 
 
 def write(path: Path, lines: Sequence[Line]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
+        for line in lines:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()})

@@ -6,15 +6,15 @@ another one they are side by side, and both panels have the same y axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor
+from statistics import fmean
 from typing import Any
 
 from batch_renorm.reporting.compare import mean_curve, values_by_seed
 from batch_renorm.reporting.paper import Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.reporting.samples import Sample
 from batch_renorm.showing.looks import FAINT, Look, looks_of
 from batch_renorm.showing.tables import NONE
 
@@ -82,7 +82,7 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
     metrics = {metric for _, metric in figure.lines}
     accuracies = all("top" in metric for metric in metrics)
     theirs.set_ylabel("top-1 accuracy, %" if accuracies else " ".join(sorted(metrics)).replace("_", " "))
-    _number_table(canvas, figure, looks, runs, published, row / height, legend / height, alone)
+    _number_table(canvas, figure, runs, published, row / height, (legend - 0.2 * row) / height, alone)
     for i, note in enumerate(reversed(footnotes)):
         canvas.text(LEFT, (0.35 + i) * row / height, note, va="center", fontsize=10.5, color=FAINT)
     return canvas
@@ -148,22 +148,15 @@ def thousands(step: float, _: object) -> str:
 
 
 def _number_table(
-    canvas: Any,
-    figure: Figure,
-    looks: Mapping[Series, Look],
-    runs: Sequence[RecordedRun],
-    published: Published,
-    row: float,
-    height: float,
-    alone: bool,
+    canvas: Any, figure: Figure, runs: Sequence[RecordedRun], published: Published, row: float, y: float, alone: bool
 ) -> None:
     """The legend below the axes, where it covers no line, with numbers in columns."""
     columns = {"paper, best": 0.655, "ours, best": 0.815, "ours, final": RIGHT}
-    y = height - 0.2 * row
     for name, x in list(columns.items())[alone:]:
         canvas.text(x, y, name, ha="right", va="center", fontsize=11, color=FAINT)
     if not all(run.finished for run in runs if run.experiment in {e for e, _ in figure.lines}):
         canvas.text(LEFT, y, "faint, to a ring: unfinished", va="center", fontsize=11, color=FAINT)
+    looks = looks_of(figure.lines)
     for series, name in figure.lines.items():
         y -= row
         experiment, metric = series
@@ -171,10 +164,10 @@ def _number_table(
         number, form = published.number(series), "{:.1f}%" if "top" in metric else "{:.3g}"
         cells = ["" if alone else f"{number.top1:.1f}%{'*' * bool(published.footnotes([series]))}" if number else NONE]
         for which in ("best", "final"):
-            values = tuple(values_by_seed(runs, series, which).values())
-            cells.append(form.format(Sample(values).mean) if values else NONE)
+            values = values_by_seed(runs, series, which).values()
+            cells.append(form.format(fmean(values)) if values else NONE)
         unfinished = [r.final(metric) for r in runs if r.experiment == experiment and not r.finished]
-        if cells[-1] == NONE and (now := tuple(value for value in unfinished if value is not None)):
-            cells[-1] = form.format(Sample(now).mean) + " so far"
+        if cells[-1] == NONE and (now := [value for value in unfinished if value is not None]):
+            cells[-1] = form.format(fmean(now)) + " so far"
         for x, cell in zip(columns.values(), cells, strict=True):
             canvas.text(x, y, cell, ha="right", va="center_baseline")

@@ -42,10 +42,6 @@ EVALUATIONS = {  # other evaluations of noniid_batchnorm than the paper's usual 
 OTHERS = ("#6b6b6b", "#7b4a9e", "#3d3d3d", "#b06aa0")
 MARKS = ("o", "s", "^", "D", "v", "X", "P", "*", "")
 
-# In maps lightness shows the size and hue shows the norm; both hues have the same lightnesses.
-SHADES = {False: ("#ffffff", "#fdd9bd", "#f5a567", "#d96a1c", "#8f3a00", "#3f1900"),
-          True: ("#ffffff", "#cde4f5", "#86bfe6", "#2f86c2", "#00507f", "#002339")}  # fmt: skip
-
 INK, FAINT = "#222222", "#767676"
 
 
@@ -65,7 +61,3 @@ def looks_of(lines: Iterable[Series]) -> dict[Series, Look]:
             fixed = next((one for one in spare if one not in looks.values()), fixed)
         looks[series] = fixed
     return looks
-
-
-def is_renorm(experiment: str) -> bool:
-    return experiment.endswith("_renorm")

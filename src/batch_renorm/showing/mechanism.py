@@ -71,21 +71,18 @@ def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
 
 def _mean(every: Sequence[Measured]) -> Measured:
     """The mean over seeds of what all of them have."""
-    return {
-        measure: {
-            at: float(np.mean([m[measure][at] for m in every]))
-            for at in values
-            if all(at in m.get(measure, {}) for m in every)
-        }
-        for measure, values in every[0].items()
-    }
+    means: Measured = {}
+    for measure, values in every[0].items():
+        shared = [at for at in values if all(at in m.get(measure, {}) for m in every)]
+        means[measure] = {at: float(np.mean([m[measure][at] for m in every])) for at in shared}
+    return means
 
 
 def _legend(canvas: Any, names: Sequence[str], group: int) -> None:
     from matplotlib.lines import Line2D
 
     formula = f"formula: sqrt(m / k - 1), m = {group} images in a group".replace("-", MINUS)
-    lines = [(EXPERIMENTS[name].title, look((name, VAL)).color, "-") for name in names]
+    lines = [(EXPERIMENTS[name], look((name, VAL)).color, "-") for name in names]
     last = len(names) + len(names) % 2  # the formula is too long for half a row
     for i, (text, color, style) in [*enumerate(lines), (last, (formula, FAINT, "--"))]:
         x, y = LEFT + 0.505 * (i % 2), 0.135 - 0.05 * (i // 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,29 +11,19 @@ from batch_renorm.reporting.paper import EXPERIMENTS, Published
 PAPER = "paper"
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A W&B run with curves of the paper."""
-
-    id: str
-    experiment: str
-    rows: tuple[tuple[int, dict[str, float]], ...]  # step -> metrics
-
-    @property
-    def tags(self) -> list[str]:
-        return [PAPER, f"{PAPER}-{self.experiment}"]
+def reference_id(experiment: str) -> str:
+    """The id of a reference run, which is also one of its tags."""
+    return f"{PAPER}-{experiment}"
 
 
-def references(published: Published) -> list[Reference]:
-    made = []
-    for experiment in EXPERIMENTS:
-        rows: dict[int, dict[str, float]] = {}
-        for (name, metric), (steps, values) in published.curves.items():
-            if name == experiment:
-                for step, value in zip(steps, values, strict=True):
-                    rows.setdefault(round(float(step)), {})[metric] = float(value)
-        made.append(Reference(f"{PAPER}-{experiment}", experiment, tuple(sorted(rows.items()))))
-    return made
+def rows(published: Published, experiment: str) -> Mapping[int, Mapping[str, float]]:
+    """Step -> metrics of an experiment's curves, in ascending order."""
+    by_step: dict[int, dict[str, float]] = {}
+    for (name, metric), (steps, values) in published.curves.items():
+        if name == experiment:
+            for step, value in zip(steps, values, strict=True):
+                by_step.setdefault(round(float(step)), {})[metric] = float(value)
+    return dict(sorted(by_step.items()))
 
 
 def log_references(
@@ -45,28 +35,20 @@ def log_references(
     """
     import wandb
 
-    logged = []
-    there = offline(folder) if mode == "offline" else online(f"{entity}/{project}")
-    for reference in references(published):
-        if reference.id in there:
-            continue
+    names = [path.name for path in (folder / "wandb").glob("offline-run-*")]
+    there = {name.split("-", 3)[-1] for name in names} if mode == "offline" else online(f"{entity}/{project}")
+    missing = [name for name in EXPERIMENTS if reference_id(name) not in there]
+    for experiment in missing:
         run = wandb.init(
-            project=project, entity=entity, id=reference.id, name=f"{reference.experiment}, the paper",
-            group=reference.id, job_type="reference", tags=reference.tags, mode=mode, dir=folder,
-            config={"experiment": reference.experiment, "source": "arXiv:1702.03275, figures 1 to 3"},
+            project=project, entity=entity, id=reference_id(experiment), name=f"{experiment}, the paper",
+            group=reference_id(experiment), job_type="reference", tags=[PAPER, reference_id(experiment)], mode=mode,
+            config={"experiment": experiment, "source": "arXiv:1702.03275, figures 1 to 3"}, dir=folder,
             settings=wandb.Settings(silent=True),
         )  # fmt: skip
-        for step, metrics in reference.rows:
-            run.log(metrics, step=step)
+        for step, metrics in rows(published, experiment).items():
+            run.log(dict(metrics), step=step)
         run.finish()
-        logged.append(reference.id)
-    return logged
-
-
-def offline(folder: Path) -> set[str]:
-    """References with offline files under the folder."""
-    names = [path.name for path in (folder / "wandb").glob("offline-run-*")]
-    return {f"{PAPER}-{name}" for name in EXPERIMENTS if any(n.endswith(f"-{PAPER}-{name}") for n in names)}
+    return missing
 
 
 def online(path: str) -> set[str]:

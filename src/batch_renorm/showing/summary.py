@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
 from batch_renorm.reporting.compare import paired, values_by_seed
-from batch_renorm.reporting.lists import CONTROLS, MINIBATCHES, OURS
+from batch_renorm.reporting.lists import CONTROLS, MINIBATCHES, title
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.showing.figures import WIDTH
 from batch_renorm.showing.looks import FAINT, look
 
 FALL = 1.5  # a ring marks the best if the end is this many points below it
-ROW, GAP = 0.345, 0.15  # inches: a row, and the space above a heading
+ROW, GAP = 0.345, 0.15  # inches: a row, and the space between minibatches
+LABEL: dict[str, Any] = {"va": "center_baseline", "fontsize": 11.5}
 
 
 def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) -> Any:
@@ -26,49 +28,42 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
     from matplotlib.figure import Figure as Canvas
 
     curves = {name: published.curves[name, VAL][1] for name in EXPERIMENTS if (name, VAL) in published.curves}
-    rows, depth = _rows({run.experiment for run in runs})
-    names = [name for _, name, _ in rows if name]
+    rows = _rows({run.experiment for run in runs})
+    depth = rows[-1][0]
     finals, bests = (
-        {name: list(values_by_seed(runs, (name, VAL), which).values()) for name in names} for which in ("final", "best")
+        {name: list(values_by_seed(runs, (name, VAL), which).values()) for _, name in rows}
+        for which in ("final", "best")
     )
     panels = {"The paper: Inception-v3, ImageNet": ({name: [float(v[-1])] for name, v in curves.items()},
                                                     {name: [float(v.max())] for name, v in curves.items()}),
               f"Ours: {scale}, a dot a seed": (finals, bests)}  # fmt: skip
     if any(run.data for run in runs):  # another data set: the paper's accuracies do not apply
         panels.pop("The paper: Inception-v3, ImageNet")
-    height = -depth + 1.65
+    height = -depth + 1.6
     canvas = Canvas(figsize=(WIDTH, height))
     canvas.suptitle(message(runs), x=0.012, y=1 - 0.08 / height, ha="left", va="top", fontsize=14, weight="bold")
     legend = (
         "Dashed: batchnorm's end on i.i.d. minibatches, the baseline. Dots: where curves end. Rings: a higher best."
     )
     canvas.text(0.012, 0.15 / height, legend, fontsize=10.5, color=FAINT)
-    offsets = [
-        v - _level(ends)
-        for ends, best in panels.values()
-        for side in (ends, best)
-        for seeds in side.values()
-        for v in seeds
-    ]
+    offsets = [v - _level(ends) for ends, best in panels.values() for v in chain(*ends.values(), *best.values())]
     least, most = min([0.0, *offsets]), max([0.0, *offsets])
     room = max(most - least, 1.0)
-    for i, (title, (ends, best)) in enumerate(panels.items()):
+    for i, (heading, (ends, best)) in enumerate(panels.items()):
         wide = 0.345 if len(panels) > 1 else 0.72
         axes = canvas.add_axes((0.265 + i * 0.375, 0.85 / height, wide, (height - 1.5) / height))
-        axes.set_title(title, pad=8)
-        axes.set(ylim=(depth - 0.2, 0.2), yticks=[], xlabel="top-1 accuracy at the end, %")
+        axes.set_title(heading, pad=8)
+        axes.set(ylim=(depth - 0.2, -0.1), yticks=[], xlabel="top-1 accuracy at the end, %")
         axes.spines["left"].set_visible(False)
         level = _level(ends)
         axes.set_xlim(level + least - 0.2 * room, level + most + 0.25 * room)  # space for the numbers
         axes.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
         if not any(ends.values()):
             axes.set(xticks=[])
-        for at, name, text in rows:
+        for at, name in rows:
             if i == 0:
-                where = -0.245 / wide if name else -0.253 / wide
-                style: dict[str, Any] = {} if name else {"weight": "bold", "fontsize": 12}
-                axes.text(where, at, text, transform=axes.get_yaxis_transform(), va="center_baseline", **style)
-            if name and (name in EXPERIMENTS or ends is finals):
+                axes.text(-0.253 / wide, at, title(name), transform=axes.get_yaxis_transform(), **LABEL)
+            if name in EXPERIMENTS or ends is finals:
                 _draw_row(axes, at, ends.get(name, []), best.get(name, []), look((name, VAL)).color, level, room)
         if ends.get(BASELINE[0]):
             axes.axvline(level, color=look(BASELINE).color, lw=1.2, ls=(0, (4, 3)), zorder=1)
@@ -90,22 +85,17 @@ def _points(loss: float) -> str:
     return f"{abs(loss):.1f} points {'below' if loss >= 0 else 'above'}"
 
 
-def _rows(there: set[str]) -> tuple[list[tuple[float, str | None, str]], float]:
-    """Height in inches, experiment (None for a heading) and text of each row, and the last one's height."""
-    arms: dict[str, list[tuple[str | None, str]]] = {}
-    for e in EXPERIMENTS.values():
-        arms.setdefault(e.heading, []).append((e.name, e.arm))
-    for minibatches, heading in zip(MINIBATCHES, arms, strict=True):
-        ours = {f"{minibatches}_{norm}": name for norm, name in CONTROLS.items()}
-        arms[heading] += [(name, text + OURS) for name, text in ours.items() if name in there]
-    rows: list[tuple[float, str | None, str]] = []
-    y = ROW + GAP
-    for heading, lines in arms.items():
-        y -= GAP
-        for name, text in ((None, heading), *lines):
+def _rows(there: set[str]) -> list[tuple[float, str]]:
+    """Height in inches and experiment of each row: the paper's and our controls that have run, by their minibatches."""
+    rows: list[tuple[float, str]] = []
+    y = 0.0
+    for minibatches in MINIBATCHES:
+        y -= GAP * (y < 0)
+        controls = [name for control in CONTROLS if (name := f"{minibatches}_{control}") in there]
+        for name in (*(e for e in EXPERIMENTS if e.startswith(f"{minibatches}_")), *controls):
             y -= ROW
-            rows.append((y, name, text))
-    return rows, y
+            rows.append((y, name))
+    return rows
 
 
 def _level(values: dict[str, list[float]]) -> float:

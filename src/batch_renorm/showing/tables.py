@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from batch_renorm.reporting.compare import SHARES, CheckResult, Comparison, Row
 from batch_renorm.reporting.paper import VAL, Claim, Series
-from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -33,13 +33,12 @@ def points(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", MINUS)
 
 
-def difference(sample: Sample | None) -> str:
+def difference(sample: Sample | None, digits: int = 1) -> str:
     """Mean and 95% interval, in points."""
     if sample is None:
         return NONE
-    if sample.interval is None:
-        return points(sample.mean)
-    return f"{points(sample.mean)} ({points(sample.interval[0])} to {points(sample.interval[1])})"
+    interval = f" ({' to '.join(points(end, digits) for end in sample.interval)})" if sample.interval else ""
+    return points(sample.mean, digits) + interval
 
 
 def _count(sample: Sample | None) -> str:
@@ -64,11 +63,6 @@ def needed(claim: Claim) -> str:
     return f"{sides} {'≥' if claim.relation == '>=' else '>'} {low}"
 
 
-def progress(run: RecordedRun) -> str:
-    """The progress of a run, for instance 40%."""
-    return f"{run.step / run.steps:.0%}" if run.steps else f"step {run.step}"
-
-
 def in_short(numbers: Sequence[int]) -> str:
     """Ascending numbers as text, more than three in a row by the first and the last: "0 to 19"."""
     series: list[list[int]] = []
@@ -82,7 +76,10 @@ def in_short(numbers: Sequence[int]) -> str:
 
 def _seeds(row: Row) -> str:
     parts = [in_short(row.seeds)] if row.seeds else []
-    parts += [f"{run.seed} ({run.state}, {progress(run)})" for run in row.unfinished]
+    parts += [
+        f"{run.seed} ({run.state}, {run.step / run.steps:.0%})" if run.steps else f"{run.seed} ({run.progress})"
+        for run in row.unfinished
+    ]
     return "; ".join(parts) or NONE
 
 
@@ -90,20 +87,19 @@ def final(row: Row) -> str:
     """The finished seeds' mean; if there are none, the progress of the others."""
     if row.final or not row.unfinished:
         return accuracy(row.final)
-    now = [value for run in row.unfinished if (value := run.final(row.series[1])) is not None]
-    return f"({Sample(tuple(now)).mean:.1f} so far)" if now else NONE
+    now = Sample.of(value for run in row.unfinished if (value := run.final(row.series[1])) is not None)
+    return f"({now.mean:.1f} so far)" if now else NONE
 
 
-def reach(row: Row, i: int) -> tuple[str, str]:
-    """Steps to reach the i-th threshold: ours, the paper's."""
-    ours = NONE
+def reach(row: Row, i: int) -> str:
+    """Steps to reach the i-th threshold: ours / the paper's."""
+    ours, theirs = NONE, row.published_reach[i]
     if row.reach and row.seeds:
         reached = row.reach[i]
-        ours = steps(sum(reached) / len(reached)) if reached else "never"
+        ours = steps(fmean(reached)) if reached else "never"
         if reached and len(reached) < len(row.seeds):
             ours += f" ({len(reached)} of {len(row.seeds)} seeds)"
-    theirs = row.published_reach[i]
-    return ours, "never" if theirs is None else steps(theirs)
+    return f"{ours} / {'never' if theirs is None else steps(theirs)}"
 
 
 def measured(result: CheckResult) -> str:
@@ -111,14 +107,12 @@ def measured(result: CheckResult) -> str:
     if result.values is None:
         return NONE
     digits, unit = (3, "") if not result.check.unit else (1, result.check.unit)
-    mean, interval = result.values.mean, result.values.interval
+    mean = result.values.mean
     if unit == "%":  # a fraction: its range over the seeds, because an interval would go below zero
         low, high = result.values.range
         digits = 2 if mean < 1 else 1
         return f"{mean:.{digits}f}%" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low < high else "")
-    return points(mean, digits) + (
-        f" ({points(interval[0], digits)} to {points(interval[1], digits)})" if interval else ""
-    )
+    return difference(result.values, digits)
 
 
 def accuracy_table(c: Comparison) -> Table:
@@ -133,13 +127,12 @@ def accuracy_table(c: Comparison) -> Table:
         cells += [f"{row.published:.1f}" if row.published else NONE] * beside + [points(row.gap)] * on_imagenet
         cells += [difference(row.to_baseline), points(row.published_to_baseline)]
         rows.append((*cells, f"{row.minutes:.1f}" if row.minutes else NONE))
-    other = "Another data set" if beside else f"The data set {c.data}, another"
-    data = (
-        "The same data set as the paper's: *gap* is best minus published, in points."
-        if on_imagenet
-        else f"{other} than the paper's ImageNet: compare *to baseline* and the shapes of the curves, not the "
-        "accuracies themselves."
-    )
+    data = "The same data set as the paper's: *gap* is best minus published, in points."
+    if not on_imagenet:
+        data = (
+            f"{'Another data set' if beside else f'The data set {c.data}, another'} than the paper's ImageNet: compare "
+            "*to baseline* and the shapes of the curves, not the accuracies themselves."
+        )
     text = (
         "Top-1 in percent of the inference model. *final* is the last evaluation, *best* the best one: mean ± "
         "standard deviation over the finished seeds. The paper prints best values. *to baseline* is the difference "
@@ -149,19 +142,11 @@ def accuracy_table(c: Comparison) -> Table:
 
 
 def ordering_table(c: Comparison) -> Table:
-    rows = [
-        (
-            r.claim.text,
-            needed(r.claim),
-            difference(r.final),
-            points(r.published_final),
-            points(r.best.mean) if r.best else NONE,
-            points(r.published),
-            _count(r.final),
-            r.verdict,
-        )
-        for r in c.claims
-    ]
+    rows = []
+    for r in c.claims:
+        finals = difference(r.final), points(r.published_final)
+        bests = points(r.best.mean if r.best else None), points(r.published)
+        rows.append((r.claim.text, needed(r.claim), *finals, *bests, _count(r.final), r.verdict))
     text = (
         "Each is decided by the mean difference of *final* over the seeds that both sides have. *holds*: the whole "
         "95% t-interval agrees (two-sided, paired by seed); *holds, not sure*: the mean does, the interval does "
@@ -191,8 +176,9 @@ def check_table(c: Comparison) -> Table:
 def group_table(c: Comparison) -> Table:
     """What the rest of a minibatch tells a network about an image: every experiment's accuracies by minibatch."""
     rows = [
-        (e.label, accuracy(e.averages), accuracy(e.pairs), accuracy(e.alone), difference(e.counterpart_gain))
-        for e in c.group_effects
+        (r.label, accuracy(r.final), accuracy(r.pairs), accuracy(r.alone), difference(r.counterpart_gain))
+        for r in c.rows
+        if r.series[1] == VAL
     ]
     text = (
         "*final* accuracies of the same weights. *averages*: normalised with mu and sigma, the usual evaluation. "
@@ -216,7 +202,7 @@ def reach_table(c: Comparison) -> Table:
         f"{share:.0%}: {f'{own:.1f}' if own else NONE} / {theirs:.1f}"
         for share, own, theirs in zip(SHARES, ours, c.published_thresholds, strict=True)
     ]
-    rows = [(row.label, *(" / ".join(reach(row, i)) for i in range(len(SHARES)))) for row in c.rows]
+    rows = [(row.label, *(reach(row, i) for i in range(len(SHARES)))) for row in c.rows]
     return Table("Steps to an accuracy", text, ("", *head), tuple(rows))
 
 

@@ -44,10 +44,8 @@ def activation_distances(
         with training_normalization(model):
             in_training = norm_outputs(model, images)
         at_inference = norm_outputs(model, images)
-        sums += torch.stack([
-            torch.stack([squares(in_training[name] - at_inference[name]) for name in names]),
-            torch.stack([squares(at_inference[name]) for name in names]),
-        ])  # fmt: skip
+        pairs = [(in_training[name] - at_inference[name], at_inference[name]) for name in names]
+        sums += torch.stack([torch.stack(list(map(squares, outputs))) for outputs in zip(*pairs, strict=True)])
     if ranks > 1:
         dist.all_reduce(sums)
     distances = (sums[0] / sums[1].clamp_min(1e-30)).sqrt()
@@ -62,14 +60,12 @@ def squares(x: Tensor) -> Tensor:
 def norm_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """The output of every norm layer for some images, by layer name."""
     outputs: dict[str, Tensor] = {}
+    names: dict[nn.Module, str] = {layer: name for name, layer in layers_of(model).items()}
 
-    def keep(name: str):
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[name] = output.clone()  # the next activation may work in place
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs[names[layer]] = output.clone()  # the next activation may work in place
 
-        return hook
-
-    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers_of(model).items()]
+    hooks = [layer.register_forward_hook(keep) for layer in names]
     try:
         model(images)
     finally:
