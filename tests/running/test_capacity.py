@@ -84,7 +84,8 @@ def test_the_opening_says_what_will_happen(made):
 
 
 def reading(asked="auto", **source):
-    return SimpleNamespace(machine=SimpleNamespace(loader_processes=asked), source=SimpleNamespace(**source))
+    source = SimpleNamespace(**{"needs_loader_processes": True, "image_bytes": 100} | source)
+    return SimpleNamespace(machine=SimpleNamespace(loader_processes=asked), source=source)
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_processes_follow_the_cores_of_a_rank(monkeypatch, shared_memory, cores,
     shared_memory(1 << 40)
     because = f"{cores} cores of this rank"
     assert loading_of(reading(image_bytes=100), ALONE, device, 10) == Loading(processes, because)
-    assert loading_of(reading(), ALONE, device, 10).processes == 0  # nothing to read
+    assert loading_of(reading(needs_loader_processes=False), ALONE, device, 10).processes == 0  # nothing to read
     assert loading_of(reading(7, image_bytes=100), ALONE, device, 10).processes == 7
     with pytest.raises(ValueError, match=r"trainer.loader_processes=9999 for the .* cores of a rank: say auto"):
         loading_of(reading(9999), ALONE, device, 10)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from batch_renorm.data.loaders import Fetched, Pass, SentAhead
+from batch_renorm.data.loaders import Draw, Fetched, Pass, SentAhead
 from batch_renorm.running.build import build
 from batch_renorm.training.evaluation import evaluate
 from tests.data.imagenet_files import write_folders
@@ -54,16 +54,20 @@ def on_fake_cuda(run):
         optimizer = run.training.configure_optimizers()
         run.training.optimizers = lambda *_: optimizer
         run.training.manual_backward = backward
+        run.training.random_layers._checked = True  # it would compare the generators' states, which are fake here
         yield
 
 
 def waits_of_step(run, step, passes):
     """Where the host waits in a step; `passes` are the numbers of images in its passes."""
-    fetch = run.source.fetch
+    fetch, draw = run.source.fetch, Draw(0, step, 0, minibatch=4)
     batches = [
-        Pass(step, number == len(passes), [fetch("train", range(images), ...)], torch.zeros(images, dtype=torch.int64))
+        Pass(
+            step, number == len(passes), [fetch("train", range(images), draw)],
+            torch.zeros(images, dtype=torch.int64), draw=draw,
+        )
         for number, images in enumerate(passes, 1)
-    ]
+    ]  # fmt: skip
     with Waits() as places:
         for batch in SentAhead([batch.pin_memory() for batch in batches], CUDA):
             run.training.training_step(batch, 0)
