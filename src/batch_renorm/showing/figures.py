@@ -15,7 +15,7 @@ from typing import Any
 from batch_renorm.reporting.compare import mean_curve, values_by_seed
 from batch_renorm.reporting.paper import Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.looks import FAINT, Look, looks_of
+from batch_renorm.showing.looks import FAINT, Look, looks_of, ours_heading
 from batch_renorm.showing.tables import NONE
 
 WIDTH = 10.0  # inches; 1600 pixels in the PNG, made to be shown at 800
@@ -56,12 +56,12 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
     if alone or on_imagenet:
         ours = theirs = canvas.add_axes((LEFT, bottom, RIGHT - LEFT, tall))
         how = "Thick: ours, mean and range over seeds. Thin: the paper's."
-        ours.set_title(f"Ours: {scale}, mean and range over seeds" if alone else how, pad=8)
+        ours.set_title(ours_heading(scale, "mean and range over seeds") if alone else how, pad=8)
     else:
         theirs = canvas.add_axes((LEFT, bottom, 0.42, tall))
         ours = canvas.add_axes((0.555, bottom, 0.42, tall))
         theirs.set_title("The paper: Inception-v3, ImageNet", pad=8)
-        ours.set_title(f"Ours: {scale}, mean and range over seeds", pad=8)
+        ours.set_title(ours_heading(scale, "mean and range over seeds"), pad=8)
 
     shown = [run for run in runs if run.experiment in {experiment for experiment, _ in figure.lines}]
     if not alone:
@@ -144,7 +144,7 @@ def _frame(axes: Any, low: float, high: float, steps: float) -> None:
 
 
 def thousands(step: float, _: object) -> str:
-    return f"{step / 1000:g}k" if step else "0"
+    return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
 
 
 def _number_table(

@@ -61,3 +61,9 @@ def looks_of(lines: Iterable[Series]) -> dict[Series, Look]:
             fixed = next((one for one in spare if one not in looks.values()), fixed)
         looks[series] = fixed
     return looks
+
+
+def ours_heading(scale: str, how: str) -> str:
+    """The title of our panel; a long name of a scale leaves no room to say how seeds are shown."""
+    heading = f"Ours: {scale}, {how}"
+    return heading if len(heading) <= 44 else f"Ours: {scale}"

@@ -12,7 +12,7 @@ from batch_renorm.reporting.lists import CONTROLS, MINIBATCHES, title
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.showing.figures import WIDTH
-from batch_renorm.showing.looks import FAINT, look
+from batch_renorm.showing.looks import FAINT, look, ours_heading
 
 FALL = 1.5  # a ring marks the best if the end is this many points below it
 ROW, GAP = 0.345, 0.15  # inches: a row, and the space between minibatches
@@ -36,7 +36,7 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
     )
     panels = {"The paper: Inception-v3, ImageNet": ({name: [float(v[-1])] for name, v in curves.items()},
                                                     {name: [float(v.max())] for name, v in curves.items()}),
-              f"Ours: {scale}, a dot a seed": (finals, bests)}  # fmt: skip
+              ours_heading(scale, "a dot a seed"): (finals, bests)}  # fmt: skip
     if any(run.data for run in runs):  # another data set: the paper's accuracies do not apply
         panels.pop("The paper: Inception-v3, ImageNet")
     height = -depth + 1.6
