@@ -46,7 +46,7 @@ def states(slurm: Cluster, repository: Path, *arguments: str) -> list[str]:
 
 def state(folder: Path) -> str | None:
     record = folder / "run.json"
-    return json.loads(record.read_text())["state"] if record.exists() else None
+    return json.loads(record.read_text()).get("state") if record.exists() else None
 
 
 def newest(folder: Path) -> str:

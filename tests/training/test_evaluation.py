@@ -19,4 +19,4 @@ def test_only_some_evaluations_measure_on_minibatches(train_command, tmp_path):
 def test_a_number_below_1_is_refused(train_command):
     done = train_command("evaluation.minibatches_every=0", check=False)
     assert done.returncode == 2
-    assert "evaluation.minibatches_every must be at least 1, got 0" in done.stderr
+    assert "evaluation.minibatches_every must be greater than 0, got 0" in done.stderr

@@ -17,11 +17,11 @@ def dataset_of(data: Mapping[str, Any]) -> str:
     """
     kind = str(data.get("_target_")).rpartition(".")[2]
     if kind == "Images":
-        name = as_name(Path(str(data["root"])).expanduser().absolute().name)
         if all(data.get(key) == number for key, number in IMAGENET.items()):
             name = "imagenet"
-        elif name in ("imagenet", "glyphs"):
-            name = f"{name}-folder"
+        else:
+            name = as_name(Path(str(data["root"])).expanduser().absolute().name)
+            name = f"{name}-folder" if name in ("imagenet", "glyphs") else name
         labels = data.get("labels")
         return name if labels is None else as_name(f"{name}-{Path(str(labels)).stem}")
     return as_name(str(data.get("name", kind)).lower())

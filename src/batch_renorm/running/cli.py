@@ -79,10 +79,6 @@ def explained() -> Iterator[None]:
         exit_with(f"cannot read or write {what}")
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
-    except RuntimeError as error:
-        if not str(error).startswith("Unknown plugin class"):
-            raise
-        exit_with("hydra/sweeper=search needs hydra-optuna-sweeper: pip install hydra-optuna-sweeper")
     except KeyboardInterrupt:  # before there is anything to finish
         raise SystemExit(130) from None
 
@@ -109,7 +105,7 @@ def missing(error: MissingConfigException) -> str:
     """The message for an unknown choice in a group, with similar known choices."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if name == "submitit_slurm":
-        return "hydra/launcher=slurm needs hydra-submitit-launcher: pip install hydra-submitit-launcher"
+        return "hydra/launcher=submitit_slurm needs hydra-submitit-launcher: pip install hydra-submitit-launcher"
     options = list(error.options or [])
     if not options:
         return str(error).splitlines()[0]
