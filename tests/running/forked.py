@@ -35,7 +35,7 @@ def rank_main(do, arguments, world, environment, out, err):
 def in_forks(do, ranks, *arguments, started=None):
     """do(world, *arguments) in a process per rank, with torchrun's variables: exit statuses, standard output, error.
 
-    A process that has not ended after two minutes is killed, and its status is negative. `started` gets their ids.
+    A process that has not ended after five minutes is killed, and its status is negative. `started` gets their ids.
 
     The processes are forks of a server that has made its imports and nothing else: a process that has used autograd on
     fake CUDA tensors cannot be forked. So `do` is a function of a module.
@@ -51,7 +51,7 @@ def in_forks(do, ranks, *arguments, started=None):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(120)
+            process.join(300)
             process.kill()
             process.join()
             if started is not None:
