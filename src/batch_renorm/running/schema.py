@@ -328,7 +328,7 @@ def validated(adapter: TypeAdapter[Any], value: Any, name: str) -> Any:
 def hint(value: Any, name: str) -> str:
     """What to write for a number that came as text, as all variables of the environment do."""
     try:
-        number = isinstance(value, str) and isinstance(yaml.safe_load(value), int | float)
+        number = isinstance(value, str) and type(yaml.safe_load(value)) in (int, float)  # "no" is a bool
     except yaml.YAMLError:
         number = False
     return f", which is text; a number from the environment is {name}=${{oc.decode:${{oc.env:NAME}}}}" if number else ""
