@@ -5,6 +5,7 @@
     python scripts/report.py --runs runs results/runs     your runs, then the recorded ones
     python scripts/report.py --figure iid_batchnorm iid_groupnorm noniid_groupnorm    also a figure of your choice
     python scripts/report.py --study size.alpha           accuracy over an option in which runs differ
+    python scripts/report.py --study ramp.rmax ramp.dmax  over pairs of values; if all are combined, as a grid
     python scripts/report.py --runs results/runs --out results --no-page   makes this repository's results/
 
 A run whose config differs from its experiment's gets a separate row ("noniid_renorm, ramp.rmax=5"). A data set other
@@ -14,8 +15,6 @@ Writes <out>/<scale>.md, <out>/<scale>*.csv, <out>/figures/<scale>/*.png and *.s
 interactive, works offline). The text of <out>/<scale>-notes.md, if there is one, becomes part of the page. A study is
 <out>/study/<scale>-<option>.png, .svg, .md and .csv. Reads unfinished runs too, marks them, and says what is missing.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -40,8 +39,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     add("--scale", help="one scale only (default: every scale that has runs)")
     add("--figure", nargs="+", action="append", default=[], metavar="EXPERIMENT",
-        help="draw these together, too; once for each figure. In a study: its experiments")  # fmt: skip
-    add("--study", metavar="OPTION", help="accuracy over the values of an option, and nothing else")
+        help="draw these together, too; once for each figure. In a study: its lines")  # fmt: skip
+    add("--study", nargs="+", metavar="OPTION", help="accuracy over the values of these options, and nothing else")
     add("--title", help="of the study's figure")
     add("--show", action="store_true", help="print the tables, write nothing")
     add("--no-page", action="store_true", help="leave out the interactive page, which is 5 MB")
@@ -161,16 +160,16 @@ def draw_studies(studied: Mapping[str, Sequence[RecordedRun]], options: argparse
     from batch_renorm.errors import UserError
     from batch_renorm.showing.study import write_study
 
-    heading = options.title or f"Accuracy over {options.study}"
-    experiments = [name for names in options.figure for name in names]
+    heading = options.title or f"Accuracy over {', '.join(options.study)}"
+    names = [name for figure in options.figure for name in figure]
     errors = []
     for scale, of_scale in studied.items():
         try:
-            lines = study.study(of_scale, options.study, expected, experiments)
+            lines = study.study(of_scale, options.study, expected, names)
         except UserError as error:
             errors.append(error)
             continue
-        path = options.out / "study" / f"{scale}-{as_name(options.study)}"
+        path = options.out / "study" / f"{scale}-{as_name('+'.join(options.study))}"
         print(*write_study(lines, options.study, heading, path, command), sep="\n")
     if len(errors) == len(studied):
         raise errors[0]

@@ -7,8 +7,6 @@
 To upload runs, train with logger=wandb or use `wandb sync runs/*/*/*/wandb/offline-run-*`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

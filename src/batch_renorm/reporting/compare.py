@@ -7,8 +7,6 @@
 - Accuracies in percent, differences in points.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean

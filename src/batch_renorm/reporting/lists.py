@@ -4,9 +4,7 @@ A line is an experiment, `noniid_groupnorm`, one of its metrics, `noniid_batchno
 differs from its experiment, `noniid_renorm, ramp.rmax=5`. Lines without a curve in the paper are marked as ours.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
 from batch_renorm.errors import UserError
@@ -70,10 +68,14 @@ def _series(line: str, runs: Sequence[RecordedRun]) -> Series:
     series = (row, metric) if slash and row in rows else (line, VAL)
     for name, known, kind in ((series[0], rows, "runs of"), (series[1], metrics, "metric")):
         if name not in known:
-            close = " or ".join(map(repr, get_close_matches(name, known, n=3)))
-            cure = f"did you mean {close}?" if close else f"there are {', '.join(sorted(known))}"
-            raise UserError(f"no {kind} {name!r}; {cure}")
+            raise UserError(f"no {kind} {name!r}{did_you_mean(name, known)}")
     return series
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of a sentence: names like a misspelt one, or all that are known."""
+    close = get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; there are {', '.join(sorted(known))}"
 
 
 def _label(series: Series) -> str:

@@ -3,8 +3,6 @@
 Accuracies are percent (0..100), differences are points, steps are optimiser updates.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A run may be writing, killed or broken: everything readable is read, and the rest is reported.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -32,7 +30,7 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
     The last line counts only with its line end: "3000,val_top1,7", cut off from 71.2, would read as a number. If
     a step was logged twice, the later value counts.
     """
-    lines = lines_of(path)
+    lines = lines_of(path) if path.is_file() else []
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     points: dict[str, dict[int, float]] = {}
@@ -55,13 +53,11 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
 
 def read_run(folder: Path) -> RecordedRun:
     """Read one run folder. Raises UserError, in one line, if there is nothing to show."""
-    if not (folder / "curve.csv").is_file():
-        raise UserError(f"{folder}: no curve.csv, nothing to show yet")
     curve, notes = read_curve(folder / "curve.csv")
-    if not curve:
-        raise UserError(f"{folder}: curve.csv has no complete line yet")
     config = _mapping(folder / "config.yaml", notes)
     info = _mapping(folder / "run.json", notes)
+    if not curve and info.get("state") != "stopped":  # one that diverged at once is a result
+        raise UserError(f"{folder}: no complete line in curve.csv yet, nothing to show")
 
     # The folder's path says what the run is; the config, written by the run itself, takes precedence.
     *_, scale, experiment, name = ("", "", *folder.resolve().parts)
@@ -70,7 +66,7 @@ def read_run(folder: Path) -> RecordedRun:
     experiment = _typed(config.get("experiment"), str) or experiment.partition(",")[0]
     if (seed := _typed(config.get("seed"), int, seed)) is None:
         raise UserError(f"{folder}: neither its name (seed<k>) nor a config.yaml says which seed this is, left out")
-    step = max(_typed(info.get("step"), int, 0), *(int(s[-1]) for s, _ in curve.values()))
+    step = max([_typed(info.get("step"), int, 0), *(int(s[-1]) for s, _ in curve.values())])
     steps, state = _typed(info.get("steps"), int), str(info.get("state", "unknown"))
     return RecordedRun(folder, as_name(scale), experiment, seed, steps, step, state, curve, config, info, tuple(notes))
 

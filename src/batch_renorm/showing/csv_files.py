@@ -1,7 +1,5 @@
 """A comparison as CSV, for other programs: percent, points, steps, minutes; empty where there is no number."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path

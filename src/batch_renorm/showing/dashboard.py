@@ -4,8 +4,6 @@ The report finds runs by the tags from training (experiment, scale) and groups t
 reference runs (references.py). Only publishing needs a network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -4,8 +4,6 @@ On the paper's data set our curves (solid, with the seeds' range as a band) are 
 another one they are side by side, and both panels have the same y axis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor
@@ -19,7 +17,8 @@ from batch_renorm.showing.looks import FAINT, Look, looks_of, ours_heading
 from batch_renorm.showing.tables import NONE
 
 WIDTH = 10.0  # inches; 1600 pixels in the PNG, made to be shown at 800
-LEFT, RIGHT = 0.075, 0.975  # edges of the drawings, as fractions of the width
+LEFT, MIDDLE, HALF = 0.075, 0.555, 0.42  # of two panels: where they begin and their width, as fractions of the whole
+RIGHT = MIDDLE + HALF
 MARK = {"ms": 6, "mfc": "white", "mew": 1.4}
 PAPERS_RANGE = (30.0, 80.0)  # percent, in the paper's figures
 
@@ -33,12 +32,20 @@ def canvas_with(title: str, height: float) -> Any:
     return canvas
 
 
-def draw_key(canvas: Any, x: float, y: float, style: Look, name: str, size: float = 13) -> None:
+def two_panels(canvas: Any, bottom: float, tall: float) -> tuple[Any, Any]:
+    """Axes side by side, with the same y axis."""
+    left = canvas.add_axes((LEFT, bottom, HALF, tall))
+    right = canvas.add_axes((MIDDLE, bottom, HALF, tall), sharey=left)
+    right.tick_params(labelleft=False)
+    return left, right
+
+
+def draw_key(canvas: Any, x: float, y: float, style: Look, name: str, size: float = 13, **line: Any) -> None:
     """A line of a legend: a sample of the curve, and its name."""
     from matplotlib.lines import Line2D
 
-    mark: dict[str, Any] = {"marker": style.mark, "markevery": [1], **MARK} if style.mark else {}
-    canvas.add_artist(Line2D([x, x + 0.0175, x + 0.035], [y, y, y], color=style.color, lw=3, **mark))
+    options = {"color": style.color, "lw": 3, "marker": style.mark, "markevery": [1], **MARK, **line}
+    canvas.add_artist(Line2D([x, x + 0.0175, x + 0.035], [y, y, y], **options))
     canvas.text(x + 0.048, y, name, va="center_baseline", fontsize=size)
 
 
@@ -58,8 +65,7 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
         how = "Thick: ours, mean and range over seeds. Thin: the paper's."
         ours.set_title(ours_heading(scale, "mean and range over seeds") if alone else how, pad=8)
     else:
-        theirs = canvas.add_axes((LEFT, bottom, 0.42, tall))
-        ours = canvas.add_axes((0.555, bottom, 0.42, tall))
+        theirs, ours = two_panels(canvas, bottom, tall)
         theirs.set_title("The paper: Inception-v3, ImageNet", pad=8)
         ours.set_title(ours_heading(scale, "mean and range over seeds"), pad=8)
 
@@ -75,8 +81,6 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
         _draw_seeds(ours, series, looks[series], runs)
     if ours is not theirs or alone:
         _frame(ours, low, high, max([run.steps or run.step for run in shown] + [1]))
-    if ours is not theirs:
-        ours.tick_params(labelleft=False)
     if not any(metric in run.curve for e, metric in figure.lines for run in shown if run.experiment == e):
         ours.text(0.5, 0.5, "not run yet", transform=ours.transAxes, ha="center", color=FAINT)
     metrics = {metric for _, metric in figure.lines}

@@ -5,8 +5,6 @@ GroupNorm is their green; other experiments outside the paper are purple or grey
 lightness, and marks distinguish curves without colour, also in print.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

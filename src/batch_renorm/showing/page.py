@@ -3,8 +3,6 @@
 It needs no network. The tables are on the Markdown page beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any

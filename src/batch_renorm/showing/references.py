@@ -1,7 +1,5 @@
 """The paper's curves as Weights & Biases runs with fixed names, logged once, to compare with the user's runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """The summary figure: where every experiment's accuracy ends, as a distance from the baseline's end, and its best."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import chain
 from statistics import fmean

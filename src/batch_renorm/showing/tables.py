@@ -1,7 +1,5 @@
 """The cells of the report's tables as text, for Markdown and the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean

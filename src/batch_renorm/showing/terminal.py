@@ -1,7 +1,5 @@
 """The tables of a report in a terminal."""
 
-from __future__ import annotations
-
 import sys
 
 from batch_renorm.reporting.compare import Comparison
