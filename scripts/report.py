@@ -116,8 +116,8 @@ def expected(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     own, written = dict(flat_options(config)), dict(flat_options(OmegaConf.to_container(raw)))
     plain = {option: value for option, value in written.items() if "${" not in str(value)}
     with_own = raw.copy()
-    for option in plain.keys() & own.keys():
-        if not option.startswith("data."):
+    for option, value in plain.items():
+        if not option.startswith("data.") and own.get(option, value) != value:
             OmegaConf.update(with_own, option, own[option])
     try:
         followed = dict(flat_options(OmegaConf.to_container(with_own, resolve=True)))
