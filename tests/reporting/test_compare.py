@@ -77,7 +77,6 @@ def test_the_gap_is_best_minus_published_on_imagenet(compared):
     c = compared({("iid_renorm", 0): [70, 78.0, 77.0]}, scale="imagenet")
     assert row(c, "iid_renorm").gap == pytest.approx(-0.5)
     assert c.thresholds == c.published_thresholds
-    assert all("scale=imagenet" in command for command in c.missing)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +114,13 @@ def test_unfinished_runs_are_shown_and_not_counted(compared):
 def test_missing_names_each_experiment_and_seed_once(compared):
     c = compared({(e, s): [50] for e in paper.EXPERIMENTS for s in (0, 3) if (e, s) != ("iid_renorm", 3)})
     assert c.missing == ("python train.py experiment=iid_renorm seed=3",)
-    assert len(missing.missing_commands([], "glyphs")) == 7
 
 
 def test_the_commands_that_are_named_are_runs_of_train(compose, write, tmp_path):
     for scale in ("glyphs", "imagenet"):
-        for command in missing.missing_commands([], scale):
+        commands = missing.missing_commands([], scale)
+        assert len(commands) == 7
+        for command in commands:
             python, script, *overrides = command.split()
             assert (python, script) == ("python", "train.py")
             config = compose(*overrides)

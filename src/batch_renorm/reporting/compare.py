@@ -39,11 +39,8 @@ def steps_to_reach(curve: Curve, accuracy: float) -> float | None:
     above = np.flatnonzero(values >= accuracy)
     if not len(above):
         return None
-    i = above[0]
-    if i == 0:
-        return float(steps[0])
-    share = (accuracy - values[i - 1]) / (values[i] - values[i - 1])
-    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+    near = slice(max(above[0] - 1, 0), above[0] + 1)
+    return float(np.interp(accuracy, values[near], steps[near]))
 
 
 @dataclass(frozen=True)
@@ -183,9 +180,7 @@ def verdict(claim: Claim | Check, values: Sample | None) -> str:
     return FAILS if interval and (interval[1] < low or interval[0] > high) else FAILS_UNSURE
 
 
-def mean_curve(
-    runs: Sequence[RecordedRun], metric: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+def mean_curve(runs: Sequence[RecordedRun], metric: str) -> tuple[np.ndarray, ...] | None:
     """steps, mean, least and largest value over the runs, on the steps that all runs cover; None if there are none."""
     curves = [run.curve[metric] for run in runs if metric in run.curve]
     if not curves:

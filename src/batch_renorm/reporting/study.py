@@ -80,7 +80,7 @@ def axis(values: Iterable[Value]) -> tuple[dict[Value, float], bool]:
     Values of several options, or that are not all finite numbers, have even places.
     """
     ordered = in_order(values)
-    numbers = [_order(value)[0][0] if len(value) == 1 else inf for value in ordered]
+    numbers = [_number(value[0])[0] if len(value) == 1 else inf for value in ordered]
     if not all(map(isfinite, numbers)):
         return {value: float(place) for place, value in enumerate(ordered)}, False
     return dict(zip(ordered, numbers, strict=True)), 0 < 8 * numbers[0] <= numbers[-1]
@@ -88,11 +88,7 @@ def axis(values: Iterable[Value]) -> tuple[dict[Value, float], bool]:
 
 def in_order(values: Iterable[Value]) -> list[Value]:
     """Numbers in ascending order, then names."""
-    return sorted(set(values), key=_order)
-
-
-def _order(value: Value) -> list[tuple[float, str]]:
-    return [_number(text) for text in value]
+    return sorted(set(values), key=lambda value: [_number(text) for text in value])
 
 
 def _number(text: str) -> tuple[float, str]:

@@ -23,12 +23,12 @@ MARK = {"ms": 6, "mfc": "white", "mew": 1.4}
 PAPERS_RANGE = (30.0, 80.0)  # percent, in the paper's figures
 
 
-def canvas_with(title: str, height: float) -> Any:
+def canvas_with(title: str, height: float, left: float = LEFT, size: float = 15) -> Any:
     """An empty figure, `height` inches high."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(WIDTH, height))
-    canvas.suptitle(title, x=LEFT, y=1 - 0.16 / height, ha="left", va="top", fontsize=15, weight="bold")
+    canvas.suptitle(title, x=left, y=1 - 0.16 / height, ha="left", va="top", fontsize=size, weight="bold")
     return canvas
 
 

@@ -82,11 +82,7 @@ def draw_lines(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
     places, logarithmic = axis(value for line in lines for value in line.points)
     least, most = min(places.values()), max(places.values())
     labels = ["\n".join(value) for value in places]
-    slant = (
-        {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-        if max(map(len, labels)) > 4 and len(options) == 1
-        else {}
-    )
+    rotation = 40 if len(options) == 1 and len(labels) > 5 else 0
     row, plot, foot = 0.28, 3.6, 1.05 + 0.22 * len(options)  # inches
     canvas, top = _titled(heading, plot + foot + row * (len(lines) + 1))
     height = canvas.get_figheight()
@@ -107,7 +103,7 @@ def draw_lines(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
     for axes, which in zip(panels, WHICH, strict=True):
         axes.set_title(WHICH[which], pad=8)
         axes.set(xscale="log" if logarithmic else "linear", xlabel=", ".join(options))
-        axes.set_xticks(list(places.values()), labels=labels, fontsize=12, **slant)
+        axes.set_xticks(list(places.values()), labels=labels, fontsize=12, rotation=rotation)
         axes.minorticks_off()
     samples = (sample(runs, which) for line in lines for runs in line.points.values() for which in WHICH)
     seeds = [value for one in samples if one for value in one.values] or [0.0, 100.0]
