@@ -162,14 +162,8 @@ def accuracy(model: nn.Module, source: Any, options: argparse.Namespace) -> dict
 
 def watched(loaded: Iterable[Any], batches: int) -> Iterator[Any]:
     """The batches, with their progress on standard error."""
-    quiet = not sys.stderr.isatty()  # in a log file an occasional line instead of a bar
-    how = "{desc}: {n_fmt} of {total_fmt} batches, {remaining} left\n" if quiet else None
-    return iter(
-        tqdm(
-            loaded, total=batches, desc="evaluating", unit="batch", dynamic_ncols=True, leave=False,
-            mininterval=30 if quiet else 0.2, bar_format=how,
-        )
-    )  # fmt: skip
+    seconds = 0.2 if sys.stderr.isatty() else 30  # between two lines of a log file
+    return iter(tqdm(loaded, total=batches, desc="evaluating", unit="batch", leave=False, mininterval=seconds))
 
 
 if __name__ == "__main__":

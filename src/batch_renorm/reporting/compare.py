@@ -21,6 +21,8 @@ from batch_renorm.reporting.paper import BASELINE, VAL, Claim, Curve, Figure, Pu
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
 
+Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # steps, mean, least and largest value
+
 HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"
 FAILS, FAILS_UNSURE = "does not hold", "does not hold, not sure"
 NOT_RUN, NOT_MEASURED = "not run", "not measured"
@@ -180,8 +182,8 @@ def verdict(claim: Claim | Check, values: Sample | None) -> str:
     return FAILS if interval and (interval[1] < low or interval[0] > high) else FAILS_UNSURE
 
 
-def mean_curve(runs: Sequence[RecordedRun], metric: str) -> tuple[np.ndarray, ...] | None:
-    """steps, mean, least and largest value over the runs, on the steps that all runs cover; None if there are none."""
+def mean_curve(runs: Sequence[RecordedRun], metric: str) -> Band | None:
+    """Over the runs, on the steps that all of them cover; None if there are none."""
     curves = [run.curve[metric] for run in runs if metric in run.curve]
     if not curves:
         return None

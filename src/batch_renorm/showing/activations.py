@@ -31,9 +31,8 @@ def draw_activations(runs: Sequence[RecordedRun]) -> Any | None:
     if not measured:
         return None
     canvas = canvas_with("How far activations in training are from those at inference", 5.3)
-    over, through = two_panels(canvas, 0.34, 0.5)
-    over.set_title("Over training: mean over layers", pad=8)
-    through.set_title("Through the network: at the end", pad=8)
+    titles = "Over training: mean over layers", "Through the network: at the end"
+    over, through = two_panels(canvas, 0.34, 0.5, *titles)
     for i, (name, (mean, last)) in enumerate(measured.items()):
         style = look((name, VAL))
         if name.startswith("noniid") and not style.mark:  # only here do all seven experiments share their axes

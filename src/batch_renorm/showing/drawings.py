@@ -25,6 +25,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.titlesize": 13,
     "axes.titlelocation": "left",
+    "axes.titlepad": 8,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",

@@ -13,7 +13,7 @@ from typing import Any
 from batch_renorm.reporting.compare import mean_curve, values_by_seed
 from batch_renorm.reporting.paper import Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.looks import FAINT, Look, looks_of, ours_heading
+from batch_renorm.showing.looks import FAINT, PAPERS_HEADING, Look, looks_of, ours_heading
 from batch_renorm.showing.tables import NONE
 
 WIDTH = 10.0  # inches; 1600 pixels in the PNG, made to be shown at 800
@@ -32,10 +32,10 @@ def canvas_with(title: str, height: float, left: float = LEFT, size: float = 15)
     return canvas
 
 
-def two_panels(canvas: Any, bottom: float, tall: float) -> tuple[Any, Any]:
+def two_panels(canvas: Any, bottom: float, tall: float, *titles: str) -> tuple[Any, Any]:
     """Axes side by side, with the same y axis."""
-    left = canvas.add_axes((LEFT, bottom, HALF, tall))
-    right = canvas.add_axes((MIDDLE, bottom, HALF, tall), sharey=left)
+    left = canvas.add_axes((LEFT, bottom, HALF, tall), title=titles[0])
+    right = canvas.add_axes((MIDDLE, bottom, HALF, tall), title=titles[1], sharey=left)
     right.tick_params(labelleft=False)
     return left, right
 
@@ -60,14 +60,12 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
     canvas = canvas_with(figure.title, height)
     bottom, tall = (legend + foot + 0.15) / height, plot / height
     low, high = _limits(figure, runs)
+    heading = ours_heading(scale, "mean and range over seeds")
     if alone or on_imagenet:
-        ours = theirs = canvas.add_axes((LEFT, bottom, RIGHT - LEFT, tall))
-        how = "Thick: ours, mean and range over seeds. Thin: the paper's."
-        ours.set_title(ours_heading(scale, "mean and range over seeds") if alone else how, pad=8)
+        how = heading if alone else "Thick: ours, mean and range over seeds. Thin: the paper's."
+        ours = theirs = canvas.add_axes((LEFT, bottom, RIGHT - LEFT, tall), title=how)
     else:
-        theirs, ours = two_panels(canvas, bottom, tall)
-        theirs.set_title("The paper: Inception-v3, ImageNet", pad=8)
-        ours.set_title(ours_heading(scale, "mean and range over seeds"), pad=8)
+        theirs, ours = two_panels(canvas, bottom, tall, PAPERS_HEADING, heading)
 
     shown = [run for run in runs if run.experiment in {experiment for experiment, _ in figure.lines}]
     if not alone:

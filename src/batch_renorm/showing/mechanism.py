@@ -55,9 +55,8 @@ def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
         outputs.plot(*_by_count(m["output"]), **line)
         draw_key(canvas, *_place(i), style, EXPERIMENTS[name], 12)
     answers.set(xticks=range(len(COMPANIES)), xticklabels=COMPANIES.values(), xlim=(-0.25, 2.25), ylim=(0, 100))
-    answers.set_xlabel("one more image of the minibatch shows ...")
-    answers.set_title("The same images: answered right, %", pad=8)
-    outputs.set_title("Output of a norm layer for a letter", pad=8)
+    answers.set(xlabel="one more image of the minibatch shows ...", title="The same images: answered right, %")
+    outputs.set_title("Output of a norm layer for a letter")
     counts, theory = _by_count(next(iter(measured.values()))["theory"])
     dashed: dict[str, Any] = {"lw": 1.4, "ls": (0, (4, 3))}
     outputs.plot(counts, theory, color=FAINT, **dashed)

@@ -86,7 +86,7 @@ def draw_lines(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
     row, plot, foot = 0.28, 3.6, 1.05 + 0.22 * len(options)  # inches
     canvas, top = _titled(heading, plot + foot + row * (len(lines) + 1))
     height = canvas.get_figheight()
-    panels = two_panels(canvas, 1 - (top + plot) / height, plot / height)
+    panels = two_panels(canvas, 1 - (top + plot) / height, plot / height, *WHICH.values())
     looks = [replace(style, mark=style.mark or "o") for style in looks_of((line.name, VAL) for line in lines).values()]
     for i, (line, style) in enumerate(zip(lines, looks, strict=True)):
         aside = 0.015 * (i - (len(lines) - 1) / 2)
@@ -100,8 +100,7 @@ def draw_lines(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
                 axes.text(x[value], s=_stops(runs), color=style.color, weight="bold", fontsize=11, **low)
         name = title(line.name)
         draw_key(canvas, LEFT, row * (len(lines) - i - 0.4) / height, style, name, min(13, 13 * 90 / len(name)))
-    for axes, which in zip(panels, WHICH, strict=True):
-        axes.set_title(WHICH[which], pad=8)
+    for axes in panels:
         axes.set(xscale="log" if logarithmic else "linear", xlabel=", ".join(options))
         axes.set_xticks(list(places.values()), labels=labels, fontsize=12, rotation=rotation)
         axes.minorticks_off()
@@ -145,7 +144,7 @@ def draw_grid(lines: Sequence[Line], options: Sequence[str], heading: str) -> An
         right, down = i % 2, top + plot + (plot + foot) * (i // 2)
         axes = canvas.add_axes((0.12 + 0.45 * right, 1 - down / height, 0.41, plot / height))
         name = title(line.name)
-        axes.set_title(name, pad=8, fontsize=min(13, 13 * 42 / len(name)))
+        axes.set_title(name, fontsize=min(13, 13 * 42 / len(name)))
         cells = [[means.get(column + row, np.nan) for column in columns] for row in rows]
         axes.imshow(cells, cmap="Blues", vmin=min(every) - 1, vmax=max(every) + 1, aspect="auto", origin="lower")
         for value, runs in line.points.items():

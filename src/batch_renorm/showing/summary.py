@@ -10,7 +10,7 @@ from batch_renorm.reporting.lists import CONTROLS, MINIBATCHES, title
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.showing.figures import canvas_with
-from batch_renorm.showing.looks import FAINT, look, ours_heading
+from batch_renorm.showing.looks import FAINT, PAPERS_HEADING, look, ours_heading
 
 FALL = 1.5  # a ring marks the best if the end is this many points below it
 ROW, GAP = 0.345, 0.15  # inches: a row, and the space between minibatches
@@ -32,11 +32,10 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
         {name: list(values_by_seed(runs, (name, VAL), which).values()) for _, name in rows}
         for which in ("final", "best")
     )
-    panels = {"The paper: Inception-v3, ImageNet": ({name: [float(v[-1])] for name, v in curves.items()},
-                                                    {name: [float(v.max())] for name, v in curves.items()}),
-              ours_heading(scale, "a dot a seed"): (finals, bests)}  # fmt: skip
-    if any(run.data for run in runs):  # another data set: the paper's accuracies do not apply
-        panels.pop("The paper: Inception-v3, ImageNet")
+    panels = {ours_heading(scale, "a dot a seed"): (finals, bests)}
+    if not any(run.data for run in runs):  # on another data set the paper's accuracies do not apply
+        ends, best = ({name: [float(end(v))] for name, v in curves.items()} for end in (lambda v: v[-1], max))
+        panels = {PAPERS_HEADING: (ends, best)} | panels
     height = -depth + 1.7
     canvas = canvas_with(message(runs), height, EDGE, 14)
     canvas.text(EDGE, 0.15 / height, LEGEND, fontsize=10.5, color=FAINT)
@@ -45,8 +44,7 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
     room = max(most - least, 1.0)
     for i, (heading, (ends, best)) in enumerate(panels.items()):
         wide = 0.345 if len(panels) > 1 else 0.72
-        axes = canvas.add_axes((0.265 + i * 0.375, 0.85 / height, wide, (height - 1.6) / height))
-        axes.set_title(heading, pad=8)
+        axes = canvas.add_axes((0.265 + i * 0.375, 0.85 / height, wide, (height - 1.6) / height), title=heading)
         axes.set(ylim=(depth - 0.2, -0.1), yticks=[], xlabel="top-1 accuracy at the end, %")
         axes.spines["left"].set_visible(False)
         level = _level(ends)
