@@ -32,7 +32,7 @@ def compared(write, tmp_path, published):
             length = (steps or {}).get((experiment, seed), 300)
             size = {"size": {"steps": length}}
             write(tmp_path, experiment, seed, {VAL: curve}, scale=scale, state=state, steps=length, config=size)
-        return compare.compare(find_runs([tmp_path])[0], published, scale)
+        return compare.compare(find_runs([tmp_path])[0], published, scale, {})
 
     return make
 

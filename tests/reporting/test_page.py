@@ -14,7 +14,7 @@ def test_the_page_has_every_curve_and_asks_nothing_of_a_network(write, published
         write(tmp_path, "noniid_renorm", seed, curves, steps=300)
     write(tmp_path, "noniid_batchnorm", 0, {"val_top1": [(100, 48.0)]}, steps=300, step=100, state="running")
     runs = find_runs([tmp_path])[0]
-    text = page.page(compare.compare(runs, published, "glyphs"), runs, published)
+    text = page.page(compare.compare(runs, published, "glyphs", {}), runs, published)
     begin = text.index("[", text.rindex("Plotly.newPlot("))
     lines = json.JSONDecoder().raw_decode(text[begin:])[0]
     ours = {line["name"]: line["y"] for line in lines if line.get("showlegend", True)}

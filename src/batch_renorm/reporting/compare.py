@@ -8,14 +8,14 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
 from batch_renorm.reporting import paper
 from batch_renorm.reporting.checks import Check, checks, own_checks
-from batch_renorm.reporting.lists import figures_of, title
+from batch_renorm.reporting.lists import controls, title
 from batch_renorm.reporting.missing import missing_commands, set_apart
 from batch_renorm.reporting.paper import BASELINE, VAL, Claim, Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
@@ -94,15 +94,13 @@ class Comparison:
     thresholds: tuple[float, ...]  # SHARES of the baseline's best, percent; empty without a finished baseline
     published_thresholds: tuple[float, ...]
     missing: tuple[str, ...]  # commands that make what is missing
-    notes: tuple[str, ...] = ()
-    data: str | None = None  # the data set's name if it is not the scale's: the paper's accuracies then do not apply
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    notes: tuple[str, ...]
+    data: str | None  # the data set's name if it is not the scale's: the paper's accuracies then do not apply
+    figures: Mapping[str, Figure]
 
 
-def compare(
-    runs: Sequence[RecordedRun], published: Published, scale: str, figures: Sequence[Figure] = ()
-) -> Comparison:
-    """Compare runs with the paper; `figures` are drawn in addition to the paper's."""
+def compare(runs: Sequence[RecordedRun], published: Published, scale: str, asked: Mapping[str, Figure]) -> Comparison:
+    """Compare runs with the paper; the figures `asked` for are drawn, too."""
     runs = [run for run in runs if run.scale == scale]
     baseline = published.number(BASELINE)
     papers = tuple(s * baseline.top1 for s in SHARES if baseline)
@@ -119,7 +117,7 @@ def compare(
         missing=tuple(missing_commands(runs, scale)),
         notes=tuple(set_apart(runs)),
         data=next((run.data for run in runs if run.data), None),
-        figures=figures_of(runs, figures),
+        figures={**paper.FIGURES, **controls(runs), **asked},
     )
 
 

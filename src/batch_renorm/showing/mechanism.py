@@ -50,7 +50,7 @@ def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
     answers, outputs = canvas.add_axes((LEFT, 0.34, HALF, 0.5)), canvas.add_axes((MIDDLE, 0.34, HALF, 0.5))
     for i, (name, m) in enumerate(measured.items()):
         style = look((name, VAL))
-        line: dict[str, Any] = {"color": style.color, "lw": 2.2, "marker": style.mark or ".", **MARK}
+        line: dict[str, Any] = {"color": style.color, "lw": 2.2, "marker": style.mark, **MARK}
         answers.plot(range(len(COMPANIES)), [m["company"][key] for key in COMPANIES], **line)
         outputs.plot(*_by_count(m["output"]), **line)
         draw_key(canvas, *_place(i), style, EXPERIMENTS[name], 12)

@@ -67,7 +67,7 @@ def _of_metrics(runs: Sequence[RecordedRun], c: Comparison) -> Iterator[Figure]:
         if metric not in drawn and "/" not in metric:
             having = {run.experiment for run in runs if metric in run.curve}
             lines = {(name, metric): title(name) for name in experiments if name in having}
-            yield Figure(metric, metric.replace("_", " "), lines)
+            yield Figure(metric.replace("_", " "), lines)
 
 
 def _curves(label: str, series: Series, runs: Sequence[RecordedRun]) -> Iterator[tuple[str, Curve]]:
