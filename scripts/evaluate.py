@@ -32,8 +32,8 @@ from batch_renorm.errors import UserError
 from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import stock
 from batch_renorm.records.curve import read_rows
-from batch_renorm.running import checkpoints
-from batch_renorm.running.build import Run, load_run
+from batch_renorm.running.build import Run
+from batch_renorm.running.checkpoints import step_of, trained_model
 from batch_renorm.running.cli import explained
 from batch_renorm.running.schema import checked
 from batch_renorm.training.distance import activation_distances
@@ -74,7 +74,9 @@ def main(arguments: list[str]) -> None:
         )
     else:
         folder = Path(folders[0]).expanduser()
-        run, model, step = load(folder, options)
+        run, model, path = trained_model(folder, Path(options.checkpoint).expanduser() if options.checkpoint else None)
+        model, step = model.to(options.device), step_of(path)
+        print(f"{path}, step {step}")
         if given:
             metrics = evaluate_elsewhere(run, model, options, given)
         else:
@@ -99,18 +101,6 @@ def value_of(name: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"cannot read the value of {name}: {text!r}") from error
-
-
-def load(folder: Path, options: argparse.Namespace) -> tuple[Run, nn.Module, int]:
-    """A run, its inference model and the model's step."""
-    run = load_run(folder)
-    path = Path(options.checkpoint).expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
-    if path is None:
-        raise UserError(f"{folder} has no readable checkpoint")
-    checkpoints.load_weights(run.training, path)
-    step = checkpoints.step_of(path)
-    print(f"{path}, step {step}")
-    return run, run.training.inference_model(step).to(options.device), step
 
 
 def evaluate_run(run: Run, model: nn.Module, options: argparse.Namespace) -> dict[str, float]:

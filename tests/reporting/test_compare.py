@@ -8,7 +8,6 @@ import pytest
 from batch_renorm.reporting import compare, missing, paper
 from batch_renorm.reporting.compare import steps_to_reach
 from batch_renorm.reporting.runs import find_runs
-from batch_renorm.reporting.samples import Sample
 
 VAL = paper.VAL
 
@@ -35,19 +34,6 @@ def compared(write, tmp_path, published):
         return compare.compare(find_runs([tmp_path])[0], published, scale, {})
 
     return make
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 4, 19, 60])
-def test_intervals_hold_95_percent(freedom):
-    """By integrating Student's density."""
-    sample = Sample(tuple(range(freedom + 1)))
-    assert sample.std == pytest.approx(np.std(sample.values, ddof=1))
-    quantile = (sample.interval[1] - sample.mean) / sample.std * math.sqrt(sample.n)
-    t = np.linspace(-quantile, quantile, 200_001)
-    scale = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
-    density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
-    assert np.trapezoid(density, t) == pytest.approx(0.95, abs=5e-5)
-    assert Sample((1.0,)).interval is Sample((1.0,)).std is None
 
 
 def test_final_best_and_to_baseline(compared):

@@ -120,5 +120,6 @@ def test_what_cannot_be_planned_is_said_in_one_line(reproduce, tmp_path, argumen
 
 
 @pytest.mark.parametrize("time", ["90", "12:30", "24:00:00", "2-12", "2-12:30:00"])
-def test_times_as_slurm_writes_them(reproduce, time):
-    assert reproduce("--dry-run", "--seeds=0", "--experiments=iid_renorm", f"--time={time}")[0] == 0
+def test_times_as_slurm_writes_them(time):
+    check = runpy.run_path(str(ROOT / "slurm/reproduce.py"))["check"]
+    check({"experiments": "iid_renorm"}, [f"--time={time}"])

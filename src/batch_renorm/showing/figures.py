@@ -161,15 +161,12 @@ def _number_table(
     looks = looks_of(figure.lines)
     for series, name in figure.lines.items():
         y -= row
-        experiment, metric = series
+        _, metric = series
         draw_key(canvas, LEFT, y, looks[series], name, min(13, 13 * 42 / len(name)))
         number, form = published.number(series), "{:.1f}%" if "top" in metric else "{:.3g}"
         cells = ["" if alone else f"{number.top1:.1f}%{'*' * bool(published.footnotes([series]))}" if number else NONE]
         for which in ("best", "final"):
             values = values_by_seed(runs, series, which).values()
             cells.append(form.format(fmean(values)) if values else NONE)
-        unfinished = [r.final(metric) for r in runs if r.experiment == experiment and not r.finished]
-        if cells[-1] == NONE and (now := [value for value in unfinished if value is not None]):
-            cells[-1] = form.format(fmean(now)) + " so far"
         for x, cell in zip(columns.values(), cells, strict=True):
             canvas.text(x, y, cell, ha="right", va="center_baseline")

@@ -104,6 +104,7 @@ def draw_lines(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
         axes.set(xscale="log" if logarithmic else "linear", xlabel=", ".join(options))
         axes.set_xticks(list(places.values()), labels=labels, fontsize=12, rotation=rotation)
         axes.minorticks_off()
+        axes.margins(x=0.09)  # room for the steps at a cross
     samples = (sample(runs, which) for line in lines for runs in line.points.values() for which in WHICH)
     seeds = [value for one in samples if one for value in one.values] or [0.0, 100.0]
     margin = 0.25 * (max(seeds) - min(seeds)) + 0.5  # by the seeds: intervals over two of them are wide
