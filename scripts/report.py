@@ -25,6 +25,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from batch_renorm.errors import UserError
 from batch_renorm.records.config import flat_options
 from batch_renorm.records.naming import as_name
 from batch_renorm.reporting import compare, lists, missing, paper, runs, study
@@ -87,10 +93,6 @@ def main(arguments: Sequence[str]) -> int:
 @lru_cache
 def composed(scale: str, experiment: str) -> Any | None:
     """The config of a scale's experiment, with unresolved interpolations; None if there is no such experiment."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     names = {"scale": scale, "experiment": experiment}
     if not all((CONFIGS / group / f"{name}.yaml").is_file() for group, name in names.items()):
         return None
@@ -107,9 +109,6 @@ def expected(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     Values that the config computes from other options follow from the run's own options: if a run has
     fewer steps, the earlier knees of its ramp do not count as differences. None computes with the data.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     raw = composed(str(config.get("scale")), str(config.get("experiment")))
     if raw is None:
         return None
@@ -133,7 +132,7 @@ def write(
     options: argparse.Namespace,
     command: str,
 ) -> None:
-    from batch_renorm.showing import csv_files, drawings, markdown, page
+    from batch_renorm.showing import csv_files, drawings, markdown  # here: a table need not wait for matplotlib
 
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -146,6 +145,8 @@ def write(
     csv_files.write_tables(c, out / c.scale)
     written = [f"{c.scale}.md", f"figures/{c.scale}/"]
     if not options.no_page:
+        from batch_renorm.showing import page
+
         (out / f"{c.scale}.html").write_text(page.page(c, of_scale, published), encoding="utf-8")
         written.append(f"{c.scale}.html")
     print(f"{c.scale}: wrote {', '.join(str(out / name) for name in written)}")
@@ -157,7 +158,6 @@ def write(
 
 def draw_studies(studied: Mapping[str, Sequence[RecordedRun]], options: argparse.Namespace, command: str) -> None:
     """A study of each scale whose runs differ in the options."""
-    from batch_renorm.errors import UserError
     from batch_renorm.showing.study import write_study
 
     heading = options.title or f"Accuracy over {', '.join(options.study)}"

@@ -10,6 +10,9 @@ from math import ceil, floor
 from statistics import fmean
 from typing import Any
 
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
 from batch_renorm.reporting.compare import mean_curve, values_by_seed
 from batch_renorm.reporting.paper import Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
@@ -25,8 +28,6 @@ PAPERS_RANGE = (30.0, 80.0)  # percent, in the paper's figures
 
 def canvas_with(title: str, height: float, left: float = LEFT, size: float = 15) -> Any:
     """An empty figure, `height` inches high."""
-    from matplotlib.figure import Figure as Canvas
-
     canvas = Canvas(figsize=(WIDTH, height))
     canvas.suptitle(title, x=left, y=1 - 0.16 / height, ha="left", va="top", fontsize=size, weight="bold")
     return canvas
@@ -42,8 +43,6 @@ def two_panels(canvas: Any, bottom: float, tall: float, *titles: str) -> tuple[A
 
 def draw_key(canvas: Any, x: float, y: float, style: Look, name: str, size: float = 13, **line: Any) -> None:
     """A line of a legend: a sample of the curve, and its name."""
-    from matplotlib.lines import Line2D
-
     options = {"color": style.color, "lw": 3, "marker": style.mark, "markevery": [1], **MARK, **line}
     canvas.add_artist(Line2D([x, x + 0.0175, x + 0.035], [y, y, y], **options))
     canvas.text(x + 0.048, y, name, va="center_baseline", fontsize=size)

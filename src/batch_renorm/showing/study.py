@@ -7,6 +7,8 @@ from textwrap import wrap
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.patches import Rectangle
 
 from batch_renorm.reporting.lists import title
 from batch_renorm.reporting.paper import VAL
@@ -28,8 +30,6 @@ GRID_KEY = "Mean top-1 at the end, %. Frame: the default. Cross: unfinished, wit
 
 def write_study(lines: Sequence[Line], options: Sequence[str], heading: str, path: Path, command: str) -> list[Path]:
     """Write <path>.png, .svg, .md and .csv."""
-    from matplotlib import rc_context
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE):
         figures = save((draw_grid if is_grid(lines) else draw_lines)(lines, options, heading), path)
@@ -132,8 +132,6 @@ def _draw_line(axes: Any, line: Line, which: str, style: Look, x: Mapping[Value,
 
 def draw_grid(lines: Sequence[Line], options: Sequence[str], heading: str) -> Any:
     """Final accuracy over the values of two options: a panel for each line."""
-    from matplotlib.patches import Rectangle
-
     columns, rows = (in_order(value[i : i + 1] for line in lines for value in line.points) for i in range(2))
     plot, foot = 0.5 * len(rows), 1.2  # inches
     canvas, top = _titled(heading, (plot + foot) * ((len(lines) + 1) // 2))
