@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from batch_renorm.reporting.differences import data_set
 from batch_renorm.reporting.missing import missing_commands
 from batch_renorm.reporting.runs import find_runs
 from tests.conftest import ROOT
@@ -40,6 +39,10 @@ KINDS = {
     "mechanism": lambda f: (f / "mechanism.csv").write_text("measure,at,value,theory\ncompany,neither,x,\n"),
     "layers": lambda f: (f / "curve.csv").write_text(
         f"step,metric,value\n100,{VAL},50\n100,activation_distance/a,0.5\n7,activation_distance/b,0.5\n"
+    ),
+    "stopped at once": lambda f: (
+        (f / "curve.csv").unlink(),
+        (f / "run.json").write_text('{"state": "stopped", "step": 3}'),
     ),
     "a file": lambda f: (shutil.rmtree(f), f.write_text("not a folder")),
 }
@@ -155,15 +158,7 @@ def test_another_data_set_alone_at_the_default_scale_is_no_glyphs(report, traine
     assert "missing" not in out
 
 
-def test_imagenet_is_told_by_its_numbers_of_images(compose):
-    imagenet = compose("scale=imagenet", "data.root=/a/b")
-    assert data_set(imagenet) is None  # the scale's own
-    assert data_set(compose("scale=imagenet", "data=folder", "data.root=/a/birds")) == "birds"
-    assert data_set(compose("scale=imagenet", "data=imagenet", "data.root=/a/b", "data.classes=100")) == "b"
-    assert data_set(compose("data=cifar100")) == "cifar100"
-
-
-def test_figures_of_ones_own_choice(report, trained, tmp_path):
+def test_figures_of_ones_own_choice(report, trained, tmp_path, undrawn):
     trained("experiment=iid_batchnorm")
     trained("experiment=noniid_renorm", "ramp.rmax=5")
     figures = ["--figure", "iid_batchnorm", "noniid_batchnorm/train_top1", "--figure", "noniid_renorm, ramp.rmax=5"]
@@ -172,7 +167,6 @@ def test_figures_of_ones_own_choice(report, trained, tmp_path):
     text = (tmp_path / "report/glyphs.md").read_text()
     for name, title in (("own1", "iid_batchnorm, noniid_batchnorm/train_top1"), ("own2", "noniid_renorm, ramp.rmax=5")):
         assert f"![{title}](figures/glyphs/{name}.png)" in text
-        assert (tmp_path / f"report/figures/glyphs/{name}.svg").is_file()
     code, _, err = report("--figure", "iid_batchnrm")
     assert (code, err.count("\n")) == (2, 1)
     assert "did you mean 'iid_batchnorm'" in err
