@@ -32,8 +32,8 @@ from batch_renorm.errors import UserError
 from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import stock
 from batch_renorm.records.curve import read_rows
-from batch_renorm.running import checkpoints
-from batch_renorm.running.build import Run, load_run
+from batch_renorm.running.build import Run
+from batch_renorm.running.checkpoints import step_of, trained_model
 from batch_renorm.running.cli import explained
 from batch_renorm.running.schema import checked
 from batch_renorm.training.distance import activation_distances
@@ -74,7 +74,9 @@ def main(arguments: list[str]) -> None:
         )
     else:
         folder = Path(folders[0]).expanduser()
-        run, model, step = load(folder, options)
+        run, model, path = trained_model(folder, Path(options.checkpoint).expanduser() if options.checkpoint else None)
+        model, step = model.to(options.device), step_of(path)
+        print(f"{path}, step {step}")
         if given:
             metrics = evaluate_elsewhere(run, model, options, given)
         else:
@@ -99,18 +101,6 @@ def value_of(name: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"cannot read the value of {name}: {text!r}") from error
-
-
-def load(folder: Path, options: argparse.Namespace) -> tuple[Run, nn.Module, int]:
-    """A run, its inference model and the model's step."""
-    run = load_run(folder)
-    path = Path(options.checkpoint).expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
-    if path is None:
-        raise UserError(f"{folder} has no readable checkpoint")
-    checkpoints.load_weights(run.training, path)
-    step = checkpoints.step_of(path)
-    print(f"{path}, step {step}")
-    return run, run.training.inference_model(step).to(options.device), step
 
 
 def evaluate_run(run: Run, model: nn.Module, options: argparse.Namespace) -> dict[str, float]:
@@ -162,14 +152,8 @@ def accuracy(model: nn.Module, source: Any, options: argparse.Namespace) -> dict
 
 def watched(loaded: Iterable[Any], batches: int) -> Iterator[Any]:
     """The batches, with their progress on standard error."""
-    quiet = not sys.stderr.isatty()  # in a log file an occasional line instead of a bar
-    how = "{desc}: {n_fmt} of {total_fmt} batches, {remaining} left\n" if quiet else None
-    return iter(
-        tqdm(
-            loaded, total=batches, desc="evaluating", unit="batch", dynamic_ncols=True, leave=False,
-            mininterval=30 if quiet else 0.2, bar_format=how,
-        )
-    )  # fmt: skip
+    seconds = 0.2 if sys.stderr.isatty() else 30  # between two lines of a log file
+    return iter(tqdm(loaded, total=batches, desc="evaluating", unit="batch", leave=False, mininterval=seconds))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from batch_renorm.errors import UserError
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import to_batchnorm
 from batch_renorm.norm.layers import has_layers
-from batch_renorm.running import checkpoints
-from batch_renorm.running.build import load_run
+from batch_renorm.running.checkpoints import trained_model
 from batch_renorm.running.cli import explained
 from batch_renorm.running.schema import target
 
@@ -34,12 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
     folder, out = options.run.expanduser(), options.out.expanduser()
-    run = load_run(folder)
-    path = options.checkpoint.expanduser() if options.checkpoint else checkpoints.newest_readable(folder)[0]
-    if path is None:
-        raise UserError(f"{folder} has no readable checkpoint")
-    checkpoints.load_weights(run.training, path)
-    model = run.training.inference_model(checkpoints.step_of(path))
+    run, model, path = trained_model(folder, options.checkpoint and options.checkpoint.expanduser())
     if not has_layers(model):
         weights = model.state_dict()
         use = f"load_state_dict of the same network with norm={run.config['norm']['name']}"

@@ -13,8 +13,7 @@ from pathlib import Path
 from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.errors import UserError
 from batch_renorm.norm.layers import has_layers
-from batch_renorm.running import checkpoints
-from batch_renorm.running.build import load_run
+from batch_renorm.running.checkpoints import trained_model
 from batch_renorm.running.cli import explained
 from batch_renorm.training.mechanism import Row, measure
 
@@ -25,17 +24,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="validation images to look at (default: 1000)")
     options = parser.parse_args()
     for folder in options.runs:
-        run = load_run(folder)
+        run, model, _ = trained_model(folder)
         if not isinstance(run.source, Glyphs):
             raise UserError(f"{folder} has no images of letters: the mechanism is measured on the embedded data set")
-        if not has_layers(run.training.model):
+        if not has_layers(model):
             print(f"{folder}: no layer reads the group, so there is nothing to measure")
             continue
-        path, _ = checkpoints.newest_readable(folder)
-        if path is None:
-            raise UserError(f"{folder} has no readable checkpoint: train it first")
-        checkpoints.load_weights(run.training, path)
-        model = run.training.inference_model(checkpoints.step_of(path))
         rows = measure(model, run.source, run.minibatch.group, images=options.images)
         with (folder / "mechanism.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")

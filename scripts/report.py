@@ -5,6 +5,7 @@
     python scripts/report.py --runs runs results/runs     your runs, then the recorded ones
     python scripts/report.py --figure iid_batchnorm iid_groupnorm noniid_groupnorm    also a figure of your choice
     python scripts/report.py --study size.alpha           accuracy over an option in which runs differ
+    python scripts/report.py --study ramp.rmax ramp.dmax  over pairs of values; if all are combined, as a grid
     python scripts/report.py --runs results/runs --out results --no-page   makes this repository's results/
 
 A run whose config differs from its experiment's gets a separate row ("noniid_renorm, ramp.rmax=5"). A data set other
@@ -15,8 +16,6 @@ interactive, works offline). The text of <out>/<scale>-notes.md, if there is one
 <out>/study/<scale>-<option>.png, .svg, .md and .csv. Reads unfinished runs too, marks them, and says what is missing.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
@@ -26,6 +25,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from batch_renorm.errors import UserError
 from batch_renorm.records.config import flat_options
 from batch_renorm.records.naming import as_name
 from batch_renorm.reporting import compare, lists, missing, paper, runs, study
@@ -40,8 +45,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     add("--scale", help="one scale only (default: every scale that has runs)")
     add("--figure", nargs="+", action="append", default=[], metavar="EXPERIMENT",
-        help="draw these together, too; once for each figure. In a study: its experiments")  # fmt: skip
-    add("--study", metavar="OPTION", help="accuracy over the values of an option, and nothing else")
+        help="draw these together, too; once for each figure. In a study: its lines")  # fmt: skip
+    add("--study", nargs="+", metavar="OPTION", help="accuracy over the values of these options, and nothing else")
     add("--title", help="of the study's figure")
     add("--show", action="store_true", help="print the tables, write nothing")
     add("--no-page", action="store_true", help="leave out the interactive page, which is 5 MB")
@@ -88,10 +93,6 @@ def main(arguments: Sequence[str]) -> int:
 @lru_cache
 def composed(scale: str, experiment: str) -> Any | None:
     """The config of a scale's experiment, with unresolved interpolations; None if there is no such experiment."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     names = {"scale": scale, "experiment": experiment}
     if not all((CONFIGS / group / f"{name}.yaml").is_file() for group, name in names.items()):
         return None
@@ -108,17 +109,14 @@ def expected(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     Values that the config computes from other options follow from the run's own options: if a run has
     fewer steps, the earlier knees of its ramp do not count as differences. None computes with the data.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     raw = composed(str(config.get("scale")), str(config.get("experiment")))
     if raw is None:
         return None
     own, written = dict(flat_options(config)), dict(flat_options(OmegaConf.to_container(raw)))
     plain = {option: value for option, value in written.items() if "${" not in str(value)}
     with_own = raw.copy()
-    for option in plain.keys() & own.keys():
-        if not option.startswith("data."):
+    for option, value in plain.items():
+        if not option.startswith("data.") and own.get(option, value) != value:
             OmegaConf.update(with_own, option, own[option])
     try:
         followed = dict(flat_options(OmegaConf.to_container(with_own, resolve=True)))
@@ -134,7 +132,7 @@ def write(
     options: argparse.Namespace,
     command: str,
 ) -> None:
-    from batch_renorm.showing import csv_files, drawings, markdown, page
+    from batch_renorm.showing import csv_files, drawings, markdown  # here: a table need not wait for matplotlib
 
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -147,6 +145,8 @@ def write(
     csv_files.write_tables(c, out / c.scale)
     written = [f"{c.scale}.md", f"figures/{c.scale}/"]
     if not options.no_page:
+        from batch_renorm.showing import page
+
         (out / f"{c.scale}.html").write_text(page.page(c, of_scale, published), encoding="utf-8")
         written.append(f"{c.scale}.html")
     print(f"{c.scale}: wrote {', '.join(str(out / name) for name in written)}")
@@ -158,19 +158,18 @@ def write(
 
 def draw_studies(studied: Mapping[str, Sequence[RecordedRun]], options: argparse.Namespace, command: str) -> None:
     """A study of each scale whose runs differ in the options."""
-    from batch_renorm.errors import UserError
     from batch_renorm.showing.study import write_study
 
-    heading = options.title or f"Accuracy over {options.study}"
-    experiments = [name for names in options.figure for name in names]
+    heading = options.title or f"Accuracy over {', '.join(options.study)}"
+    names = [name for figure in options.figure for name in figure]
     errors = []
     for scale, of_scale in studied.items():
         try:
-            lines = study.study(of_scale, options.study, expected, experiments)
+            lines = study.study(of_scale, options.study, expected, names)
         except UserError as error:
             errors.append(error)
             continue
-        path = options.out / "study" / f"{scale}-{as_name(options.study)}"
+        path = options.out / "study" / f"{scale}-{as_name('+'.join(options.study))}"
         print(*write_study(lines, options.study, heading, path, command), sep="\n")
     if len(errors) == len(studied):
         raise errors[0]

@@ -7,13 +7,13 @@
 To upload runs, train with logger=wandb or use `wandb sync runs/*/*/*/wandb/offline-run-*`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Literal
+
+import wandb
 
 from batch_renorm.reporting import paper
 from batch_renorm.showing import dashboard, references
@@ -40,8 +40,6 @@ def main(arguments: list[str]) -> int:
         path.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {path}: a report of {len(spec['report']['spec']['blocks'])} blocks and a view")
         return 0
-
-    import wandb
 
     mode: Literal["offline", "online"] = "offline" if options.offline else "online"
     try:

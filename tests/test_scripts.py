@@ -113,6 +113,6 @@ def test_readme_code_runs():
 @pytest.mark.slow
 def test_one_command_runs_several(script, tmp_path):
     folders = "folder=" + str(tmp_path) + "/${experiment}/seed${seed}"
-    code, _, err = script("train.py", "-m", "experiment=iid_batchnorm,iid_renorm", "seed=0,1", folders, *TINY)
+    code, _, err = script("train.py", "-m", "experiment=iid_batchnorm,iid_renorm", folders, *TINY)
     assert code == 0, err
-    assert len(list(tmp_path.glob("*/seed*/curve.csv"))) == 4
+    assert len(list(tmp_path.glob("*/seed0/curve.csv"))) == 2

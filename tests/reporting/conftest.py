@@ -1,5 +1,6 @@
 """Run folders as a training run leaves them, with curves in the shape of the paper's."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
+from batch_renorm.records.naming import as_name
 from batch_renorm.reporting import paper
+from tests.conftest import ROOT
 
 
 def write_run(root, experiment, seed, curves, *, scale="glyphs", steps=3000, step=None, state="finished", config=None):
@@ -55,17 +58,54 @@ def published():
     return paper.load_published()
 
 
+@pytest.fixture(scope="session")
+def report_script():
+    """scripts/report.py as a module, so that all tests share the configs that it composes."""
+    spec = importlib.util.spec_from_file_location("report_script", ROOT / "scripts/report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
-def report(run_script, monkeypatch, tmp_path):
+def report(report_script, monkeypatch, tmp_path, capsys):
     """report(*arguments): scripts/report.py's status, output and errors, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-    return lambda *arguments: run_script("scripts/report.py", *arguments)
+
+    def report(*arguments):
+        code = 0
+        try:
+            with report_script.explained():
+                code = report_script.main(list(arguments))
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, *capsys.readouterr()
+
+    return report
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are drawn and not saved, which takes most of the time."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
 
 
 @pytest.fixture
 def write():
     return write_run
+
+
+@pytest.fixture
+def trained(compose, tmp_path):
+    """trained(*overrides, curve=...) writes a finished run of val_top1 as train.py -m leaves it, with its config."""
+
+    def trained(*overrides, curve=((100, 50.0), (200, 60.0)), root=tmp_path / "runs", **run):
+        config = compose(*overrides)
+        run = {"steps": config["size"]["steps"], **run}
+        return write_run(root, as_name(",".join(overrides)), config["seed"], {paper.VAL: curve}, config=config, **run)
+
+    return trained
 
 
 @pytest.fixture

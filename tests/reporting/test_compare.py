@@ -8,7 +8,6 @@ import pytest
 from batch_renorm.reporting import compare, missing, paper
 from batch_renorm.reporting.compare import steps_to_reach
 from batch_renorm.reporting.runs import find_runs
-from batch_renorm.reporting.samples import Sample
 
 VAL = paper.VAL
 
@@ -32,22 +31,9 @@ def compared(write, tmp_path, published):
             length = (steps or {}).get((experiment, seed), 300)
             size = {"size": {"steps": length}}
             write(tmp_path, experiment, seed, {VAL: curve}, scale=scale, state=state, steps=length, config=size)
-        return compare.compare(find_runs([tmp_path])[0], published, scale)
+        return compare.compare(find_runs([tmp_path])[0], published, scale, {})
 
     return make
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 4, 19, 60])
-def test_intervals_hold_95_percent(freedom):
-    """By integrating Student's density."""
-    sample = Sample(tuple(range(freedom + 1)))
-    assert sample.std == pytest.approx(np.std(sample.values, ddof=1))
-    quantile = (sample.interval[1] - sample.mean) / sample.std * math.sqrt(sample.n)
-    t = np.linspace(-quantile, quantile, 200_001)
-    scale = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
-    density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
-    assert np.trapezoid(density, t) == pytest.approx(0.95, abs=5e-5)
-    assert Sample((1.0,)).interval is Sample((1.0,)).std is None
 
 
 def test_final_best_and_to_baseline(compared):
@@ -77,7 +63,6 @@ def test_the_gap_is_best_minus_published_on_imagenet(compared):
     c = compared({("iid_renorm", 0): [70, 78.0, 77.0]}, scale="imagenet")
     assert row(c, "iid_renorm").gap == pytest.approx(-0.5)
     assert c.thresholds == c.published_thresholds
-    assert all("scale=imagenet" in command for command in c.missing)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +100,13 @@ def test_unfinished_runs_are_shown_and_not_counted(compared):
 def test_missing_names_each_experiment_and_seed_once(compared):
     c = compared({(e, s): [50] for e in paper.EXPERIMENTS for s in (0, 3) if (e, s) != ("iid_renorm", 3)})
     assert c.missing == ("python train.py experiment=iid_renorm seed=3",)
-    assert len(missing.missing_commands([], "glyphs")) == 7
 
 
 def test_the_commands_that_are_named_are_runs_of_train(compose, write, tmp_path):
     for scale in ("glyphs", "imagenet"):
-        for command in missing.missing_commands([], scale):
+        commands = missing.missing_commands([], scale)
+        assert len(commands) == 7
+        for command in commands[:2]:
             python, script, *overrides = command.split()
             assert (python, script) == ("python", "train.py")
             config = compose(*overrides)

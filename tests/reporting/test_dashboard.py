@@ -7,23 +7,18 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 from batch_renorm.records.curve import read_rows
+from batch_renorm.records.naming import run_group
 from batch_renorm.reporting import paper
-from batch_renorm.showing import dashboard
-from tests.wandb_file import history, records
-
-
-def logged(folder):
-    """Each W&B file under the folder: id -> (run record, rows of metrics with their step as _step)."""
-    found = {}
-    for file in folder.glob("offline-run-*/run-*.wandb"):
-        [run, *_] = [record.run for record in records(file) if record.HasField("run")]
-        found[run.run_id] = run, [metrics | {"_step": step} for step, metrics in history(file)]
-    return found
+from batch_renorm.running.loggers import tags_of
+from batch_renorm.showing import dashboard, references
+from tests.conftest import ROOT
+from tests.wandb_file import history, offline_files, records
 
 
 def metrics_named(specification):
@@ -43,32 +38,24 @@ def run_sets(spec):
     return [{s["name"]: [f["value"] for f in s["filters"]["filters"]] for s in g["runSets"]} for g in grids]
 
 
-@pytest.mark.slow
-def test_a_dry_run_names_what_training_logs(run_script, train_command, tmp_path):
-    train_command("logger=offline", "experiment=noniid_renorm")
-    [(run, rows)] = logged(tmp_path / "run" / "wandb").values()
-    for scale in ("glyphs", "imagenet"):
-        options = ("--dry-run", "--scale", scale, "--out", tmp_path, "--entity", "me")
-        code, out, err = run_script("scripts/wandb_report.py", *options)
-        assert code == 0, err
-        assert "wandb.json" in out
-        spec = json.loads((tmp_path / "wandb.json").read_text())
-        named = metrics_named(spec)
-        assert named >= {"val_top1", "train_top1", "val_top1_batch_statistics", "activation_distance", "r_clipped"}
-        assert named <= {name for row in rows for name in row}
-        assert "_step" in named
-        asked = [tags for grid in run_sets(spec) for tags in grid.values() if ["noniid_renorm"] in tags]
-        assert asked
-        # The run's tags put it into the run sets of its experiment and scale, and of no other scale.
-        assert {all(set(value) & set(run.tags) for value in tags) for tags in asked} == {scale == "glyphs"}
-    assert run.run_group == "glyphs/noniid_renorm"  # what seeds are grouped by
-    assert set(run.tags) == {"noniid_renorm", "renorm", "pairs", "glyphs", "GlyphInception"}
-    assert run.run_id == json.loads((tmp_path / "run/run.json").read_text())["id"]
-    config = {item.key: item.value_json for item in run.config.update}
-    assert {"ranks", "precision", "device", "parameters", "versions"} <= set(json.loads(config["machine"]))
-    in_file = {(row["_step"], name): value for row in rows for name, value in row.items()}
-    for step, metric, value in read_rows(tmp_path / "run" / "curve.csv"):
-        assert float(f"{in_file[step, metric]:.6g}") == value
+@pytest.mark.parametrize("scale", ["glyphs", "imagenet"])
+def test_a_dry_run_names_what_training_logs(run_script, compose, tmp_path, scale):
+    """The metrics of a recorded run; its tags put it into the run sets of its experiment and scale, and of no other."""
+    options = ("--dry-run", "--scale", scale, "--out", tmp_path, "--entity", "me")
+    code, out, err = run_script("scripts/wandb_report.py", *options)
+    assert code == 0, err
+    assert "wandb.json" in out
+    spec = json.loads((tmp_path / "wandb.json").read_text())
+    recorded = read_rows(ROOT / "results/runs/glyphs/noniid_renorm/seed0/curve.csv")
+    named = metrics_named(spec)
+    assert named >= {"val_top1", "train_top1", "val_top1_batch_statistics", "activation_distance", "r_clipped", "_step"}
+    assert named <= {metric for _, metric, _ in recorded} | {"_step"}
+    asked = [tags for grid in run_sets(spec) for tags in grid.values() if ["noniid_renorm"] in tags]
+    assert asked
+    config = compose("experiment=noniid_renorm")
+    assert {all(set(value) & set(tags_of(config)) for value in tags) for tags in asked} == {scale == "glyphs"}
+    group = quote(f"{run_group(config)}/noniid_renorm", safe="")  # what its seeds are grouped by
+    assert (group in json.dumps(spec)) == (scale == "glyphs")
 
 
 def test_figures_are_grids_of_their_experiments():
@@ -86,18 +73,22 @@ def test_figures_are_grids_of_their_experiments():
         assert not any("The paper" in sets for sets in grids)
 
 
-def test_reference_runs_hold_the_published_curves_and_are_logged_once(run_script, published, tmp_path):
-    for said in ("7 reference runs logged, 0 were there", "0 reference runs logged, 7 were there"):
+def test_reference_runs_hold_the_published_curves_and_are_logged_once(run_script, published, tmp_path, monkeypatch):
+    two = {"iid_renorm": "", "noniid_batchnorm": ""}
+    for module in (paper, references):
+        monkeypatch.setattr(module, "EXPERIMENTS", two)
+    for said in ("2 reference runs logged, 0 were there", "0 reference runs logged, 2 were there"):
         code, out, err = run_script("scripts/wandb_report.py", "--offline", "--out", tmp_path)
         assert code == 0, err
         assert said in out
-    found = logged(tmp_path / "wandb")
-    assert set(found) == {f"paper-{name}" for name in paper.EXPERIMENTS}
-    run, rows = found["paper-noniid_batchnorm"]
+    files = {file.stem.removeprefix("run-"): file for file in offline_files(tmp_path)}
+    assert set(files) == {f"paper-{name}" for name in two}
+    file = files["paper-noniid_batchnorm"]
+    [run, *_] = [record.run for record in records(file) if record.HasField("run")]
     assert set(run.tags) == {"paper", "paper-noniid_batchnorm"}
     for metric in ("val_top1", "train_top1", "val_top1_batch_statistics"):
         steps, values = published.curves["noniid_batchnorm", metric]
-        told = {row["_step"]: row[metric] for row in rows if metric in row}
+        told = {step: row[metric] for step, row in history(file) if metric in row}
         np.testing.assert_allclose(list(told), np.round(steps))
         np.testing.assert_allclose(list(told.values()), values)
 
@@ -120,37 +111,39 @@ class Weights(BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-        query, told = asked.get("query", ""), asked.get("variables") or {}
-        last = {"endCursor": None, "hasNextPage": False}
-        if "upsertView" in query:
-            view = next((v for v in self.views if v["id"] == told.get("id")), None)
-            if view is None:
-                view = {"id": f"view{len(self.views)}"}
-                self.views.append(view)
-            view |= {k: told[k] for k in ("name", "displayName", "type", "spec")}
-            project = {"name": told["projectName"], "entityName": told["entityName"]}
-            data = {"upsertView": {"view": {**view, "project": project}, "inserted": True}}
-        elif "allViews" in query:
-            wanted = told.get("viewType", "runs"), told.get("viewName")
-            nodes = [v for v in self.views if v["type"] == wanted[0] and wanted[1] in (None, v["name"])]
-            edges = [{"node": {**v, "description": "", "user": None}, "cursor": v["id"]} for v in nodes]
-            data = {"project": {"allViews": {"edges": edges, "pageInfo": last}}}
-        elif "models(" in query:
-            node = {"id": "1", "name": "p", "entityName": "me", "createdAt": "", "isBenchmark": False, "user": None}
-            data = {"models": {"edges": [{"cursor": "1", "node": node}], "pageInfo": last}}
-        elif "runs(" in query:
-            data = {"project": None}
-        else:
-            viewer = {"id": "1", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
-            data = {"viewer": viewer}
-        answer = json.dumps({"data": data}).encode()
+        answer = json.dumps({"data": self.data(asked.get("query", ""), asked.get("variables") or {})}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
 
+    def data(self, query, told):
+        if "upsertView" in query:
+            known = [view for view in self.views if view["id"] == told.get("id")]
+            view = known[0] if known else {"id": f"view{len(self.views)}"}
+            view |= {name: told[name] for name in ("name", "displayName", "type", "spec")}
+            self.views.extend([view] * (not known))
+            project = {"name": told["projectName"], "entityName": told["entityName"]}
+            return {"upsertView": {"view": {**view, "project": project}, "inserted": True}}
+        if "allViews" in query:
+            kind, name = told.get("viewType", "runs"), told.get("viewName")
+            views = [view for view in self.views if view["type"] == kind and name in (None, view["name"])]
+            return {"project": {"allViews": listed([{**view, "description": "", "user": None} for view in views])}}
+        if "models(" in query:
+            project = {"id": "1", "name": "p", "entityName": "me", "createdAt": "", "isBenchmark": False, "user": None}
+            return {"models": listed([project])}
+        if "runs(" in query:
+            return {"project": None}
+        user = {"id": "1", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
+        return {"viewer": user}
+
     def log_message(self, *_):
         pass
+
+
+def listed(nodes):
+    edges = [{"node": node, "cursor": node["id"]} for node in nodes]
+    return {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
 
 
 def test_publishing_again_changes_what_was_published(tmp_path):

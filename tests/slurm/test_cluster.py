@@ -7,21 +7,19 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from batch_renorm.running.checkpoints import checkpoints
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, run_forked
 from tests.running.checkpoint_files import assert_close, curve, final_state
 from tests.slurm.cluster import Cluster, cluster, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-# At the embedded scale's own rate rounding grows to different weights within a hundred steps; at this one it does not.
-LONG = [*TINY, "size.steps=120", "size.evaluate_every=8", "size.lr=1e-6"]
+LONG = [*TINY, "size.steps=100", "size.evaluate_every=8"]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +66,8 @@ def rank_process(folder: Path, rank: int) -> int:
 
 
 @pytest.mark.slow
-def test_two_nodes_train_one_run_through_a_signal_a_requeue_and_a_kill(slurm, repository, tmp_path):
-    """It ends bit for bit as two ranks do that nothing interrupts, and to rounding as one rank does."""
+def test_two_nodes_train_one_run_through_a_requeue_and_a_kill(slurm, repository, tmp_path):
+    """It ends bit for bit as two ranks do that nothing interrupts."""
     folder, log = tmp_path / "interrupted", tmp_path / "job.log"
     job = slurm.call(
         "sbatch", "--parsable", "--nodes=2", f"--output={log}", "slurm/train.sbatch", *LONG, f"folder={folder}",
@@ -83,36 +81,24 @@ def test_two_nodes_train_one_run_through_a_signal_a_requeue_and_a_kill(slurm, re
         how()
         slurm.start_again(job)
 
-    whole = {
-        ranks: subprocess.Popen(
-            [sys.executable, "train.py", *LONG, f"folder={tmp_path}/{ranks}", f"trainer.devices={ranks}"],
-            cwd=ROOT, stderr=subprocess.DEVNULL,
-        )
-        for ranks in (1, 2)
-    }  # fmt: skip
-    interrupted(lambda: slurm.call("scancel", "--signal=USR1", "--batch", job))
     interrupted(lambda: slurm.call("scontrol", "requeue", job))
     interrupted(lambda: os.kill(rank_process(folder, 1), signal.SIGKILL))
+    done = run_forked(["train.py", *LONG, f"folder={tmp_path}/whole", "trainer.devices=2"], tmp_path)
+    assert done.returncode == 0, done.stderr
     slurm.wait(lambda: slurm.job(job)["JobState"] == "COMPLETED", "end of the run")
-    assert all(process.wait() == 0 for process in whole.values())
 
-    assert slurm.job(job)["Restarts"] == "3"
+    assert slurm.job(job)["Restarts"] == "2"
     rows = list(csv.DictReader((folder / "slurm.csv").open()))
     assert [row["event"] for row in rows] == [
-        "started", "status 75", "started", "status 75", "started", "status 137", "started", "status 0",
+        "started", "status 75", "started", "status 137", "started", "status 0",
     ]  # fmt: skip
     assert all(row["ranks"] == "2" and row["job"] == job for row in rows)
     said = log.read_text()
-    assert said.count("back to the queue") == 2  # the third time it was SLURM that put it there
-    assert said.count("resuming at step") == 3
+    assert said.count("back to the queue") == 1  # the first time it was SLURM that put it there
+    assert said.count("resuming at step") == 2
     assert json.loads((folder / "run.json").read_text())["ranks"] == 2
-
-    reference, one = final_state(tmp_path / "2"), final_state(tmp_path / "1")
-    ours = final_state(folder)
-    assert_close(ours, reference, 0.0)
-    assert curve(folder) == curve(tmp_path / "2")  # so no row is lost or doubled either
-    assert_close(ours, one, 1e-5)
-    assert [row[:2] for row in curve(folder)] == [row[:2] for row in curve(tmp_path / "1")]
+    assert_close(final_state(folder), final_state(tmp_path / "whole"), 0.0)
+    assert curve(folder) == curve(tmp_path / "whole")  # so no row is lost or doubled either
 
 
 @pytest.mark.slow
@@ -136,8 +122,7 @@ def test_an_array_is_repaired_by_the_second_call_and_a_sweep_trains_the_same_run
     assert any(line.startswith("to submit: 1 runs") and "--array=7%" in line for line in second), second
     slurm.wait(lambda: state(place / "seed1") == "finished", "end of the repaired run")
 
-    sweep = ["-m", "hydra/launcher=submitit_slurm", *TINY, "trainer.threads=1", "experiment=iid_batchnorm", "seed=0,1"]
+    sweep = ["-m", "hydra/launcher=submitit_slurm", *TINY, "trainer.threads=1", "experiment=iid_batchnorm", "seed=0"]
     sweep += ["folder=sweep/seed${seed}", "hydra.launcher.cpus_per_task=1"]
-    slurm.call(sys.executable, "train.py", *sweep, cwd=repository)  # waits for both
-    for seed in (0, 1):
-        assert curve(repository / f"sweep/seed{seed}") == curve(place / f"seed{seed}")
+    slurm.call(sys.executable, "train.py", *sweep, cwd=repository)  # waits for it
+    assert curve(repository / "sweep/seed0") == curve(place / "seed0")

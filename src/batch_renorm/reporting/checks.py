@@ -3,8 +3,6 @@
 They are decided like the orderings: by the mean over the seeds, and with certainty if the whole 95% interval agrees.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

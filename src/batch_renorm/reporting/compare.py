@@ -7,21 +7,21 @@
 - Accuracies in percent, differences in points.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
 from batch_renorm.reporting import paper
 from batch_renorm.reporting.checks import Check, checks, own_checks
-from batch_renorm.reporting.lists import figures_of, title
+from batch_renorm.reporting.lists import controls, title
 from batch_renorm.reporting.missing import missing_commands, set_apart
 from batch_renorm.reporting.paper import BASELINE, VAL, Claim, Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
+
+Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # steps, mean, least and largest value
 
 HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"
 FAILS, FAILS_UNSURE = "does not hold", "does not hold, not sure"
@@ -41,11 +41,8 @@ def steps_to_reach(curve: Curve, accuracy: float) -> float | None:
     above = np.flatnonzero(values >= accuracy)
     if not len(above):
         return None
-    i = above[0]
-    if i == 0:
-        return float(steps[0])
-    share = (accuracy - values[i - 1]) / (values[i] - values[i - 1])
-    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+    near = slice(max(above[0] - 1, 0), above[0] + 1)
+    return float(np.interp(accuracy, values[near], steps[near]))
 
 
 @dataclass(frozen=True)
@@ -97,15 +94,13 @@ class Comparison:
     thresholds: tuple[float, ...]  # SHARES of the baseline's best, percent; empty without a finished baseline
     published_thresholds: tuple[float, ...]
     missing: tuple[str, ...]  # commands that make what is missing
-    notes: tuple[str, ...] = ()
-    data: str | None = None  # the data set's name if it is not the scale's: the paper's accuracies then do not apply
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    notes: tuple[str, ...]
+    data: str | None  # the data set's name if it is not the scale's: the paper's accuracies then do not apply
+    figures: Mapping[str, Figure]
 
 
-def compare(
-    runs: Sequence[RecordedRun], published: Published, scale: str, figures: Sequence[Figure] = ()
-) -> Comparison:
-    """Compare runs with the paper; `figures` are drawn in addition to the paper's."""
+def compare(runs: Sequence[RecordedRun], published: Published, scale: str, asked: Mapping[str, Figure]) -> Comparison:
+    """Compare runs with the paper; the figures `asked` for are drawn, too."""
     runs = [run for run in runs if run.scale == scale]
     baseline = published.number(BASELINE)
     papers = tuple(s * baseline.top1 for s in SHARES if baseline)
@@ -122,7 +117,7 @@ def compare(
         missing=tuple(missing_commands(runs, scale)),
         notes=tuple(set_apart(runs)),
         data=next((run.data for run in runs if run.data), None),
-        figures=figures_of(runs, figures),
+        figures={**paper.FIGURES, **controls(runs), **asked},
     )
 
 
@@ -185,10 +180,8 @@ def verdict(claim: Claim | Check, values: Sample | None) -> str:
     return FAILS if interval and (interval[1] < low or interval[0] > high) else FAILS_UNSURE
 
 
-def mean_curve(
-    runs: Sequence[RecordedRun], metric: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """steps, mean, least and largest value over the runs, on the steps that all runs cover; None if there are none."""
+def mean_curve(runs: Sequence[RecordedRun], metric: str) -> Band | None:
+    """Over the runs, on the steps that all of them cover; None if there are none."""
     curves = [run.curve[metric] for run in runs if metric in run.curve]
     if not curves:
         return None

@@ -5,8 +5,6 @@ experiment whose file is gone or an option from another version, it is compared 
 same experiment. Options of the machine do not count: they cannot change what is trained.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections import Counter
@@ -102,4 +100,4 @@ def as_text(value: Any) -> str:
             return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return json.dumps(value, default=str, ensure_ascii=False).replace('"', "")
+    return json.dumps(value, default=str, ensure_ascii=False).replace('"', "").replace("Infinity", "inf")

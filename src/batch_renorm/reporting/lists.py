@@ -4,13 +4,11 @@ A line is an experiment, `noniid_groupnorm`, one of its metrics, `noniid_batchno
 differs from its experiment, `noniid_renorm, ramp.rmax=5`. Lines without a curve in the paper are marked as ours.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
 from batch_renorm.errors import UserError
-from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, FIGURES, OWN_SERIES, SERIES, VAL, Figure, Series
+from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, OWN_SERIES, SERIES, VAL, Figure, Series
 from batch_renorm.reporting.recorded import RecordedRun
 
 OURS = " (ours)"
@@ -29,15 +27,10 @@ def title(experiment: str) -> str:
     return f"{experiment}{OURS}"
 
 
-def figures_of(runs: Sequence[RecordedRun], asked: Sequence[Figure] = ()) -> dict[str, Figure]:
-    """The figures for some runs, by name: the paper's, one for each control that has run, and the requested ones."""
-    return FIGURES | {figure.name: figure for figure in (*_controls(runs), *asked)}
-
-
-def _controls(runs: Sequence[RecordedRun]) -> list[Figure]:
-    """A control beside batchnorm and Batch Renorm on the same minibatches, and the baseline."""
+def controls(runs: Sequence[RecordedRun]) -> dict[str, Figure]:
+    """A figure for each control that has run: beside batchnorm and Batch Renorm on the same minibatches."""
     rows = {run.experiment for run in runs}
-    figures = []
+    figures = {}
     for norm, name in CONTROLS.items():
         lines = [BASELINE]
         for minibatches in MINIBATCHES:
@@ -45,21 +38,21 @@ def _controls(runs: Sequence[RecordedRun]) -> list[Figure]:
                 arms = (f"{minibatches}_{arm}" for arm in ("batchnorm", "renorm", norm))
                 lines += [(arm, VAL) for arm in arms if arm in rows]
         if len(lines) > 1:
-            figures.append(Figure(norm, f"A control: {name}", {line: title(line[0]) for line in lines}))
+            figures[norm] = Figure(f"A control: {name}", {line: title(line[0]) for line in lines})
     return figures
 
 
-def asked_for(lists: Sequence[Sequence[str]], runs: Sequence[RecordedRun]) -> list[Figure]:
+def asked_for(lists: Sequence[Sequence[str]], runs: Sequence[RecordedRun]) -> dict[str, Figure]:
     """The figures of the command line, `own1`, `own2`, ...
 
     Raises:
         UserError: a line names no existing experiment or metric.
     """
-    figures = []
+    figures = {}
     for i, names in enumerate(lists, 1):
         lines = {series: _label(series) for series in (_series(name, runs) for name in names)}
         text = ", ".join(names)
-        figures.append(Figure(f"own{i}", text if len(text) <= 70 else f"{len(lines)} experiments, as asked for", lines))
+        figures[f"own{i}"] = Figure(text if len(text) <= 70 else f"{len(lines)} experiments, as asked for", lines)
     return figures
 
 
@@ -70,10 +63,15 @@ def _series(line: str, runs: Sequence[RecordedRun]) -> Series:
     series = (row, metric) if slash and row in rows else (line, VAL)
     for name, known, kind in ((series[0], rows, "runs of"), (series[1], metrics, "metric")):
         if name not in known:
-            close = " or ".join(map(repr, get_close_matches(name, known, n=3)))
-            cure = f"did you mean {close}?" if close else f"there are {', '.join(sorted(known))}"
-            raise UserError(f"no {kind} {name!r}; {cure}")
+            raise UserError(f"no {kind} {name!r}{did_you_mean(name, known)}")
     return series
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of a sentence: names like a misspelt one, or some that are known."""
+    if close := get_close_matches(name, known, n=3):
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; there are {', '.join(sorted(known)[:20])}{', ...' * (len(known) > 20)}"
 
 
 def _label(series: Series) -> str:

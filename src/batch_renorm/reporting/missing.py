@@ -1,7 +1,5 @@
 """The commands that make the runs which a comparison lacks, and the runs that it does not count."""
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Accuracies are percent (0..100), differences are points, steps are optimiser updates.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -49,19 +47,16 @@ OWN_SERIES: dict[Series, str] = {
 
 @dataclass(frozen=True)
 class Figure:
-    name: str
     title: str
     lines: dict[Series, str]  # curve -> its name in the legend, in drawing order
 
 
 FIGURES = {
     "fig1": Figure(
-        "fig1",
         "Figure 1: i.i.d. minibatches",
         {("iid_batchnorm", VAL): "Batchnorm (baseline)", ("iid_renorm", VAL): "Batch Renorm"},
     ),
     "fig2": Figure(
-        "fig2",
         "Figure 2: normalised in groups of 4",
         {
             # Not in the paper's figure, but its text compares the other two with it.
@@ -71,7 +66,6 @@ FIGURES = {
         },
     ),
     "fig3": Figure(
-        "fig3",
         "Figure 3: non-i.i.d. minibatches, 2 images a label",
         {
             ("noniid_batchnorm", VAL): "Batchnorm",

@@ -1,7 +1,5 @@
 """A run folder for reports: its config and its measurements."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -3,8 +3,6 @@
 A run may be writing, killed or broken: everything readable is read, and the rest is reported.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -22,9 +20,6 @@ from batch_renorm.reporting.differences import Expected, apart
 from batch_renorm.reporting.paper import Curve
 from batch_renorm.reporting.recorded import RecordedRun
 
-FILES = ("config.yaml", "curve.csv", "run.json")
-SEED = r"seed\d+"  # a run folder's name
-
 
 def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
     """A curve file as metric -> (steps, values), and notes on what was left out.
@@ -32,7 +27,7 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
     The last line counts only with its line end: "3000,val_top1,7", cut off from 71.2, would read as a number. If
     a step was logged twice, the later value counts.
     """
-    lines = lines_of(path)
+    lines = lines_of(path) if path.is_file() else []
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     points: dict[str, dict[int, float]] = {}
@@ -55,22 +50,18 @@ def read_curve(path: Path) -> tuple[dict[str, Curve], list[str]]:
 
 def read_run(folder: Path) -> RecordedRun:
     """Read one run folder. Raises UserError, in one line, if there is nothing to show."""
-    if not (folder / "curve.csv").is_file():
-        raise UserError(f"{folder}: no curve.csv, nothing to show yet")
     curve, notes = read_curve(folder / "curve.csv")
-    if not curve:
-        raise UserError(f"{folder}: curve.csv has no complete line yet")
     config = _mapping(folder / "config.yaml", notes)
     info = _mapping(folder / "run.json", notes)
+    if not curve and info.get("state") != "stopped":  # one that diverged at once is a result
+        raise UserError(f"{folder}: no complete line in curve.csv yet, nothing to show")
 
-    # The folder's path says what the run is; the config, written by the run itself, takes precedence.
-    *_, scale, experiment, name = ("", "", *folder.resolve().parts)
-    seed = int(name.removeprefix("seed")) if re.fullmatch(SEED, name) else None
-    scale = _typed(config.get("scale"), str) or scale
-    experiment = _typed(config.get("experiment"), str) or experiment.partition(",")[0]
-    if (seed := _typed(config.get("seed"), int, seed)) is None:
-        raise UserError(f"{folder}: neither its name (seed<k>) nor a config.yaml says which seed this is, left out")
-    step = max(_typed(info.get("step"), int, 0), *(int(s[-1]) for s, _ in curve.values()))
+    scale, experiment, seed = (
+        _typed(config.get(k), kind) for k, kind in (("scale", str), ("experiment", str), ("seed", int))
+    )
+    if not scale or not experiment or seed is None:
+        raise UserError(f"{folder}: left out, its config.yaml does not say scale, experiment and seed")
+    step = max([_typed(info.get("step"), int, 0), *(int(s[-1]) for s, _ in curve.values())])
     steps, state = _typed(info.get("steps"), int), str(info.get("state", "unknown"))
     return RecordedRun(folder, as_name(scale), experiment, seed, steps, step, state, curve, config, info, tuple(notes))
 
@@ -85,11 +76,11 @@ def find_runs(roots: Iterable[Path], expected: Expected | None = None) -> tuple[
     readable: list[RecordedRun] = []
     for root in roots:
         levels = ("", "*/", "*/*/", "*/*/*/")
-        places = {p.parent for level in levels for name in FILES for p in root.glob(level + name)}
-        places |= {p for level in levels[:3] for p in root.glob(f"{level}seed*") if p.is_dir()}
-        # A run that `fresh=true` moved aside (seed0.old) is not a run any more; what holds runs is none itself.
-        places = {p for p in places if not re.fullmatch(rf"{SEED}\..+", p.resolve().name)}
-        places = {p for p in places if re.fullmatch(SEED, p.resolve().name) or (p / "config.yaml").is_file()}
+        places = {
+            p.parent for level in levels for name in ("config.yaml", "curve.csv") for p in root.glob(level + name)
+        }
+        # a run that `fresh=true` moved aside (seed0.old) is not a run any more
+        places = {p for p in places if not re.fullmatch(r"seed\d+\..+", p.resolve().name)}
         for folder in sorted(places - {run.folder for run in readable}):
             try:
                 readable.append(read_run(folder))

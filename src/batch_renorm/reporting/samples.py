@@ -1,11 +1,10 @@
 """One number per seed: mean, spread and the mean's interval."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Sample:
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Sample | None:
+    def of(cls, values: Iterable[float]) -> Self | None:
         """None without values."""
         values = tuple(values)
         return cls(values) if values else None

@@ -1,57 +1,71 @@
-"""A study: final and best accuracy over the values of one option in which runs differ.
+"""A study: final and best accuracy over the values of an option in which runs differ, or of several options.
 
 A line holds the runs of one experiment that agree in all else that changes training. So runs that differ in another
 option, too, are lines of their own, one for each of its values.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from math import inf, isfinite
+from math import inf, isfinite, prod
 
 from batch_renorm.errors import UserError
 from batch_renorm.records.config import flat_options
 from batch_renorm.reporting.differences import Expected, as_text, row_name
+from batch_renorm.reporting.lists import did_you_mean
 from batch_renorm.reporting.paper import VAL
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample
+
+Value = tuple[str, ...]
+"""The value of each studied option, as text."""
 
 
 @dataclass(frozen=True)
 class Line:
     name: str  # the experiment, and in what else its runs differ from it
-    points: Mapping[str, Sequence[RecordedRun]]  # the option's value as text -> runs, in the order of the values
-    default: str | None  # the experiment's own value, if it is known
+    points: Mapping[Value, Sequence[RecordedRun]]  # in the order of the values
+    default: Value | None  # the experiment's own value, if it is known
 
 
-def study(runs: Sequence[RecordedRun], option: str, expected: Expected, experiments: Sequence[str] = ()) -> list[Line]:
-    """The lines with several values; with `experiments`, all lines of these.
+def study(
+    runs: Sequence[RecordedRun], options: Sequence[str], expected: Expected, names: Sequence[str] = ()
+) -> list[Line]:
+    """The lines with several values, or those with the names, also with one value.
 
     Raises:
-        UserError: no run has the option, or no runs differ in it.
+        UserError: no run has an option, no line has a name, or no runs differ in the options alone.
     """
     configs = [dict(flat_options(run.config)) for run in runs]
     known = {name for config in configs for name in config}
-    if option not in known:
-        close = get_close_matches(option, known, n=3)
-        raise UserError(f"no run has the option {option}" + f"; did you mean {' or '.join(close)}?" * bool(close))
-    lines: dict[str, dict[str, list[RecordedRun]]] = {}
+    for option in options:
+        if option not in known:
+            raise UserError(f"no run has the option {option}{did_you_mean(option, known)}")
+    lines: dict[str, dict[Value, list[RecordedRun]]] = {}
     for run, config in zip(runs, configs, strict=True):
-        if option in config and (not experiments or run.base_experiment in experiments):
-            others = {name: value for name, value in run.differs.items() if name != option}
+        if config.keys() >= set(options):
+            others = {name: value for name, value in run.differs.items() if name not in options}
             points = lines.setdefault(row_name(run.base_experiment, others), {})
-            points.setdefault(as_text(config[option]), []).append(run)
-    several = {name: points for name, points in lines.items() if len(points) > 1}
-    if not several:
-        raise UserError(f"no runs of one experiment differ in {option} alone: train them with -m")
+            points.setdefault(tuple(as_text(config[option]) for option in options), []).append(run)
+    for name in names:
+        if name not in lines:
+            raise UserError(f"no runs of {name!r}{did_you_mean(name, lines)}")
+    chosen = names or sorted(name for name, points in lines.items() if len(points) > 1)
+    if not any(len(lines[name]) > 1 for name in chosen):
+        raise UserError(f"no runs of one experiment differ in {' and '.join(options)} alone: train them with -m")
     made = []
-    for name, points in sorted((lines if experiments else several).items()):
+    for name in chosen:
+        points = lines[name]
         composed = expected(next(iter(points.values()))[0].config) or {}
-        default = as_text(composed[option]) if option in composed else None
-        made.append(Line(name, {value: points[value] for value in sorted(points, key=_order)}, default))
+        default = tuple(as_text(composed[option]) for option in options) if composed.keys() >= set(options) else None
+        made.append(Line(name, {value: points[value] for value in in_order(points)}, default))
     return made
+
+
+def is_grid(lines: Sequence[Line]) -> bool:
+    """Whether values of two options are combined, rather than listed in pairs: most cells of the grid are full."""
+    values = {value for line in lines for value in line.points}
+    sizes = [len(set(column)) for column in zip(*values, strict=True)]
+    return len(sizes) == 2 and len(values) > max(sizes) and 2 * len(values) > prod(sizes)
 
 
 def sample(runs: Sequence[RecordedRun], which: str) -> Sample | None:
@@ -60,21 +74,25 @@ def sample(runs: Sequence[RecordedRun], which: str) -> Sample | None:
     return Sample.of(value for value in values if value is not None)
 
 
-def axis(values: Sequence[str]) -> tuple[dict[str, float], bool]:
+def axis(values: Iterable[Value]) -> tuple[dict[Value, float], bool]:
     """Value -> its place on an axis, and whether the axis is logarithmic: from 8 times the least value, if positive.
 
-    Values that are not all finite numbers have even places.
+    Values of several options, or that are not all finite numbers, have even places.
     """
-    places = {value: _order(value)[0] for value in sorted(set(values), key=_order)}
-    if not all(map(isfinite, places.values())):
-        return {value: float(i) for i, value in enumerate(places)}, False
-    least, most = min(places.values()), max(places.values())
-    return places, 0 < 8 * least <= most
+    ordered = in_order(values)
+    numbers = [_number(value[0])[0] if len(value) == 1 else inf for value in ordered]
+    if not all(map(isfinite, numbers)):
+        return {value: float(place) for place, value in enumerate(ordered)}, False
+    return dict(zip(ordered, numbers, strict=True)), 0 < 8 * numbers[0] <= numbers[-1]
 
 
-def _order(value: str) -> tuple[float, str]:
+def in_order(values: Iterable[Value]) -> list[Value]:
     """Numbers in ascending order, then names."""
+    return sorted(set(values), key=lambda value: [_number(text) for text in value])
+
+
+def _number(text: str) -> tuple[float, str]:
     try:
-        return float(value), ""
+        return float(text), ""
     except ValueError:
-        return inf, value
+        return inf, text

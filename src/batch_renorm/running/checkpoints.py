@@ -14,10 +14,11 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from batch_renorm import durable
 from batch_renorm.errors import UserError
-from batch_renorm.running.build import Config
+from batch_renorm.running.build import Config, Run, load_run
 from batch_renorm.running.folder import Folder, differences, room_for
 
 KEPT = 2
@@ -158,3 +159,17 @@ def remove_old(folder: Path, best: int | None) -> None:
                 temporary.replace(path.with_name("best.ckpt"))
         elif age >= KEPT:
             path.unlink()
+
+
+def trained_model(folder: Path, checkpoint: Path | None = None) -> tuple[Run, nn.Module, Path]:
+    """A run, its inference model at a checkpoint (default: the newest readable one), and the checkpoint.
+
+    Raises:
+        UserError: the folder has no run or no readable checkpoint.
+    """
+    run = load_run(folder)
+    path = checkpoint or newest_readable(folder)[0]
+    if path is None:
+        raise UserError(f"{folder} has no readable checkpoint: train it first")
+    load_weights(run.training, path)
+    return run, run.training.inference_model(step_of(path)), path

@@ -4,8 +4,6 @@ For each norm layer it is the relative L2 distance between its outputs in the tw
 shows its mean over layers during training, and every layer's at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +14,7 @@ from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.compare import mean_curve
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.figures import LEFT, canvas_with, draw_key, draw_line, thousands
+from batch_renorm.showing.figures import LEFT, MIDDLE, canvas_with, draw_key, draw_line, thousands, two_panels
 from batch_renorm.showing.looks import look
 
 
@@ -33,20 +31,17 @@ def draw_activations(runs: Sequence[RecordedRun]) -> Any | None:
     if not measured:
         return None
     canvas = canvas_with("How far activations in training are from those at inference", 5.3)
-    over, through = canvas.add_axes((LEFT, 0.34, 0.42, 0.5)), canvas.add_axes((0.555, 0.34, 0.42, 0.5))
-    over.set_title("Over training: mean over layers", pad=8)
-    through.set_title("Through the network: at the end", pad=8)
+    titles = "Over training: mean over layers", "Through the network: at the end"
+    over, through = two_panels(canvas, 0.34, 0.5, *titles)
     for i, (name, (mean, last)) in enumerate(measured.items()):
         style = look((name, VAL))
         if name.startswith("noniid") and not style.mark:  # only here do all seven experiments share their axes
             style = replace(style, mark="v")
         draw_line(over, style, mean[:2], lw=2, zorder=3)
         draw_line(through, style, (np.arange(1, len(last) + 1), last), lw=2, zorder=3)
-        draw_key(canvas, LEFT + 0.48 * (i % 2), 0.175 - 0.05 * (i // 2), style, EXPERIMENTS[name], 12)
-    top = max(axes.get_ylim()[1] for axes in (over, through))
-    over.set(xlabel="training steps", ylabel="relative L2 distance", ylim=(0, top), xlim=(0, None))
+        draw_key(canvas, MIDDLE if i % 2 else LEFT, 0.175 - 0.05 * (i // 2), style, EXPERIMENTS[name], 12)
+    over.set(xlabel="training steps", ylabel="relative L2 distance", ylim=(0, None), xlim=(0, None))
     over.xaxis.set_major_formatter(thousands)
-    through.set(xlabel="norm layer, from input to output", ylim=(0, top))
-    through.tick_params(labelleft=False)
+    through.set(xlabel="norm layer, from input to output")
     through.locator_params(axis="x", integer=True)
     return canvas

@@ -1,7 +1,5 @@
 """A comparison as CSV, for other programs: percent, points, steps, minutes; empty where there is no number."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,13 +24,10 @@ def _curves(c: Comparison) -> Iterator[Line]:
         line |= spread("final", row.final) | spread("best", row.best)
         line |= {"published": row.published, "gap": row.gap, **spread("to_baseline", row.to_baseline)}
         line["published_to_baseline"] = row.published_to_baseline
-        for i, share in enumerate(SHARES):
-            reached, name = (
-                row.reach[i] if row.reach else (),
-                f"to_{100 * share:.0f}",
-            )  # per cent of the baseline's best
+        for share, reached, published in zip(SHARES, row.reach or [()] * len(SHARES), row.published_reach, strict=True):
+            name = f"to_{100 * share:.0f}"  # per cent of the baseline's best
             line |= {f"steps_{name}": fmean(reached) if reached else None, f"seeds_{name}": len(reached)}
-            line[f"published_steps_{name}"] = row.published_reach[i]
+            line[f"published_steps_{name}"] = published
         yield line | {"minutes": row.minutes}
 
 

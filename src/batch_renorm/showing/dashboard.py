@@ -4,10 +4,15 @@ The report finds runs by the tags from training (experiment, scale) and groups t
 reference runs (references.py). Only publishing needs a network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
+
+import wandb
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces.expr import And, Metric, Tags
+from wandb_workspaces.reports.v2.interface import RunsetGroup, RunsetGroupKey
+from wandb_workspaces.workspaces.internal import View
 
 from batch_renorm.reporting.checks import DISTANCE
 from batch_renorm.reporting.paper import AS_TRAINED, BATCH_STATISTICS, EXPERIMENTS, FIGURES, NO_COUNTERPART, TRAIN, VAL
@@ -35,8 +40,6 @@ def report(entity: str, project: str, scale: str) -> Any:
     On the paper's data set its curves are in the same panels as ours. On another one they have panels of their own,
     because their steps and accuracies differ.
     """
-    import wandb_workspaces.reports.v2 as wr
-
     text = (
         f"The seven experiments of Batch Renormalization (Ioffe, 2017) at scale {scale}: mean and range over "
         "seeds, with the curves that the paper published."
@@ -54,10 +57,6 @@ def report(entity: str, project: str, scale: str) -> Any:
 
 def _grid(experiments: Iterable[str], metrics: Iterable[str], scale: str | None, papers: bool = False) -> Any:
     """A panel a metric: our runs at the scale, seeds grouped, and the paper's runs, in the figures' colours."""
-    import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces.expr import And, Tags
-    from wandb_workspaces.reports.v2.interface import RunsetGroup, RunsetGroupKey
-
     sets: list[Any] = []
     colors: dict[Any, Any] = {}
     for name in experiments if scale else ():
@@ -75,8 +74,6 @@ def _grid(experiments: Iterable[str], metrics: Iterable[str], scale: str | None,
 
 def _panel(metric: str, index: int, prefix: str = "", accuracies: tuple[int, int] | None = None) -> Any:
     """A metric's curves, the index-th panel of two a row; `accuracies` is the y axis."""
-    import wandb_workspaces.reports.v2 as wr
-
     return wr.LinePlot(
         title=prefix + metric.replace("_", " "), x=STEP, y=[metric], title_x="training steps",
         groupby_aggfunc="mean", groupby_rangefunc="minmax", smoothing_type="none", max_runs_to_show=50,
@@ -86,9 +83,6 @@ def _panel(metric: str, index: int, prefix: str = "", accuracies: tuple[int, int
 
 def workspace(entity: str, project: str, scale: str) -> Any:
     """The view, not yet saved: everything of one scale, with seeds grouped and a section per question."""
-    import wandb_workspaces.workspaces as ws
-    from wandb_workspaces.expr import And, Metric, Tags
-
     sections = {"Accuracy": ACCURACIES} | DIAGNOSES
     view = ws.Workspace(
         entity=entity,
@@ -122,9 +116,6 @@ def specification(entity: str, project: str, scale: str) -> dict[str, Any]:
 
 def publish(entity: str, project: str, scale: str) -> list[str]:
     """Save report and view, replacing earlier ones with the same names; return their addresses."""
-    import wandb
-    from wandb_workspaces.workspaces.internal import View
-
     made, view = report(entity, project, scale), workspace(entity, project, scale)
     for earlier in wandb.Api().reports(f"{entity}/{project}"):
         if earlier.display_name == made.title:

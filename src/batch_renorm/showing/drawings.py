@@ -1,11 +1,10 @@
-"""All drawings of a report as files: the figures and the summary, and activations and mechanism if a run has them.
-
-matplotlib is imported only for drawing, so that printing a table does not wait for it.
-"""
+"""All drawings of a report as files: the figures and the summary, and activations and mechanism if a run has them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib import rc_context
 
 from batch_renorm.reporting.paper import FIGURES, Figure, Published
 from batch_renorm.reporting.recorded import RecordedRun
@@ -25,6 +24,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.titlesize": 13,
     "axes.titlelocation": "left",
+    "axes.titlepad": 8,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
@@ -43,8 +43,6 @@ def draw_all(
     runs: Sequence[RecordedRun], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure] = FIGURES
 ) -> list[Path]:
     """Write PNG and SVG files; return their paths."""
-    from matplotlib import rc_context
-
     runs = [run for run in runs if run.scale == scale]
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE):

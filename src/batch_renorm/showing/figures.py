@@ -4,41 +4,47 @@ On the paper's data set our curves (solid, with the seeds' range as a band) are 
 another one they are side by side, and both panels have the same y axis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor
 from statistics import fmean
 from typing import Any
 
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
 from batch_renorm.reporting.compare import mean_curve, values_by_seed
 from batch_renorm.reporting.paper import Curve, Figure, Published, Series
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.looks import FAINT, Look, looks_of, ours_heading
+from batch_renorm.showing.looks import FAINT, PAPERS_HEADING, Look, looks_of, ours_heading
 from batch_renorm.showing.tables import NONE
 
 WIDTH = 10.0  # inches; 1600 pixels in the PNG, made to be shown at 800
-LEFT, RIGHT = 0.075, 0.975  # edges of the drawings, as fractions of the width
+LEFT, MIDDLE, HALF = 0.075, 0.555, 0.42  # of two panels: where they begin and their width, as fractions of the whole
+RIGHT = MIDDLE + HALF
 MARK = {"ms": 6, "mfc": "white", "mew": 1.4}
 PAPERS_RANGE = (30.0, 80.0)  # percent, in the paper's figures
 
 
-def canvas_with(title: str, height: float) -> Any:
+def canvas_with(title: str, height: float, left: float = LEFT, size: float = 15) -> Any:
     """An empty figure, `height` inches high."""
-    from matplotlib.figure import Figure as Canvas
-
     canvas = Canvas(figsize=(WIDTH, height))
-    canvas.suptitle(title, x=LEFT, y=1 - 0.16 / height, ha="left", va="top", fontsize=15, weight="bold")
+    canvas.suptitle(title, x=left, y=1 - 0.16 / height, ha="left", va="top", fontsize=size, weight="bold")
     return canvas
 
 
-def draw_key(canvas: Any, x: float, y: float, style: Look, name: str, size: float = 13) -> None:
-    """A line of a legend: a sample of the curve, and its name."""
-    from matplotlib.lines import Line2D
+def two_panels(canvas: Any, bottom: float, tall: float, *titles: str) -> tuple[Any, Any]:
+    """Axes side by side, with the same y axis."""
+    left = canvas.add_axes((LEFT, bottom, HALF, tall), title=titles[0])
+    right = canvas.add_axes((MIDDLE, bottom, HALF, tall), title=titles[1], sharey=left)
+    right.tick_params(labelleft=False)
+    return left, right
 
-    mark: dict[str, Any] = {"marker": style.mark, "markevery": [1], **MARK} if style.mark else {}
-    canvas.add_artist(Line2D([x, x + 0.0175, x + 0.035], [y, y, y], color=style.color, lw=3, **mark))
+
+def draw_key(canvas: Any, x: float, y: float, style: Look, name: str, size: float = 13, **line: Any) -> None:
+    """A line of a legend: a sample of the curve, and its name."""
+    options = {"color": style.color, "lw": 3, "marker": style.mark, "markevery": [1], **MARK, **line}
+    canvas.add_artist(Line2D([x, x + 0.0175, x + 0.035], [y, y, y], **options))
     canvas.text(x + 0.048, y, name, va="center_baseline", fontsize=size)
 
 
@@ -53,15 +59,12 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
     canvas = canvas_with(figure.title, height)
     bottom, tall = (legend + foot + 0.15) / height, plot / height
     low, high = _limits(figure, runs)
+    heading = ours_heading(scale, "mean and range over seeds")
     if alone or on_imagenet:
-        ours = theirs = canvas.add_axes((LEFT, bottom, RIGHT - LEFT, tall))
-        how = "Thick: ours, mean and range over seeds. Thin: the paper's."
-        ours.set_title(ours_heading(scale, "mean and range over seeds") if alone else how, pad=8)
+        how = heading if alone else "Thick: ours, mean and range over seeds. Thin: the paper's."
+        ours = theirs = canvas.add_axes((LEFT, bottom, RIGHT - LEFT, tall), title=how)
     else:
-        theirs = canvas.add_axes((LEFT, bottom, 0.42, tall))
-        ours = canvas.add_axes((0.555, bottom, 0.42, tall))
-        theirs.set_title("The paper: Inception-v3, ImageNet", pad=8)
-        ours.set_title(ours_heading(scale, "mean and range over seeds"), pad=8)
+        theirs, ours = two_panels(canvas, bottom, tall, PAPERS_HEADING, heading)
 
     shown = [run for run in runs if run.experiment in {experiment for experiment, _ in figure.lines}]
     if not alone:
@@ -75,8 +78,6 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
         _draw_seeds(ours, series, looks[series], runs)
     if ours is not theirs or alone:
         _frame(ours, low, high, max([run.steps or run.step for run in shown] + [1]))
-    if ours is not theirs:
-        ours.tick_params(labelleft=False)
     if not any(metric in run.curve for e, metric in figure.lines for run in shown if run.experiment == e):
         ours.text(0.5, 0.5, "not run yet", transform=ours.transAxes, ha="center", color=FAINT)
     metrics = {metric for _, metric in figure.lines}
@@ -159,15 +160,12 @@ def _number_table(
     looks = looks_of(figure.lines)
     for series, name in figure.lines.items():
         y -= row
-        experiment, metric = series
+        _, metric = series
         draw_key(canvas, LEFT, y, looks[series], name, min(13, 13 * 42 / len(name)))
         number, form = published.number(series), "{:.1f}%" if "top" in metric else "{:.3g}"
         cells = ["" if alone else f"{number.top1:.1f}%{'*' * bool(published.footnotes([series]))}" if number else NONE]
         for which in ("best", "final"):
             values = values_by_seed(runs, series, which).values()
             cells.append(form.format(fmean(values)) if values else NONE)
-        unfinished = [r.final(metric) for r in runs if r.experiment == experiment and not r.finished]
-        if cells[-1] == NONE and (now := [value for value in unfinished if value is not None]):
-            cells[-1] = form.format(fmean(now)) + " so far"
         for x, cell in zip(columns.values(), cells, strict=True):
             canvas.text(x, y, cell, ha="right", va="center_baseline")

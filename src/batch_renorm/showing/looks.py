@@ -5,8 +5,6 @@ GroupNorm is their green; other experiments outside the paper are purple or grey
 lightness, and marks distinguish curves without colour, also in print.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -43,6 +41,7 @@ OTHERS = ("#6b6b6b", "#7b4a9e", "#3d3d3d", "#b06aa0")
 MARKS = ("o", "s", "^", "D", "v", "X", "P", "*", "")
 
 INK, FAINT = "#222222", "#767676"
+PAPERS_HEADING = "The paper: Inception-v3, ImageNet"
 
 
 def look(series: Series) -> Look:

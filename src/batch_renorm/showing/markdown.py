@@ -1,7 +1,5 @@
 """A comparison as a Markdown page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from batch_renorm.reporting.compare import Comparison

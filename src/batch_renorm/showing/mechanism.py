@@ -4,8 +4,6 @@ Left: the same images in groups with different other images. Right: how the outp
 number of images in the group that show the same letter. scripts/mechanism.py measures both.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +12,8 @@ import numpy as np
 
 from batch_renorm.reporting.paper import EXPERIMENTS, VAL
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.figures import LEFT, canvas_with, draw_line
-from batch_renorm.showing.looks import FAINT, look
+from batch_renorm.showing.figures import HALF, LEFT, MARK, MIDDLE, canvas_with, draw_key
+from batch_renorm.showing.looks import FAINT, Look, look
 from batch_renorm.showing.tables import MINUS
 
 COMPANIES = {  # name in mechanism.csv -> label of the axis
@@ -49,24 +47,35 @@ def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
     if not measured:
         return None
     canvas = canvas_with("What batchnorm on pairs learns: to look for a letter in the other images", 5.6)
-    answers, outputs = canvas.add_axes((LEFT, 0.34, 0.42, 0.5)), canvas.add_axes((0.58, 0.34, 0.395, 0.5))
-    places = np.arange(len(COMPANIES))
-    for name, m in measured.items():
-        values = np.array([m["company"][key] for key in COMPANIES])
-        draw_line(answers, look((name, VAL)), (places, values), lw=2.2, zorder=3)
-        answers.plot(places, values, "o", color=look((name, VAL)).color, ms=6, zorder=4)
-        ks = np.array(sorted(map(int, m["output"])))
-        draw_line(outputs, look((name, VAL)), (ks, np.array([m["output"][str(k)] for k in ks])), lw=2.2, zorder=3)
-    answers.set(xticks=places, xticklabels=COMPANIES.values(), xlim=(-0.25, 2.25), ylim=(0, 100))
-    answers.set_xlabel("one more image of the minibatch shows ...")
-    answers.set_title("The same images: answered right, %", pad=8)
-    outputs.set_title("Output of a norm layer for a letter", pad=8)
-    theory = next(iter(measured.values()))["theory"]
-    counts = sorted(map(int, theory))
-    outputs.plot(counts, [theory[str(k)] for k in counts], color=FAINT, lw=1.4, ls=(0, (4, 3)), zorder=2)
+    answers, outputs = canvas.add_axes((LEFT, 0.34, HALF, 0.5)), canvas.add_axes((MIDDLE, 0.34, HALF, 0.5))
+    for i, (name, m) in enumerate(measured.items()):
+        style = look((name, VAL))
+        line: dict[str, Any] = {"color": style.color, "lw": 2.2, "marker": style.mark, **MARK}
+        answers.plot(range(len(COMPANIES)), [m["company"][key] for key in COMPANIES], **line)
+        outputs.plot(*_by_count(m["output"]), **line)
+        draw_key(canvas, *_place(i), style, EXPERIMENTS[name], 12)
+    answers.set(xticks=range(len(COMPANIES)), xticklabels=COMPANIES.values(), xlim=(-0.25, 2.25), ylim=(0, 100))
+    answers.set(xlabel="one more image of the minibatch shows ...", title="The same images: answered right, %")
+    outputs.set_title("Output of a norm layer for a letter")
+    counts, theory = _by_count(next(iter(measured.values()))["theory"])
+    dashed: dict[str, Any] = {"lw": 1.4, "ls": (0, (4, 3))}
+    outputs.plot(counts, theory, color=FAINT, **dashed)
     outputs.set(xticks=counts, ylim=(0, None), xlabel="images k of the group that show the letter")
-    _legend(canvas, list(measured), group=round(counts[0] * (theory[str(counts[0])] ** 2 + 1)))
+    group = round(counts[0] * (theory[0] ** 2 + 1))
+    formula = f"formula: sqrt(m / k {MINUS} 1), m = {group} images in a group"  # too long for half a row
+    draw_key(canvas, *_place(len(measured) + len(measured) % 2), Look(FAINT), formula, 12, **dashed)
     return canvas
+
+
+def _by_count(values: dict[str, float]) -> tuple[list[int], list[float]]:
+    """Numbers of images in ascending order, and their values."""
+    counts = sorted(map(int, values))
+    return counts, [values[str(k)] for k in counts]
+
+
+def _place(i: int) -> tuple[float, float]:
+    """Where the i-th line of the legend begins."""
+    return MIDDLE if i % 2 else LEFT, 0.135 - 0.05 * (i // 2)
 
 
 def _mean(every: Sequence[Measured]) -> Measured:
@@ -76,15 +85,3 @@ def _mean(every: Sequence[Measured]) -> Measured:
         shared = [at for at in values if all(at in m.get(measure, {}) for m in every)]
         means[measure] = {at: float(np.mean([m[measure][at] for m in every])) for at in shared}
     return means
-
-
-def _legend(canvas: Any, names: Sequence[str], group: int) -> None:
-    from matplotlib.lines import Line2D
-
-    formula = f"formula: sqrt(m / k - 1), m = {group} images in a group".replace("-", MINUS)
-    lines = [(EXPERIMENTS[name], look((name, VAL)).color, "-") for name in names]
-    last = len(names) + len(names) % 2  # the formula is too long for half a row
-    for i, (text, color, style) in [*enumerate(lines), (last, (formula, FAINT, "--"))]:
-        x, y = LEFT + 0.505 * (i % 2), 0.135 - 0.05 * (i // 2)
-        canvas.add_artist(Line2D([x, x + 0.03], [y, y], color=color, ls=style, lw=3 if style == "-" else 1.4))
-        canvas.text(x + 0.04, y, text, va="center_baseline", fontsize=12)

@@ -3,13 +3,13 @@
 It needs no network. The tables are on the Markdown page beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from batch_renorm.reporting.compare import Comparison, mean_curve
 from batch_renorm.reporting.lists import title
@@ -24,8 +24,6 @@ ROW = 430  # pixels
 
 def page(c: Comparison, runs: Sequence[RecordedRun], published: Published) -> str:
     """The file's text: a row for each figure, the paper's curves on the left, and a row for each other metric."""
-    from plotly.subplots import make_subplots
-
     ours, titles, specs = f"Ours, {escape(c.scale)}", [], []
     figures = [*c.figures.values(), *_of_metrics(runs, c)]
     beside = [c.data is None and any(series in published.curves for series in figure.lines) for figure in figures]
@@ -69,7 +67,7 @@ def _of_metrics(runs: Sequence[RecordedRun], c: Comparison) -> Iterator[Figure]:
         if metric not in drawn and "/" not in metric:
             having = {run.experiment for run in runs if metric in run.curve}
             lines = {(name, metric): title(name) for name in experiments if name in having}
-            yield Figure(metric, metric.replace("_", " "), lines)
+            yield Figure(metric.replace("_", " "), lines)
 
 
 def _curves(label: str, series: Series, runs: Sequence[RecordedRun]) -> Iterator[tuple[str, Curve]]:
@@ -85,8 +83,6 @@ def _curves(label: str, series: Series, runs: Sequence[RecordedRun]) -> Iterator
 
 
 def _line(name: str, curve: Curve, style: Look, **options: Any) -> Any:
-    import plotly.graph_objects as go
-
     steps, values = curve
     return go.Scatter(
         x=np.round(steps, 3).tolist(), y=np.round(values, 6).tolist(), name=escape(name),

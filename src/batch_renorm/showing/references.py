@@ -1,10 +1,10 @@
 """The paper's curves as Weights & Biases runs with fixed names, logged once, to compare with the user's runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+
+import wandb
 
 from batch_renorm.reporting.paper import EXPERIMENTS, Published
 
@@ -33,8 +33,6 @@ def log_references(
 
     "offline" writes W&B's files under `<folder>/wandb`, to be uploaded once.
     """
-    import wandb
-
     names = [path.name for path in (folder / "wandb").glob("offline-run-*")]
     there = {name.split("-", 3)[-1] for name in names} if mode == "offline" else online(f"{entity}/{project}")
     missing = [name for name in EXPERIMENTS if reference_id(name) not in there]
@@ -53,8 +51,6 @@ def log_references(
 
 def online(path: str) -> set[str]:
     """The project's reference runs; none if the project does not exist yet."""
-    import wandb
-
     try:
         return {run.id for run in wandb.Api().runs(path, filters={"jobType": "reference"})}
     except ValueError:

@@ -1,7 +1,5 @@
 """The summary figure: where every experiment's accuracy ends, as a distance from the baseline's end, and its best."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import chain
 from statistics import fmean
@@ -11,11 +9,13 @@ from batch_renorm.reporting.compare import paired, values_by_seed
 from batch_renorm.reporting.lists import CONTROLS, MINIBATCHES, title
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.figures import WIDTH
-from batch_renorm.showing.looks import FAINT, look, ours_heading
+from batch_renorm.showing.figures import canvas_with
+from batch_renorm.showing.looks import FAINT, PAPERS_HEADING, look, ours_heading
 
 FALL = 1.5  # a ring marks the best if the end is this many points below it
 ROW, GAP = 0.345, 0.15  # inches: a row, and the space between minibatches
+EDGE = 0.012  # of the width: where texts begin
+LEGEND = "Dashed: batchnorm's end on i.i.d. minibatches, the baseline. Dots: where curves end. Rings: a higher best."
 LABEL: dict[str, Any] = {"va": "center_baseline", "fontsize": 11.5}
 
 
@@ -25,8 +25,6 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
     If a curve ends clearly below its best, a ring marks its best. Both panels have the same width in points and
     their baselines at the same position, so that bars are comparable.
     """
-    from matplotlib.figure import Figure as Canvas
-
     curves = {name: published.curves[name, VAL][1] for name in EXPERIMENTS if (name, VAL) in published.curves}
     rows = _rows({run.experiment for run in runs})
     depth = rows[-1][0]
@@ -34,25 +32,19 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
         {name: list(values_by_seed(runs, (name, VAL), which).values()) for _, name in rows}
         for which in ("final", "best")
     )
-    panels = {"The paper: Inception-v3, ImageNet": ({name: [float(v[-1])] for name, v in curves.items()},
-                                                    {name: [float(v.max())] for name, v in curves.items()}),
-              ours_heading(scale, "a dot a seed"): (finals, bests)}  # fmt: skip
-    if any(run.data for run in runs):  # another data set: the paper's accuracies do not apply
-        panels.pop("The paper: Inception-v3, ImageNet")
-    height = -depth + 1.6
-    canvas = Canvas(figsize=(WIDTH, height))
-    canvas.suptitle(message(runs), x=0.012, y=1 - 0.08 / height, ha="left", va="top", fontsize=14, weight="bold")
-    legend = (
-        "Dashed: batchnorm's end on i.i.d. minibatches, the baseline. Dots: where curves end. Rings: a higher best."
-    )
-    canvas.text(0.012, 0.15 / height, legend, fontsize=10.5, color=FAINT)
+    panels = {ours_heading(scale, "a dot a seed"): (finals, bests)}
+    if not any(run.data for run in runs):  # on another data set the paper's accuracies do not apply
+        ends, best = ({name: [float(end(v))] for name, v in curves.items()} for end in (lambda v: v[-1], max))
+        panels = {PAPERS_HEADING: (ends, best)} | panels
+    height = -depth + 1.7
+    canvas = canvas_with(message(runs), height, EDGE, 14)
+    canvas.text(EDGE, 0.15 / height, LEGEND, fontsize=10.5, color=FAINT)
     offsets = [v - _level(ends) for ends, best in panels.values() for v in chain(*ends.values(), *best.values())]
     least, most = min([0.0, *offsets]), max([0.0, *offsets])
     room = max(most - least, 1.0)
     for i, (heading, (ends, best)) in enumerate(panels.items()):
         wide = 0.345 if len(panels) > 1 else 0.72
-        axes = canvas.add_axes((0.265 + i * 0.375, 0.85 / height, wide, (height - 1.5) / height))
-        axes.set_title(heading, pad=8)
+        axes = canvas.add_axes((0.265 + i * 0.375, 0.85 / height, wide, (height - 1.6) / height), title=heading)
         axes.set(ylim=(depth - 0.2, -0.1), yticks=[], xlabel="top-1 accuracy at the end, %")
         axes.spines["left"].set_visible(False)
         level = _level(ends)

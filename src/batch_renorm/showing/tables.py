@@ -1,7 +1,5 @@
 """The cells of the report's tables as text, for Markdown and the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -83,14 +81,6 @@ def _seeds(row: Row) -> str:
     return "; ".join(parts) or NONE
 
 
-def final(row: Row) -> str:
-    """The finished seeds' mean; if there are none, the progress of the others."""
-    if row.final or not row.unfinished:
-        return accuracy(row.final)
-    now = Sample.of(value for run in row.unfinished if (value := run.final(row.series[1])) is not None)
-    return f"({now.mean:.1f} so far)" if now else NONE
-
-
 def reach(row: Row, i: int) -> str:
     """Steps to reach the i-th threshold: ours / the paper's."""
     ours, theirs = NONE, row.published_reach[i]
@@ -123,7 +113,7 @@ def accuracy_table(c: Comparison) -> Table:
     rows = []
     for row in c.rows:
         spread = f"{row.final.range[0]:.1f} to {row.final.range[1]:.1f}" if row.final else NONE
-        cells = [row.label, _seeds(row), final(row), spread, accuracy(row.best)]
+        cells = [row.label, _seeds(row), accuracy(row.final), spread, accuracy(row.best)]
         cells += [f"{row.published:.1f}" if row.published else NONE] * beside + [points(row.gap)] * on_imagenet
         cells += [difference(row.to_baseline), points(row.published_to_baseline)]
         rows.append((*cells, f"{row.minutes:.1f}" if row.minutes else NONE))

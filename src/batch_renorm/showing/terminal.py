@@ -1,8 +1,11 @@
 """The tables of a report in a terminal."""
 
-from __future__ import annotations
-
 import sys
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from batch_renorm.reporting.compare import Comparison
 from batch_renorm.showing.tables import MINUS, NONE, tables
@@ -15,10 +18,6 @@ ASCII = str.maketrans({MINUS: "-", NONE: "-", "≤": "<=", "≥": ">=", "±": "+
 
 def show(c: Comparison) -> None:
     """Print tables, notes and what is missing; in letters that the terminal has."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     def text(cell: str) -> Text:
         return Text(cell if console.encoding.startswith("utf") else cell.translate(ASCII), STYLES.get(cell, ""))
