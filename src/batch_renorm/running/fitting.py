@@ -30,7 +30,7 @@ from batch_renorm.running.progress import Progress, opening
 from batch_renorm.running.ranks import ALONE, World, from_rank_0, gather, together
 from batch_renorm.running.screen import print_line
 from batch_renorm.training.distance import activation_distances
-from batch_renorm.training.evaluation import ON_MINIBATCHES, Evaluation, evaluate
+from batch_renorm.training.evaluation import ON_MINIBATCHES, evaluate
 
 PROFILERS: dict[str | None, Callable[..., Profiler]] = {
     "simple": SimpleProfiler, "advanced": AdvancedProfiler, "torch": PyTorchProfiler,
@@ -63,19 +63,18 @@ class AfterStep(Callback):
     """Evaluates when due, writes a checkpoint after each evaluation and before a stop, updates run.json, stops.
 
     Args:
-        evaluation: the run's evaluation, with the batch size that fits the device.
         kept: validation images that stay in memory between evaluations.
         execution, facts: how and on what the run computes, for run.json.
         record: run.json as it was before this start.
     """
 
     def __init__(
-        self, run: Run, folder: Folder, world: World, evaluation: Evaluation, kept: KeptImages, progress: Progress,
-        execution: Execution, facts: dict[str, Any], record: dict[str, Any],
+        self, run: Run, folder: Folder, world: World, kept: KeptImages, execution: Execution, facts: dict[str, Any],
+        record: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.run, self.folder, self.world, self.progress = run, folder, world, progress
-        self.evaluation, self.kept, self.execution, self.facts = evaluation, kept, execution, facts
-        self.record = record
+        self.run, self.folder, self.world, self.kept = run, folder, world, kept
+        self.execution, self.facts, self.record = execution, facts, record
+        evaluation = replace(run.evaluation, batch_size=execution.memory.evaluation_batch)
         self.measurements = evaluation.measurements(run.source)
         self.as_trained = evaluation.as_trained(run.source)
         self.started = time.perf_counter()
@@ -107,14 +106,11 @@ class AfterStep(Callback):
         trainer.should_stop = stopping
 
     def _evaluate(self, trainer: Trainer, step: int) -> None:
-        run, rank, ranks = self.run, self.world.rank, self.world.ranks
+        run, rank, ranks, due = self.run, self.world.rank, self.world.ranks, self.measurements
         model, device = run.training.inference_model(step), run.training.device
-        due = self.measurements
-        if not self.evaluation.minibatches_due(step, run.size.steps):
+        if not run.evaluation.minibatches_due(step, run.size.steps):
             due = {name: due[name] for name in due if name not in ON_MINIBATCHES}
-        metrics = evaluate(
-            model, run.source, due, device, rank=rank, ranks=ranks, kept=self.kept, watch=self.progress.watch
-        )
+        metrics = evaluate(model, run.source, due, device, rank=rank, ranks=ranks, kept=self.kept)
         metrics |= activation_distances(model, run.source, self.as_trained, device, rank, ranks)
         run.training.record(metrics, step)
         run.training.restart_clock(step)
@@ -142,12 +138,10 @@ class AfterStep(Callback):
     @rank_zero_only
     def _write(self, state: str, step: int, **more: Any) -> None:
         """Write state, steps done, time spent and what the result depends on to run.json."""
-        seconds = self.record["wall_seconds"] + time.perf_counter() - self.started
+        seconds = round(self.record["wall_seconds"] + time.perf_counter() - self.started, 1)
         if "images_per_second" in self.run.training.latest:
             more["images_per_second"] = self.run.training.latest["images_per_second"]
-        self.folder.write_record(
-            state=state, step=step, steps=self.run.size.steps, wall_seconds=round(seconds, 1), **more
-        )
+        self.folder.write_record(state=state, step=step, steps=self.run.size.steps, wall_seconds=seconds, **more)
 
 
 def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE) -> int:
@@ -163,13 +157,15 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     arithmetic.check_passes(run.arithmetic, passes)
     loading = loading_of(run, world, device, memory.workers_per_pass * run.minibatch.size + AT_ONCE)
     execution = Execution(arithmetic.entries(run.arithmetic, device), memory, loading)
-    evaluation = replace(run.evaluation, batch_size=memory.evaluation_batch)
-    kept, progress = (
-        KeptImages(run.source, loading.processes, room_for_images(world), pinned=gpu),
-        Progress(run, world.rank == 0),
-    )
+    kept = KeptImages(run.source, loading.processes, room_for_images(world), pinned=gpu)
     machine = torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads"
     facts = provenance(machine) if world.rank == 0 else {}
+    loggers: list[Logger] = [CurveLogger(folder.curve)]
+    if run.logging.wandb is not None and world.rank == 0:
+        parameters = sum(parameter.numel() for parameter in run.training.model.parameters())
+        told = {"ranks": world.ranks, "precision": run.arithmetic.precision, "parameters": parameters, **facts}
+        step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        loggers.append(WandbLogger(run, run.logging.wandb, folder, step, told))
     profiler = PROFILERS.get(run.machine.profile)
     trainer = Trainer(
         accelerator=device.type,  # with "auto" Lightning would use a Mac's GPU while everything else is on the CPU
@@ -178,8 +174,8 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         # mu and sigma are equal on every rank by construction: nothing to broadcast
         strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world.ranks > 1 else "auto",
         max_steps=run.size.steps,
-        logger=loggers(run, folder, checkpoint, world, execution, facts, record),
-        callbacks=[AfterStep(run, folder, world, evaluation, kept, progress, execution, facts, record), progress],
+        logger=loggers,
+        callbacks=[AfterStep(run, folder, world, kept, execution, facts, record), Progress(run, world.rank == 0)],
         # launch.py has set torchrun's variables: Lightning need not guess the launcher
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
         profiler=profiler and profiler(dirpath=folder.path, filename="profile"),
@@ -196,21 +192,6 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     finally:
         kept.close()
     return trainer.global_step
-
-
-def loggers(
-    run: Run, folder: Folder, checkpoint: Path | None, world: World, execution: Execution,
-    facts: dict[str, Any], record: dict[str, Any],
-) -> list[Logger]:  # fmt: skip
-    """curve.csv always; W&B as in configs/logger, the same W&B run after a resume."""
-    result: list[Logger] = [CurveLogger(folder.curve)]
-    if run.logging.wandb is not None and world.rank == 0:
-        step = checkpoints.step_of(checkpoint) if checkpoint else 0
-        parameters = sum(parameter.numel() for parameter in run.training.model.parameters())
-        precision = execution.arithmetic["precision"]
-        facts = {"ranks": world.ranks, "precision": precision, "parameters": parameters, **facts}
-        result.append(WandbLogger(run, run.logging.wandb, folder.path, record["id"], step, facts))
-    return result
 
 
 def disable_lightnings_signal_handling(trainer: Trainer) -> None:
