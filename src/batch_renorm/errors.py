@@ -36,8 +36,8 @@ class DiskFullError(RuntimeError):
     def __init__(self, path: Path) -> None:
         folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         super().__init__(
-            f"the disk is full: {path} cannot be written.{last_checkpoint(folder)} Make room, and the same command goes "
-            "on from there"
+            f"the disk is full: {path} cannot be written.{last_checkpoint(folder)} Make room, and the same command "
+            "goes on from there"
         )
 
 

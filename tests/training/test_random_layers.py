@@ -9,12 +9,10 @@ from torch import nn
 from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
 from batch_renorm.running.build import build
-from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, prepare_folder
 from batch_renorm.training.random_layers import Masks, RandomLayers, image_keys
 from tests.conftest import TINY
-from tests.running.checkpoint_files import assert_close, curve, final_state
-from tests.running.forked import fit_in_forks
+from tests.running.checkpoint_files import assert_bit_equal, assert_close, final_state
+from tests.running.forked import fit_in_forks, trained
 
 NETWORK = [
     "model=timm", "model.name=resnet10t", "+model.drop_rate=0.3", "+model.drop_path_rate=0.3", "data.size=32",
@@ -59,24 +57,18 @@ def test_layers_keep_the_mean_and_drop_at_their_rate(layer):
 @pytest.mark.slow
 def test_resumed_and_uninterrupted_are_bit_equal_and_ranks_and_passes_agree(compose, tmp_path):
     def options(*more):
-        config = compose(*TINY, *NETWORK, "size.steps=4", "size.evaluate_every=2", *more)
-        return {name: value for name, value in config.items() if name != "fresh"}
+        return compose(*TINY, *NETWORK, "size.steps=4", "size.evaluate_every=2", *more)
 
-    def trained(config, name, checkpoint=None):
-        folder = Folder(tmp_path / name)
-        prepare_folder(folder, config)
-        fit(build(config), folder, checkpoint)
-        return final_state(tmp_path / name)
+    def end_of(name, config, checkpoint=None):
+        return final_state(trained(config, tmp_path / name, checkpoint).path)
 
-    whole = trained(options(), "whole")
-    resumed = trained(options(), "resumed", tmp_path / "whole/checkpoints/step00000002.ckpt")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert_close(trained(options("trainer.workers_per_pass=1"), "passes"), whole, 3e-6)
+    whole = end_of("whole", options())
+    resumed = end_of("resumed", options(), tmp_path / "whole/checkpoints/step00000002.ckpt")
+    assert_bit_equal(resumed, whole)
+    assert_close(end_of("passes", options("trainer.workers_per_pass=1")), whole, 3e-6)
     fit_in_forks(options(), tmp_path / "ranks", 2)
     assert_close(final_state(tmp_path / "ranks"), whole, 3e-6)
-    losses = [float(row[2]) for row in curve(tmp_path / "whole") if row[1] == "loss"]
-    plain = trained(options("model.drop_rate=0.0", "model.drop_path_rate=0.0"), "plain")
-    assert losses
+    plain = end_of("plain", options("model.drop_rate=0.0", "model.drop_path_rate=0.0"))
     assert not torch.equal(plain["model.conv1.0.weight"], whole["model.conv1.0.weight"])
 
 

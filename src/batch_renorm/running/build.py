@@ -22,7 +22,7 @@ from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
 from batch_renorm.running.cli import DEBUG_IMAGES
 from batch_renorm.running.folder import read_config
 from batch_renorm.running.ranks import Stop
-from batch_renorm.running.schema import Config, Logging, Machine, Minibatch, Norm, Options, Size, read, target
+from batch_renorm.running.schema import Config, Logging, Machine, Minibatch, Options, Size, read, target
 from batch_renorm.training.evaluation import Evaluation
 from batch_renorm.training.module import Training
 from batch_renorm.training.optimizer import Optimization
@@ -61,9 +61,6 @@ def build(
     Args:
         stop: receives signals; without it nothing stops the run early.
         device, began_with: what the arithmetic is chosen for, see `choose_arithmetic`.
-
-    Raises:
-        UserError: an unknown option, or an impossible value; the message names the option.
     """
     options = read(config)
     minibatch, size = options.minibatch, options.size
@@ -78,20 +75,12 @@ def build(
     optimizer = partial(target(config["optim"]), **options.arguments["optim"])
     optimization = Optimization(**options.optimization, make=optimizer)
     make("optim", optimization.optimizer, model)  # raises errors in the options now
+    batchnorm = options.norm is not None and options.norm.name == "batchnorm"
     training = Training(
-        model,
-        source,
-        options.loss,
-        optimization,
-        ramp=None if options.norm and options.norm.name == "batchnorm" else options.ramp.ramp,
-        average_decay=options.average.decay,
-        examples=size.workers * minibatch.size,
-        log_every=options.trainer.log_every,
-        vote=stop,
-        bf16=arithmetic.precision == "bf16",
-        channels_last=arithmetic.channels_last,
-        compile=arithmetic.compile,
-    )
+        model, source, options.loss, optimization, None if batchnorm else options.ramp.ramp, options.average.decay,
+        examples=size.workers * minibatch.size, log_every=options.trainer.log_every, vote=stop,
+        bf16=arithmetic.precision == "bf16", channels_last=arithmetic.channels_last, compile=arithmetic.compile,
+    )  # fmt: skip
     evaluation = Evaluation(
         **options.arguments["evaluation"],
         trained=minibatch.composition,
@@ -126,11 +115,7 @@ def load_run(folder: Path) -> Run:
 
 
 def norm_factory(config: Config, options: Options) -> partial[Any]:
-    """The function that makes a norm layer for a number of channels; gamma is fixed at 1 (section 4).
-
-    Raises:
-        UserError: a norm with a `_target_` does not take its options, or sees the minibatch and is no BatchRenorm.
-    """
+    """The function that makes a norm layer for a number of channels; gamma is fixed at 1 (section 4)."""
     norm, group = options.norm, options.minibatch.group
     if norm is not None:
         return partial(

@@ -59,9 +59,6 @@ def memory_of(run: Run, world: World, device: torch.device, record: dict[str, An
     """The sizes that fit the device; a resumed run on the same hardware takes the pass from its `record` (run.json).
 
     The evaluation's batch changes no metric. On a GPU it is at most a pass, which needs more memory.
-
-    Raises:
-        UserError: not even one worker's minibatch fits.
     """
     share = len(split_evenly(range(run.size.workers), world.ranks)[0])
     asked, known, gpu = run.machine.workers_per_pass, record.get("memory", {}), device.type == "cuda"
@@ -116,11 +113,8 @@ def fits_free_memory(run: Run, workers: int, device: torch.device, world: World)
 def loading_of(run: Run, world: World, device: torch.device, images: int) -> Loading:
     """The loader processes of this rank, by its cores and the shared memory, in which they pass images on.
 
-    Args:
-        images: images of the largest pass, plus those that an evaluation requests from a process at once.
-
-    Raises:
-        UserError: far more processes than cores, or more than shared memory holds: they would die in a run.
+    `images` are those of the largest pass, and those that an evaluation requests from a process at once. Far more
+    processes than cores, or than shared memory holds, are a UserError: they would die in a run.
     """
     asked, have = run.machine.loader_processes, cores(world)
     needed = run.source.image_bytes * images * PREFETCHED * world.devices  # bytes for one process of each rank

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import platform
-import shutil
 import subprocess
 import time
 import uuid
@@ -111,7 +110,9 @@ def claimed(folder: Folder, fresh: bool) -> Iterator[None]:
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(durable.only_writer(path, "the run folder", cure))
         except OSError as error:
-            raise UserError(f"cannot write the run folder {path}: {error.strerror}; choose another (folder=)") from error
+            raise UserError(
+                f"cannot write the run folder {path}: {error.strerror}; choose another (folder=)"
+            ) from error
         yield
 
 

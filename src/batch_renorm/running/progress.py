@@ -30,13 +30,15 @@ def opening(
     normalised = f"groups of {run.minibatch.group}" if run.evaluation.groups else "each normalised alone"
     where = f"{world.devices} on each of {world.nodes} nodes" if world.nodes > 1 else "on this machine"
     passes = run.passes(0, world.ranks, memory.workers_per_pass).division.passes
+    shares = [len(part) for part in split_evenly(range(run.size.workers), world.ranks)]
+    busy = balance(run.size.workers, world.ranks)
     most = f"{memory.workers_per_pass} worker{'s' * (memory.workers_per_pass > 1)}"
     rows = {
         "images a step": f"{examples:,}: {run.size.workers} workers x {run.minibatch.size}, {normalised}",
         "ranks": "1" if world.ranks == 1 else f"{world.ranks}, {where} (started by {world.launcher})",
-        "workers a rank": workers(run, world),
+        "workers a rank": str(shares[0]) if shares[0] == shares[-1] else f"{shares[0]} or {shares[-1]}: {busy}",
         "passes a step": f"{passes}, of at most {most} ({memory.because})",
-        "arithmetic": in_words(execution.arithmetic),
+        "arithmetic": ", ".join(f"{name} {value}" for name, value in execution.arithmetic.items()),
         "loader processes": f"{loading.processes} a rank ({loading.because})",
     }
     if images_per_second:
@@ -47,28 +49,6 @@ def opening(
     width = max(map(len, rows)) + 2
     lines = [wrapped(f"  {name:<{width}}{value}", " " * width) for name, value in rows.items()]
     return "\n".join([wrapped(title), *lines, f"  {'folder':<{width}}{folder}"])  # a path stays in one piece
-
-
-def workers(run: Run, world: World) -> str:
-    """How many workers each rank has: '25', '7 on ranks 0-1, 6 on the others'."""
-    shares = [len(part) for part in split_evenly(range(run.size.workers), world.ranks)]
-    more = shares.count(shares[0])
-    if more == world.ranks:
-        return str(shares[0])
-    first = "rank 0" if more == 1 else f"ranks 0-{more - 1}"
-    return f"{shares[0]} on {first}, {shares[-1]} on the others: {balance(run.size.workers, world.ranks)}"
-
-
-def in_words(arithmetic: dict[str, Any]) -> str:
-    how = arithmetic["compile"]
-    words = [
-        "bfloat16 with float32 sums" if arithmetic["precision"] == "bf16" else "float32",
-        f"this GPU has no {arithmetic['lacks']}" if "lacks" in arithmetic else "",
-        "channels last" if arithmetic["channels_last"] else "channels first",
-        f"compiled for {how}" if isinstance(how, str) else "compiled" * how,
-        "deterministic" * arithmetic["deterministic"],
-    ]
-    return ", ".join(filter(None, words))
 
 
 class Progress(Callback):

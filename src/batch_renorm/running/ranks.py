@@ -124,8 +124,7 @@ class Stop:
     def decide(self, votes: Tensor | None = None) -> None:
         """Decide after a step, from the sum of the ballots or, on a single rank, without it.
 
-        On an accelerator the ranks read the sum one step later, when it has arrived: every rank reads
-        the same sum at the same step, and no rank waits for its device.
+        On an accelerator all ranks read the sum one step later, when it has arrived, so that none waits for its device.
         """
         if votes is None:
             votes = self.ballot(torch.device("cpu"))
