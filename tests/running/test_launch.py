@@ -2,18 +2,18 @@
 
 import functools
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from batch_renorm.errors import UserError
 from batch_renorm.running import launch, ranks, screen
 from batch_renorm.running.launch import find_world, meeting_point_of_srun
 from batch_renorm.running.ranks import ALONE, World
-from tests.conftest import ROOT, TINY, Forked, script
+from tests.conftest import TINY, Forked, script
 from tests.running.checkpoint_files import assert_bit_equal, assert_close, curve, final_state
 from tests.running.forked import as_rank, fit_in_forks, free_port, in_forks, train_in_forks, trained
 
@@ -86,28 +86,32 @@ def train_with_forked_ranks(*arguments):
     script("train.py", *arguments)
 
 
+def torchrun(*arguments):
+    place = f"127.0.0.1:{free_port()}"
+    config = LaunchConfig(1, 1, 2, "test", rdzv_backend="c10d", rdzv_endpoint=place, start_method="fork")
+    elastic_launch(config, script)("train.py", *arguments)
+
+
 @pytest.mark.slow
 def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
     """srun is played by two processes with its variables; the cluster's own tests have a real one."""
-    command = ["train.py", *TINY, "size.workers=3", "trainer=cpu", "fresh=true"]
-    sweep = ["-m", "trainer.devices=2", "seed=0,1", f"folder={tmp_path}/python/${{seed}}"]
-    started = {"python": [Forked(train_with_forked_ranks, *command[1:], *sweep)]}
-    alone = SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
-    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    started["srun"] = [
-        Forked(script, *command, f"folder={tmp_path}/srun", **alone | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})
-        for rank in "01"
-    ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
-    done = subprocess.run([*torchrun, f"folder={tmp_path}/torchrun"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = {"torchrun": done.stderr + done.stdout}
+    options = [*TINY, "data.labels=24", "size.workers=3"]
+    sweep = ["-m", *options, "trainer.devices=2", "seed=0,1", f"folder={tmp_path}/python/${{seed}}"]
+    srun = SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
+    srun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    task = functools.partial(Forked, script, "train.py", *options, f"folder={tmp_path}/srun", **srun)
+    started = {
+        "python": [Forked(train_with_forked_ranks, *sweep)],
+        "srun": [task(SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"],
+        "torchrun": [Forked(torchrun, *options, f"folder={tmp_path}/torchrun")],
+    }
     for name, processes in started.items():
-        assert [process.ended() for process in processes] == [0] * len(processes), processes[0].text("err")
-        said[name] = "".join(process.text("err") + process.text("out") for process in processes)
-    for name, runs in (("torchrun", 1), ("python", 2), ("srun", 1)):
-        assert said[name].count(f"(started by {name})") == said[name].count("validation top-1") == runs, said[name]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "srun", "torchrun"]
+        statuses = [process.ended() for process in processes]
+        text = "".join(process.text(stream) for process in processes for stream in ("err", "out"))
+        assert statuses == [0] * len(processes), text
+        runs = 2 if name == "python" else 1
+        assert text.count(f"(started by {name})") == text.count("validation top-1") == runs, text
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(started)
     for other in ("srun", "python/0"):
         assert_bit_equal(final_state(tmp_path / other), final_state(tmp_path / "torchrun"))
         assert curve(tmp_path / other) == curve(tmp_path / "torchrun")

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch.utils.data import DataLoader
 
 from batch_renorm.data.kept import AT_ONCE, KeptImages
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
@@ -36,27 +35,6 @@ PROFILERS: dict[str | None, Callable[..., Profiler]] = {
     "simple": SimpleProfiler, "advanced": AdvancedProfiler, "torch": PyTorchProfiler,
 }  # fmt: skip
 """They write fit-profile* into the run folder when training ends."""
-
-
-class Data(LightningDataModule):
-    """The rank's passes from the trainer's current step: to resume is to start at another step."""
-
-    def __init__(self, run: Run, workers_per_pass: int, processes: int) -> None:
-        super().__init__()
-        self.run, self.workers_per_pass, self.processes = run, workers_per_pass, processes
-
-    def train_dataloader(self) -> DataLoader[Pass] | SentAhead:
-        trainer, run = self.trainer, self.run
-        assert trainer is not None
-        passes = run.passes(trainer.global_rank, trainer.world_size, self.workers_per_pass)
-        device = trainer.strategy.root_device
-        gpu = device.type == "cuda"
-        loader = training_loader(passes, trainer.global_step, run.size.steps, self.processes, pin_memory=gpu)
-        return SentAhead(loader, device) if gpu else loader
-
-    def transfer_batch_to_device(self, batch: Pass, device: torch.device, dataloader_idx: int) -> Pass:
-        """Do nothing: `SentAhead` has started the copy, and the training step waits for it and counts the time."""
-        return batch
 
 
 class AfterStep(Callback):
@@ -153,18 +131,18 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     together(lambda: arithmetic.check_ranks(choices), world)
     arithmetic.configure_torch(run.arithmetic)
     memory = memory_of(run, world, device, record)
-    passes = run.passes(world.rank, world.ranks, memory.workers_per_pass).division.passes
-    arithmetic.check_passes(run.arithmetic, passes)
+    passes = run.passes(world.rank, world.ranks, memory.workers_per_pass)
+    arithmetic.check_passes(run.arithmetic, passes.division.passes)
     loading = loading_of(run, world, device, memory.workers_per_pass * run.minibatch.size + AT_ONCE)
     execution = Execution(arithmetic.entries(run.arithmetic, device), memory, loading)
     kept = KeptImages(run.source, loading.processes, room_for_images(world), pinned=gpu)
     machine = torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads"
     facts = provenance(machine) if world.rank == 0 else {}
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
     loggers: list[Logger] = [CurveLogger(folder.curve)]
     if run.logging.wandb is not None and world.rank == 0:
         parameters = sum(parameter.numel() for parameter in run.training.model.parameters())
         told = {"ranks": world.ranks, "precision": run.arithmetic.precision, "parameters": parameters, **facts}
-        step = checkpoints.step_of(checkpoint) if checkpoint else 0
         loggers.append(WandbLogger(run, run.logging.wandb, folder, step, told))
     profiler = PROFILERS.get(run.machine.profile)
     trainer = Trainer(
@@ -186,9 +164,10 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         num_sanity_val_steps=0,
     )
     disable_lightnings_signal_handling(trainer)
-    data = Data(run, memory.workers_per_pass, loading.processes)
+    loader = training_loader(passes, step, run.size.steps, loading.processes, pin_memory=gpu)
+    data = SentAhead(loader, device) if gpu else loader
     try:
-        trainer.fit(run.training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(run.training, data, ckpt_path=checkpoint, weights_only=True)
     finally:
         kept.close()
     return trainer.global_step

@@ -95,9 +95,8 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # nohup ignores SIGHUP, and means it
-        numbers = [n for n in SIGNALS if n is not signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._hear) for number in numbers}
+        nohup = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        before = {number: signal.signal(number, self._hear) for number in {*SIGNALS} - nohup}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # launch.py starts ranks with signals blocked
         try:
             yield

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities import disable_possible_user_warnings
 from lightning_fabric.utilities import rank_zero as fabric_rank_zero
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero
@@ -138,12 +139,6 @@ def prepare_process(machine: Machine, world: World) -> None:
         module.rank_zero_only.rank = world.rank
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        ".*does not have many workers.*",
-        ".*GPU available but not used.*",
-        ".*module.s. in eval mode.*",
-        ".*treespec.*",
-        ".*srun.*command is available.*",
-        ".*broadcast_buffers.*is deprecated.*",  # the suggested replacement does not do the same
-    ):
-        warnings.filterwarnings("ignore", text)
+    disable_possible_user_warnings()
+    warnings.filterwarnings("ignore", ".*treespec.*")
+    warnings.filterwarnings("ignore", ".*broadcast_buffers.*is deprecated.*")  # its replacement does not do the same
