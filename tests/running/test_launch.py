@@ -88,7 +88,7 @@ def train_with_forked_ranks(*arguments):
 
 def torchrun(*arguments):
     place = f"127.0.0.1:{free_port()}"
-    config = LaunchConfig(1, 1, 2, "test", rdzv_backend="c10d", rdzv_endpoint=place, start_method="fork")
+    config = LaunchConfig(1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint=place, start_method="fork")
     elastic_launch(config, script)("train.py", *arguments)
 
 

@@ -139,19 +139,17 @@ def summary(folder: Folder) -> str:
 
 
 def account(final: Mapping[str, float], processes: int) -> str:
-    """What limits a run's speed, from the last values of the metrics and the loader processes; empty without them."""
+    """Where a step's time goes, from the last values of the metrics and the loader processes; empty without them."""
     if "seconds_step" not in final:
         return ""
-    wait, transfer, step = (final[f"seconds_{stage}"] for stage in ("wait", "transfer", "step"))
-    total = wait + transfer + step
-    text = f"a step takes {total:.3g} s: network {step / total:.0%}, transfer and colours {transfer / total:.0%}"
-    text += f", waiting for images {wait / total:.0%}"
+    parts = {"network": "step", "transfer and colours": "transfer", "waiting for images": "wait"}
+    seconds = {part: final[f"seconds_{stage}"] for part, stage in parts.items()}
+    total = sum(seconds.values())
+    text = f"a step takes {total:.3g} s: " + ", ".join(f"{part} {some / total:.0%}" for part, some in seconds.items())
     loading = {stage: final.get(f"seconds_{stage}", 0.0) for stage in LOADING}
-    if not any(loading.values()):
-        return text
-    shares = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in loading.items())
-    text += f"; its images take {sum(loading.values()):.3g} s of loading ({shares}) in {max(1, processes)} processes"
-    if wait < 0.1 * total:
-        return f"{text}: the network bounds the run"
-    cure = "faster storage, or a store" if max(loading, key=loading.get) == "read" else "more trainer.loader_processes"  # type: ignore[arg-type]
-    return f"{text}: loading bounds the run; {cure} would help"
+    if any(loading.values()):
+        shares = ", ".join(f"{stage} {some:.3g}" for stage, some in loading.items())
+        text += (
+            f"; its images take {sum(loading.values()):.3g} s of loading ({shares}) in {max(1, processes)} processes"
+        )
+    return text
