@@ -7,19 +7,22 @@ import pytest
 import torch
 
 from batch_renorm.running.checkpoints import checkpoints, remove_old, step_of
+from batch_renorm.running.folder import Folder
+from batch_renorm.running.loggers import CurveLogger
 from tests.running.checkpoint_files import final_state
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 6)):
-        torch.save({}, folder / f"step{step:08d}.ckpt")
-        remove_old(tmp_path, best)
-        kept = {step_of(path) for path in checkpoints(tmp_path)}
-        assert kept == {step, step - 1, best} - {0}
-        assert step_of(folder / "best.ckpt") == best
-        assert (folder / "best.ckpt").exists()
+    """Of equal accuracies the first is the best."""
+    run, place = Folder(tmp_path), tmp_path / "checkpoints"
+    place.mkdir()
+    for step, accuracy, best in ((1, 5, 1), (2, 9, 2), (3, 8, 2), (4, 9, 2), (5, 1, 2), (6, 10, 6)):
+        CurveLogger(run.curve).log_metrics({"val_top1": float(accuracy)}, step)
+        torch.save({}, place / f"step{step:08d}.ckpt")
+        remove_old(run)
+        assert {step_of(path) for path in checkpoints(tmp_path)} == {step, step - 1, best} - {0}
+        assert step_of(place / "best.ckpt") == best
+        assert (place / "best.ckpt").exists()
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm import durable
 from batch_renorm.errors import UserError
+from batch_renorm.records.curve import read_rows
 from batch_renorm.running.build import Config
 from batch_renorm.running.folder import Folder, differences, room_for
 
@@ -121,17 +122,19 @@ def step_of(path: Path) -> int:
     return int(number)
 
 
-def write(trainer: Trainer, folder: Path, step: int, best: int | None) -> None:
-    """On all ranks, write the checkpoint after `step` updates. `best` is the first step with the highest val_top1."""
-    trainer.save_checkpoint(folder / "checkpoints" / f"step{step:08d}.ckpt")
-    remove_old(folder, best)
+def write(trainer: Trainer, folder: Folder, step: int) -> None:
+    """On all ranks, write the checkpoint after `step` updates."""
+    trainer.save_checkpoint(folder.path / "checkpoints" / f"step{step:08d}.ckpt")
+    remove_old(folder)
 
 
 @rank_zero_only
-def remove_old(folder: Path, best: int | None) -> None:
-    """Remove all checkpoints but the last two and the best; best.ckpt becomes a link to the best."""
-    for age, path in enumerate(checkpoints(folder)):
-        if best is not None and step_of(path) == best:
+def remove_old(folder: Folder) -> None:
+    """Remove all checkpoints but the last two and the first best of the curve; best.ckpt becomes a link to it."""
+    accuracies = {step: value for step, metric, value in read_rows(folder.curve) if metric == "val_top1"}
+    best = max(accuracies, key=accuracies.__getitem__, default=None)
+    for age, path in enumerate(checkpoints(folder.path)):
+        if step_of(path) == best:
             with suppress(OSError):  # without links in the file system, the file is only under its own name
                 (temporary := path.with_name("best.part")).symlink_to(path.name)
                 temporary.replace(path.with_name("best.ckpt"))

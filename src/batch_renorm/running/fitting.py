@@ -18,7 +18,6 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from batch_renorm.data.kept import AT_ONCE, KeptImages
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
 from batch_renorm.errors import DiskFullError
-from batch_renorm.records import curve
 from batch_renorm.running import arithmetic, checkpoints
 from batch_renorm.running.build import Run
 from batch_renorm.running.capacity import Execution, loading_of, memory_of, room_for_images
@@ -56,12 +55,8 @@ class AfterStep(Callback):
         self.measurements = evaluation.measurements(run.source)
         self.as_trained = evaluation.as_trained(run.source)
         self.started = time.perf_counter()
-        self.best: tuple[float, int] | None = None  # val_top1, step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for step, metric, value in curve.read_rows(self.folder.curve):
-            if metric == "val_top1":
-                self._note(step, value)
         step, speed = trainer.global_step, self.record.get("images_per_second")
         if self.world.rank == 0:
             print_line(opening(self.run, self.world, self.execution, self.folder.path, step, speed))
@@ -78,7 +73,7 @@ class AfterStep(Callback):
         if due:
             self._evaluate(trainer, step)
         if due or stopping:
-            checkpoints.write(trainer, self.folder.path, step, self.best[1] if self.best else None)
+            checkpoints.write(trainer, self.folder, step)
         if due:
             self._write("running", step)
         trainer.should_stop = stopping
@@ -94,11 +89,6 @@ class AfterStep(Callback):
         run.training.restart_clock(step)
         for logger in trainer.loggers:
             logger.save()  # before the checkpoint: a resumed run expects these rows
-        self._note(step, metrics["val_top1"])
-
-    def _note(self, step: int, value: float) -> None:
-        if self.best is None or value > self.best[0]:
-            self.best = value, step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.run.config
