@@ -7,6 +7,7 @@ moved folder loses its best, and leaves what a kill interrupts; its writer does 
 import io
 import zipfile
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint that loads, and newer damaged ones."""
-    damaged: list[Path] = []
-    for path in checkpoints(folder):
-        if readable(path):
-            return path, damaged
-        damaged.append(path)
-    return None, damaged
+    damaged = list(takewhile(lambda path: not readable(path), checkpoints(folder)))
+    return next(iter(checkpoints(folder)[len(damaged) :]), None), damaged
 
 
 def choose_checkpoint(folder: Folder, config: Config, training: LightningModule) -> tuple[Path | None, list[Path]]:

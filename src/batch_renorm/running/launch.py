@@ -118,8 +118,8 @@ def start_ranks(world: World, main: Main, settings: dict[str, Any]) -> None:
             pass
     except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
         status = max(130 if process.exitcode == -signal.SIGINT else process.exitcode for process in processes)
-        if status > 1:
-            raise SystemExit(status) from None
+        if status != 1:
+            raise SystemExit(status if status > 0 else 128 - status) from None  # as a shell tells of a signal
         raise
     finally:
         for process in processes:
