@@ -30,8 +30,8 @@ from batch_renorm.running.schema import Config, Machine, read
 from batch_renorm.running.screen import FINISHED, print_remark, print_result, summary
 
 
-def train(config: DictConfig | Config, world: World | None = None) -> dict[str, Any]:
-    """Start, resume or report the run of a config; return its record (run.json).
+def train(config: DictConfig | Config, world: World | None = None) -> None:
+    """Start, resume or report the run of a config.
 
     Args:
         world: this process's place, if it is a rank that another process has started.
@@ -47,11 +47,10 @@ def train(config: DictConfig | Config, world: World | None = None) -> dict[str, 
         world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
         Division(options.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
         if world.launcher == "python" and world.ranks > 1:
-            start_ranks(world, train_as_rank, settings)
-            return Folder(Path(settings["folder"])).record()
+            return start_ranks(world, train_as_rank, settings)
     stop = Stop(talkative=world.rank == 0)
     with stop.listening(), ExitStack() as until_the_end, explaining(settings, world):
-        return start_or_resume(settings, machine, world, stop, until_the_end)
+        start_or_resume(settings, machine, world, stop, until_the_end)
 
 
 def train_as_rank(settings: Config, world: World) -> None:
@@ -60,9 +59,7 @@ def train_as_rank(settings: Config, world: World) -> None:
         train(settings, world)
 
 
-def start_or_resume(
-    settings: Config, machine: Machine, world: World, stop: Stop, until_the_end: ExitStack
-) -> dict[str, Any]:
+def start_or_resume(settings: Config, machine: Machine, world: World, stop: Stop, until_the_end: ExitStack) -> None:
     gpu = uses_gpu(machine.accelerator)
     prepare_process(machine, world)
     until_the_end.enter_context(connected(world, gpu))
@@ -89,7 +86,6 @@ def start_or_resume(
             raise stopped
     if world.rank == 0:
         print_result(f"{FINISHED}\n" * finished + summary(folder))
-    return folder.record()
 
 
 def remove_if_empty(folder: Path) -> None:

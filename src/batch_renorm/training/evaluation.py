@@ -118,22 +118,17 @@ class Evaluation:
         return [rows.reshape(-1) for rows in in_batches(minibatches, at_once)]
 
 
-class Metric(NamedTuple):
-    """A number that a network's logits give for some images."""
-
-    sums: Callable[[Tensor, Tensor], Tensor]
-    """From the logits (n, classes) and labels (n,) of a batch: sums of any shape, added over batches and ranks."""
-    value: Callable[[Tensor, int], float]
-    """From those sums and the number of images."""
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""From logits (n, classes) and labels (n,) to a number for each image, (n,); their mean is the metric."""
 
 
 def among_the_first(k: int) -> Metric:
     """How often the label is among the k largest logits, percent."""
 
     def hits(logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).sum()
+        return 100.0 * (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
 
-    return Metric(hits, lambda total, images: 100 * total.item() / images)
+    return hits
 
 
 METRICS = {"top1": among_the_first(1), "top5": among_the_first(5)}
@@ -153,22 +148,21 @@ def count(
     Args:
         loaded: for every batch what the source fetched, and the labels, see `data/kept.py`.
     """
-    none, images = torch.zeros(1, source.classes, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    sums = {name: torch.zeros_like(METRICS[name].sums(none, images)) for name in metrics}
+    sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in (*metrics, "images")}
     for fetched, labels in loaded:
         labels = labels.to(device, non_blocking=True)
         output = model(source.images([fetched], device).contiguous(memory_format=torch.channels_last))
         logits = output[0] if isinstance(output, tuple) else output  # timm keeps the auxiliary head in evaluation
-        images += len(labels)
+        sums["images"] += len(labels)
         for name in metrics:
-            sums[name] += METRICS[name].sums(logits, labels)
-    return sums | {"images": images}
+            sums[name] += METRICS[name](logits, labels).sum(dtype=torch.float64)
+    return sums
 
 
 def values(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """The metrics of the sums that `count` returns."""
-    images = int(sums["images"])
-    return {name: METRICS[name].value(value, images) for name, value in sums.items() if name != "images"}
+    images = sums["images"].item()
+    return {name: total.item() / images for name, total in sums.items() if name != "images"}
 
 
 def evaluate(
