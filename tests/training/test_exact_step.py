@@ -18,7 +18,7 @@ from tests.running.forked import fit_in_forks, trained
 
 STEPS = 4
 OVERRIDES = [
-    *TINY, "data.labels=24", "size.workers=5", "size.minibatch=8", f"size.steps={STEPS}", "size.evaluate_every=4",
+    *TINY, "size.workers=5", "size.minibatch=8", f"size.steps={STEPS}", "size.evaluate_every=4",
     "ramp.start=0", "ramp.dmax_end=3", "ramp.rmax_end=4", "size.alpha=0.1",
 ]  # fmt: skip
 
