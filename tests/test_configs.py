@@ -48,20 +48,20 @@ def test_the_papers_seven_experiments_and_ours():
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiments_differ_in_norm_and_regime_alone(compose, experiment, scale):
+def test_experiments_differ_in_norm_and_regime_alone(compose, scale):
     root = "/data" if scale == "imagenet" else "/data/tiny-imagenet-200"
     options = [f"scale={scale}", *([f"data.root={root}"] if "imagenet" in scale else [])]
-    config, base = compose(f"experiment={experiment}", *options), compose("experiment=iid_batchnorm", *options)
-    norm, minibatch = config["norm"], config["minibatch"]
-    if scale == "imagenet":
-        if experiment in PAPER:
+    configs = {experiment: compose(f"experiment={experiment}", *options) for experiment in EXPERIMENTS}
+    base = configs["iid_batchnorm"]
+    for experiment, config in configs.items():
+        norm, minibatch = config["norm"], config["minibatch"]
+        if scale == "imagenet" and experiment in PAPER:
             assert (norm["name"], minibatch["images_per_label"], minibatch["group"]) == PAPER[experiment]
-        else:
+        elif scale == "imagenet":
             assert (norm["name"], minibatch["name"]) == OURS[experiment]
-    assert config["folder"] == f"runs/{scale}/{experiment}/seed0"
-    for section in config.keys() - {"norm", "minibatch", "experiment", "folder"}:
-        assert config[section] == base[section], section
+        assert config["folder"] == f"runs/{scale}/{experiment}/seed0"
+        for section in config.keys() - {"norm", "minibatch", "experiment", "folder"}:
+            assert config[section] == base[section], section
 
 
 def test_imagenet_is_the_papers_setting(compose):
@@ -106,12 +106,12 @@ def test_two_tiny_steps(compose, tmp_path, experiment):
 
 
 @pytest.mark.slow
-def test_two_steps_of_the_papers_network(compose, tmp_path):
-    """Inception-v3 with its auxiliary head, in the trainer's own step, on few images of few pixels."""
+def test_a_step_of_the_papers_network(compose, tmp_path):
+    """Inception-v3 at 299 pixels with its auxiliary head, in the trainer's own step, on few images."""
     config = compose(
-        *TINY, "scale=imagenet", "data=glyphs", "data.size=107", "data.labels=4", "minibatch.size=2",
+        *TINY, "scale=imagenet", "data=glyphs", "data.size=299", "data.labels=4", "minibatch.size=2",
         "minibatch.group=2", "data.val_images=2", "evaluation.labels_per_minibatch=2", "evaluation.batch_size=4",
-        "size.train_sample=2", "size.workers=1", "size.minibatch=2",
+        "size.train_sample=2", "size.workers=1", "size.minibatch=2", "size.steps=1",
     )  # fmt: skip
     rows = trained(config, tmp_path).curve.read_text()
     assert ",val_top1," in rows
@@ -239,7 +239,7 @@ CHOICES = {  # of each group's files, those whose options differ
     "model": ["glyph_inception", "inception_v3", "timm"], "data": ["glyphs", "imagenet", "cifar100"],
     "scale": ["glyphs", "imagenet"],
 }  # fmt: skip
-ODD = [0, -1, float("nan"), float("inf"), "text", "", None, [1], True, 10**30]
+ODD = [-1, float("nan"), "text", None, [1], True, 10**30]
 
 
 @pytest.mark.parametrize("group", CHOICES)

@@ -105,7 +105,7 @@ def test_real_files_give_the_same_curve_from_folders_and_from_a_store(run_script
     folders = imagenet_files.write_folders(tmp_path / "folders", per_class=2)
     code, _, err = run_script("scripts/prepare_imagenet.py", folders, tmp_path / "store", "--any-counts")
     assert code == 0, err
-    small = [*FILES, "data.size=107", "minibatch.size=2", "minibatch.group=2"]
+    small = [*FILES, "minibatch.size=2", "minibatch.group=2"]
     statuses, out, err = train_in_forks(
         compose(*small, "trainer.loader_processes=1", f"data.root={folders}", f"folder={tmp_path}/run"), 2
     )
