@@ -101,11 +101,11 @@ def test_images_that_are_replaced_are_counted_in_the_curve(compose, tmp_path, ca
 
 @pytest.mark.slow
 def test_real_files_give_the_same_curve_from_folders_and_from_a_store(run_script, compose, tmp_path):
-    """The paper's network on JPEG files: two ranks with loader processes on folders, one on a store."""
+    """A network of timm on JPEG files: two ranks with loader processes on folders, one on a store."""
     folders = imagenet_files.write_folders(tmp_path / "folders", per_class=2)
     code, _, err = run_script("scripts/prepare_imagenet.py", folders, tmp_path / "store", "--any-counts")
     assert code == 0, err
-    small = [*FILES, "minibatch.size=2", "minibatch.group=2"]
+    small = [*FILES, "model=timm", "model.name=test_resnet", "data.size=64"]
     statuses, out, err = train_in_forks(
         compose(*small, "trainer.loader_processes=1", f"data.root={folders}", f"folder={tmp_path}/run"), 2
     )
