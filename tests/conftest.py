@@ -5,6 +5,8 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,42 +81,70 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["batch_renorm.running.run", "batch_renorm.models.timm_models", "hydra.main"])
 
 
-def forked(arguments, environment, out, err):
-    """In a process of its own that has made its imports already: a script with its arguments."""
+class Forked:
+    """A process that has made its imports already and calls do(*arguments), in a session of its own.
+
+    It is a fork of a server that has made its imports and nothing else: a process that has used autograd on fake CUDA
+    tensors cannot be forked. So `do` is a function of a module.
+    """
+
+    def __init__(self, do, *arguments, **environment):
+        self._files = tempfile.mkdtemp()
+        self.process = FORKS.Process(target=self._run, args=(do, arguments, os.environ | environment))
+        self.process.start()
+
+    def _run(self, do, arguments, environment):
+        os.setsid()
+        multiprocessing.set_start_method(None, force=True)  # for loader processes
+        os.environ.clear()
+        os.environ.update(environment)
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{self._files}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        do(*arguments)
+
+    def __getstate__(self):
+        return {"_files": self._files}
+
+    def text(self, name):
+        """What it has written so far on standard output ("out") or error ("err")."""
+        file = Path(self._files, name)
+        return file.read_text() if file.exists() else ""
+
+    def signal(self, number):
+        """A signal for it and all processes that it has started."""
+        with suppress(ProcessLookupError):  # too young for a session of its own, or gone
+            os.killpg(self.process.pid, number)
+
+    def ended(self, seconds=300):
+        """Its exit status; a process that has not ended by then is killed, and its status is negative."""
+        self.process.join(seconds)
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode
+
+
+def script(name, *arguments):
+    """Run a script of this process's as a user does."""
     os.chdir(ROOT)
-    multiprocessing.set_start_method(None, force=True)  # for loader processes
-    os.environ.clear()
-    os.environ.update(environment)
-    for stream, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.argv = list(arguments)
-    sys.path.insert(0, str((ROOT / arguments[0]).parent))
-    runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+    sys.argv = [name, *map(str, arguments)]
+    sys.path.insert(0, str((ROOT / name).parent))
+    runpy.run_path(str(ROOT / name), run_name="__main__")
 
 
-def run_forked(arguments, tmp_path):
+def run_forked(arguments, tmp_path=None):
     """subprocess.run of a script, without the seconds that its imports take."""
-    out, err = tmp_path / "forked.out", tmp_path / "forked.err"
-    process = FORKS.Process(target=forked, args=(arguments, dict(os.environ), out, err))
-    process.start()
-    process.join()
-    return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+    process = Forked(script, *arguments)
+    return subprocess.CompletedProcess(arguments, process.ended(), process.text("out"), process.text("err"))
 
 
 @pytest.fixture
-def train_command(tmp_path, tmp_path_factory):
+def train_command(tmp_path):
     """Run train.py as a user does; returns the finished process."""
-    output = tmp_path_factory.mktemp("output")
 
-    def run(*overrides, folder="run", check=True, glyphs=True, env=None):
+    def run(*overrides, folder="run", check=True, glyphs=True):
         tiny = TINY if glyphs else [override for override in TINY if not override.startswith("data.")]
-        command = ["train.py", *tiny, f"folder={tmp_path / folder}", *overrides]
-        if env is None:
-            done = run_forked(command, output)
-        else:
-            done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=env)
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+        done = run_forked(["train.py", *tiny, f"folder={tmp_path / folder}", *overrides])
+        assert not check or done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
         return done
 
     return run

@@ -65,14 +65,6 @@ def test_processes_that_a_writer_starts_do_not_hold_its_folder(tmp_path):
         child.join()
 
 
-def test_what_is_below_a_folder_is_in_use_too(tmp_path):
-    (tmp_path / "a/b").mkdir(parents=True)
-    assert durable.in_use_below(tmp_path) is None
-    with in_use_by_another(tmp_path / "a/b") as process:
-        assert f"{tmp_path / 'a/b'} is in use by process {process.pid}" in durable.in_use_below(tmp_path)
-    assert durable.in_use_below(tmp_path) is None
-
-
 def test_a_file_system_without_locks_is_told_of_and_used(tmp_path, monkeypatch, capfd):
     def refuse(*_):
         raise OSError(95, os.strerror(95))

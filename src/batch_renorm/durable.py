@@ -37,20 +37,15 @@ def whole(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # report the first error, not this one
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    handle = os.open(path.parent, os.O_RDONLY)
+    with suppress(OSError):  # some file systems cannot make names durable, and need not
+        os.fsync(handle)
+    os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; some file systems cannot do this and do not need it."""
-    handle = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):
-        os.fsync(handle)
-    os.close(handle)
 
 
 @contextmanager
@@ -108,17 +103,3 @@ def holder(lock: Path) -> str:
         return f"by process {note['process']} on {note['host']} since {note['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "by another process"
-
-
-def in_use_below(folder: Path) -> str | None:
-    """A folder in use below `folder`, and by whom; None if there is none."""
-    for lock in folder.glob(f"*/**/{LOCK}"):
-        probe = FileLock(lock, timeout=0, thread_local=False, fallback_to_soft=False)
-        try:
-            probe.acquire()
-            probe.release()
-        except Timeout:
-            return f"{lock.parent} is in use {holder(lock)}"
-        except OSError:
-            continue
-    return None

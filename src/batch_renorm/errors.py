@@ -33,11 +33,11 @@ class NotFiniteError(RuntimeError):
 class DiskFullError(RuntimeError):
     """The disk is too full for a file of the run; status 2."""
 
-    def __init__(self, path: Path, missing: int) -> None:
+    def __init__(self, path: Path) -> None:
         folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         super().__init__(
-            f"the disk is full: {path} needs {missing:,} bytes more.{last_checkpoint(folder)} Make room, and the same "
-            "command goes on from there"
+            f"the disk is full: {path} cannot be written.{last_checkpoint(folder)} Make room, and the same command "
+            "goes on from there"
         )
 
 

@@ -8,7 +8,4 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def made(compose):
-    def of(*overrides):
-        return build({k: v for k, v in compose(*TINY, *overrides).items() if k != "fresh"})
-
-    return of
+    return lambda *overrides: build(compose(*TINY, *overrides))

@@ -7,23 +7,26 @@ import pytest
 import torch
 
 from batch_renorm.running.checkpoints import checkpoints, remove_old, step_of
+from batch_renorm.running.folder import Folder
+from batch_renorm.running.loggers import CurveLogger
 from tests.running.checkpoint_files import final_state
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 6)):
-        torch.save({}, folder / f"step{step:08d}.ckpt")
-        remove_old(tmp_path, best)
-        kept = {step_of(path) for path in checkpoints(tmp_path)}
-        assert kept == {step, step - 1, best} - {0}
-        assert step_of(folder / "best.ckpt") == best
-        assert (folder / "best.ckpt").exists()
+    """Of equal accuracies the first is the best."""
+    run, place = Folder(tmp_path), tmp_path / "checkpoints"
+    place.mkdir()
+    for step, accuracy, best in ((1, 5, 1), (2, 9, 2), (3, 8, 2), (4, 9, 2), (5, 1, 2), (6, 10, 6)):
+        CurveLogger(run.curve).log_metrics({"val_top1": float(accuracy)}, step)
+        torch.save({}, place / f"step{step:08d}.ckpt")
+        remove_old(run)
+        assert {step_of(path) for path in checkpoints(tmp_path)} == {step, step - 1, best} - {0}
+        assert step_of(place / "best.ckpt") == best
+        assert (place / "best.ckpt").exists()
 
 
 @pytest.mark.slow
-def test_a_checkpoint_holds_everything_and_nothing_but_tensors_and_plain_values(train_command, tmp_path, compose):
+def test_a_checkpoint_holds_everything_and_nothing_but_tensors_and_plain_values(train_command, tmp_path):
     train_command()
     held = torch.load(checkpoints(tmp_path / "run")[0], weights_only=True)
     assert held["global_step"] == 2
@@ -31,12 +34,8 @@ def test_a_checkpoint_holds_everything_and_nothing_but_tensors_and_plain_values(
     assert held["optimizer_states"][0]["state"]
     names = held["state_dict"].keys()
     assert {name.split(".")[0] for name in names} == {"model", "average"}
-    assert any(name.endswith(".running_mean") for name in names)
-    assert any(name.endswith(".running_var") for name in names)
+    assert {"running_mean", "running_var"} <= {name.rpartition(".")[2] for name in names}
 
-    other = train_command("optim.clip_norm=1", "trainer.log_every=2", check=False)
-    assert other.returncode == 2
-    assert "holds a run of another config; it differs in optim.clip_norm." in " ".join(other.stderr.split())
     # the run folder's own config is gone, the checkpoint still knows
     (tmp_path / "run/config.yaml").unlink()
     (tmp_path / "run/run.json").unlink()
@@ -64,7 +63,7 @@ def test_a_full_disk_stops_the_run_and_keeps_its_last_checkpoint(train_command, 
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "the disk is full" in line
-    assert f"{small_disk}/run/checkpoints/step00000004.ckpt needs" in line
+    assert f"{small_disk}/run/checkpoints/step00000004.ckpt cannot be written" in line
     assert "Traceback" not in done.stderr
     assert [path.name for path in checkpoints(small_disk / "run")] == ["step00000002.ckpt"]
     assert not list(small_disk.rglob("*.part"))

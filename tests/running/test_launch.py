@@ -1,23 +1,21 @@
 """However its processes were started, a run is one run: one folder, one table, the same numbers."""
 
 import functools
-import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from batch_renorm.errors import UserError
 from batch_renorm.running import launch, ranks, screen
 from batch_renorm.running.launch import find_world, meeting_point_of_srun
 from batch_renorm.running.ranks import ALONE, World
-from tests.conftest import FORKS, ROOT, TINY
-from tests.running.checkpoint_files import assert_close, curve, final_state
-from tests.running.forked import fit_in_forks, free_port, in_forks, rank_main, train_in_forks
-from tests.running.test_resume import assert_bit_equal
+from tests.conftest import TINY, Forked, script
+from tests.running.checkpoint_files import assert_bit_equal, assert_close, curve, final_state
+from tests.running.forked import as_rank, fit_in_forks, free_port, in_forks, train_in_forks, trained
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1"}
 SRUN = {
@@ -49,10 +47,10 @@ def test_a_process_knows_its_place(env, expected):
 
 
 def test_a_task_of_sruns_meets_the_others_where_all_would_look():
-    assert meeting_point_of_srun(SRUN)["MASTER_ADDR"] == "n1"
-    port = meeting_point_of_srun(SRUN)["MASTER_PORT"]
-    assert meeting_point_of_srun(SRUN | {"SLURM_PROCID": "0"})["MASTER_PORT"] == port
-    assert meeting_point_of_srun(SRUN | {"SLURM_STEP_ID": "4"})["MASTER_PORT"] != port
+    place = meeting_point_of_srun(SRUN)
+    assert place["MASTER_ADDR"] == "n1"
+    assert meeting_point_of_srun(SRUN | {"SLURM_PROCID": "0"}) == place
+    assert meeting_point_of_srun(SRUN | {"SLURM_STEP_ID": "4"})["MASTER_PORT"] != place["MASTER_PORT"]
     assert meeting_point_of_srun(SRUN | {"MASTER_ADDR": "10.0.0.7"})["MASTER_ADDR"] == "10.0.0.7"
 
 
@@ -79,44 +77,41 @@ def test_disagreement_is_named(devices, nodes, env, words):
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"2 ranks on this machine, but each sees 1 GPU: .*--gpus-per-node"):
+    with pytest.raises(ValueError, match=r"2 rank.s. on this machine, but each sees 1 GPU.*--gpus-per-node"):
         find_world("gpu", 2, 1, {})
 
 
-def as_tasks_of_srun(*arguments):
-    """Two ranks with the variables that srun would give them; their exit statuses and words."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    tasks = []
-    for rank in "01":
-        env = os.environ | meeting | SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
-        env |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "SLURM_NTASKS": "2"}
-        command = [sys.executable, "train.py", *arguments]
-        tasks.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
-    said = [task.communicate()[1] for task in tasks]
-    return [task.returncode for task in tasks], said
+def train_with_forked_ranks(*arguments):
+    torch.multiprocessing.spawn = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+    script("train.py", *arguments)
+
+
+def torchrun(*arguments):
+    place = f"127.0.0.1:{free_port()}"
+    config = LaunchConfig(1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint=place, start_method="fork")
+    elastic_launch(config, script)("train.py", *arguments)
 
 
 @pytest.mark.slow
 def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
     """srun is played by two processes with its variables; the cluster's own tests have a real one."""
-    overrides = [*TINY, "size.workers=3", "trainer=cpu", "fresh=true"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *overrides]
-    sweep = ["train.py", "-m", *overrides, "trainer.devices=2", "seed=0,1", f"folder={tmp_path}/python/${{seed}}"]
-    said = {}
-    for name, arguments in (("torchrun", [*torchrun, f"folder={tmp_path}/torchrun"]), ("python", sweep)):
-        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        said[name] = done.stderr + done.stdout
-    assert said["torchrun"].count("(started by torchrun)") == said["torchrun"].count("validation top-1") == 1
-    assert said["python"].count("(started by python)") == said["python"].count("validation top-1") == 2
-    folder = f"folder={tmp_path}/srun"
-    status, words = as_tasks_of_srun(*overrides, folder)
-    assert status == [0, 0], words
-    assert "(started by srun)" in words[0]
-    assert words[1] == ""
-
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "srun", "torchrun"]
-    assert sorted(path.name for path in (tmp_path / "python").iterdir()) == ["0", "1"]
+    options = [*TINY, "data.labels=24", "size.workers=3"]
+    sweep = ["-m", *options, "trainer.devices=2", "seed=0,1", f"folder={tmp_path}/python/${{seed}}"]
+    srun = SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
+    srun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    task = functools.partial(Forked, script, "train.py", *options, f"folder={tmp_path}/srun", **srun)
+    started = {
+        "python": [Forked(train_with_forked_ranks, *sweep)],
+        "srun": [task(SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"],
+        "torchrun": [Forked(torchrun, *options, f"folder={tmp_path}/torchrun")],
+    }
+    for name, processes in started.items():
+        statuses = [process.ended() for process in processes]
+        text = "".join(process.text(stream) for process in processes for stream in ("err", "out"))
+        assert statuses == [0] * len(processes), text
+        runs = 2 if name == "python" else 1
+        assert text.count(f"(started by {name})") == text.count("validation top-1") == runs, text
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(started)
     for other in ("srun", "python/0"):
         assert_bit_equal(final_state(tmp_path / other), final_state(tmp_path / "torchrun"))
         assert curve(tmp_path / other) == curve(tmp_path / "torchrun")
@@ -124,47 +119,43 @@ def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
 
 def test_fifty_workers_over_eight_ranks_are_one_step(compose, tmp_path):
     """Shares of 7, 7, 6, 6, 6, 6, 6, 6 in two passes, against all at once."""
-    overrides = [
-        *TINY, "size.workers=50", "size.minibatch=4", "model.head=16", "model.head_layers=1",
-        "trainer.workers_per_pass=4",
-    ]  # fmt: skip
-    config = {key: value for key, value in compose(*overrides).items() if key != "fresh"}
-    for number in (1, 8):
-        fit_in_forks(config, tmp_path / str(number), number)
+    config = compose(
+        *TINY, "size.workers=50", "size.minibatch=2", "model.head=16", "model.head_layers=1", "data.labels=4",
+        "evaluation.labels_per_minibatch=1", "trainer.workers_per_pass=4", "size.steps=1",
+    )  # fmt: skip
+    trained(config, tmp_path / "1")
+    fit_in_forks(config, tmp_path / "8", 8)
     assert_close(final_state(tmp_path / "8"), final_state(tmp_path / "1"), 3e-6)
 
 
 def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path):
     folder = f"folder={tmp_path}/run"
-    assert train_in_forks(compose(*TINY, folder), 2)[0] == [0, 0]
-    statuses, out, _ = train_in_forks(compose(*TINY, folder), 2)
-    assert statuses == [0, 0]
-    assert out.count("This run is finished") == 1
+    for words in ("", "This run is finished"):
+        statuses, out, err = train_in_forks(compose(*TINY, folder), 2)
+        assert statuses == [0, 0], err
+        assert out.count("validation top-1") == 1
+        assert words in out
     statuses, _, err = train_in_forks(compose(*TINY, folder, "optim.clip_norm=1"), 2)
     assert statuses == [2, 2]
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "it differs in optim.clip_norm." in line
 
 
-def wait_for_another(world):
+def wait_for_another():
     screen.SILENCE = 0.2
     with ranks.Stop().listening(), launch.connected(World(0, 0, 2, 1, 0, "srun"), gpu=False):
         raise AssertionError("there is no other rank")
 
 
-def test_a_rank_that_waits_for_others_says_so_and_hears_that_it_is_to_stop(tmp_path):
+def test_a_rank_that_waits_for_others_says_so_and_hears_that_it_is_to_stop():
     """As in a shell of `srun --ntasks=2 --pty`, where the other task has ended."""
-    err, environment = tmp_path / "err", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    process = FORKS.Process(target=rank_main, args=(wait_for_another, (), ALONE, environment, tmp_path / "out", err))
-    process.start()
-    while not err.exists() or "waiting for" not in err.read_text():
-        assert process.exitcode is None, err.read_text()
+    process = Forked(as_rank, wait_for_another, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+    while "waiting for" not in process.text("err"):
+        assert process.process.is_alive(), process.text("err")
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
-    process.join()
-    assert "waiting for 1 other ranks that srun started (alone, in a shell of srun:" in err.read_text()
-    assert process.exitcode == 75
-    assert "SIGTERM: stopped while waiting for other ranks; nothing was trained" in err.read_text()
+    process.signal(signal.SIGTERM)
+    assert process.ended() == -signal.SIGTERM
+    assert "waiting for 1 other ranks that srun started (alone, in a shell of srun:" in process.text("err")
 
 
 def come_and_go(world):

@@ -4,12 +4,9 @@ import pytest
 import torch
 
 from batch_renorm.running.arithmetic import Arithmetic, check_ranks, choose_arithmetic, entries
-from batch_renorm.running.build import build
-from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, prepare_folder
-from batch_renorm.running.progress import in_words
 from tests.conftest import TINY
 from tests.running.checkpoint_files import assert_close, final_state
+from tests.running.forked import trained
 
 CPU = torch.device("cpu")
 
@@ -39,23 +36,20 @@ def test_options_change_no_name_and_the_result_by_rounding_at_most(compose, tmp_
             self, "_compiled_call_impl", torch.compile(self._call_impl, backend="eager", **options)
         ),
     )
-    states = []
-    for name, options in (("plain", []), ("option", [f"trainer.{option}"])):
-        config = {k: v for k, v in compose(*TINY, *options).items() if k != "fresh"}
-        folder = Folder(tmp_path / name)
-        prepare_folder(folder, config)
-        try:
-            fit(build(config), folder, None)
-        finally:
-            torch.use_deterministic_algorithms(False)
-        states.append(final_state(tmp_path / name))
-        key, _, value = option.partition("=")
-        if options:
-            assert str(folder.record()["arithmetic"][key]).lower() == value
-    assert all(value.dtype == states[0][name].dtype for name, value in states[1].items())
-    assert_close(*states, tolerance)
+    small = [*TINY, "data.labels=24", "model.head=32"]
+    try:
+        folders = (
+            trained(compose(*small), tmp_path / "a"),
+            trained(compose(*small, f"trainer.{option}"), tmp_path / "b"),
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    key, _, value = option.partition("=")
+    assert str(folders[1].record()["arithmetic"][key]).lower() == value
+    plain, other = (final_state(folder.path) for folder in folders)
+    assert_close(other, plain, tolerance)  # dtypes, too
     if option == "precision=bf16":
-        assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+        assert any(not torch.equal(value, other[name]) for name, value in plain.items())
 
 
 def test_a_gpu_without_bfloat16_says_so_and_computes_in_float32(made, monkeypatch):
@@ -63,11 +57,9 @@ def test_a_gpu_without_bfloat16_says_so_and_computes_in_float32(made, monkeypatc
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla V100")
     assert choose_arithmetic(made().machine, gpu, None).precision == 32
-    run = made()
-    began = {"precision": "bf16", "channels_last": True, "compile": False}
-    choice = choose_arithmetic(run.machine, gpu, began)
+    choice = choose_arithmetic(made().machine, gpu, {"precision": "bf16", "channels_last": True, "compile": False})
     assert choice.precision == 32
-    assert in_words(entries(choice, gpu)) == "float32, this GPU has no bfloat16, channels last"
+    assert entries(choice, gpu)["lacks"] == "bfloat16"
     with pytest.raises(ValueError, match=r"trainer.precision=bf16, but Tesla V100 has no bfloat16: say 32, or auto"):
         choose_arithmetic(made("trainer.precision=bf16").machine, gpu, None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
@@ -82,10 +74,6 @@ def test_ranks_that_would_compute_differently_are_refused():
 
 
 def test_cuda_graphs_of_several_passes_are_refused(compose, tmp_path):
-    config = compose(*TINY, "trainer.compile=reduce-overhead", "trainer.workers_per_pass=1")
-    config = {k: v for k, v in config.items() if k != "fresh"}
-    folder = Folder(tmp_path)
-    prepare_folder(folder, config)
     words = "trainer.compile=reduce-overhead records CUDA graphs, which take one pass a step, and this run makes 2"
     with pytest.raises(ValueError, match=words):
-        fit(build(config), folder, None)
+        trained(compose(*TINY, "trainer.compile=reduce-overhead", "trainer.workers_per_pass=1"), tmp_path)

@@ -28,10 +28,6 @@ def test_the_data_set_is_in_the_runs_place_group_and_tags(compose, options, data
     assert {dataset, config["scale"], "iid_renorm"} <= set(tags_of(config))
 
 
-def test_a_folder_is_named_by_its_last_part():
-    assert dataset_of({"_target_": "batch_renorm.data.images.Images", "root": "~/cars"}) == "cars"
-
-
 @pytest.mark.parametrize(
     ("labels", "dataset"), [(50, "cars-50"), ("lists/fast ones.txt", "cars-fast_ones"), (None, "cars")]
 )

@@ -1,5 +1,7 @@
 """A killed run, run again, ends as if nothing had happened: bit-equal weights and the same curve."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,29 +9,23 @@ import torch
 from batch_renorm.errors import UserError
 from batch_renorm.running.checkpoints import checkpoints
 from batch_renorm.running.folder import Folder, check_data, differences, move_aside, prepare_folder
-from tests.running.checkpoint_files import curve, final_state
+from tests.running.checkpoint_files import assert_bit_equal, curve, final_state
 
-LONG = ["size.steps=40", "size.evaluate_every=8"]
-
-
-def assert_bit_equal(left, right):
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
+LONG = ["size.steps=20", "size.evaluate_every=4"]
 
 
 @pytest.mark.slow
-def test_other_passes_and_loader_processes_resume_the_same_run(train_command, tmp_path):
-    """Contract 1 across loader processes, contract 2 across passes, from a checkpoint on."""
+def test_other_loader_processes_resume_the_same_run(train_command, tmp_path):
+    """Contract 1 across loader processes, from the newest checkpoint that is not damaged."""
     train_command(*LONG, folder="whole")
-    train_command(*LONG, folder="other", **{"check": True})
+    shutil.copytree(tmp_path / "whole", tmp_path / "other")
     newest = checkpoints(tmp_path / "other")[0]
     newest.write_bytes(newest.read_bytes()[:-1000])  # as a full disk or a torn copy leaves it
     record = tmp_path / "other/run.json"
     record.write_text(record.read_text().replace('"finished"', '"running"'))
     again = train_command(*LONG, "trainer.loader_processes=2", folder="other")
     assert f"{newest} is damaged: falling back to" in " ".join(again.stderr.split())
-    assert "resuming at step 32" in again.stderr
+    assert "resuming at step 16" in again.stderr
     assert_bit_equal(final_state(tmp_path / "other"), final_state(tmp_path / "whole"))
     assert curve(tmp_path / "other") == curve(tmp_path / "whole")
 
@@ -68,10 +64,9 @@ def test_move_aside_never_overwrites(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.old", "run.old2", "run.old3"]
 
 
-@pytest.mark.parametrize("rate", ["1e30"])
-def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(train_command, tmp_path, rate):
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(train_command, tmp_path):
     """The rate turns bad after the first checkpoint (a factor from step 4 on)."""
-    bad = ["size.steps=12", "size.evaluate_every=4", f"optim.lr_decay={rate}", "optim.lr_decay_steps=5"]
+    bad = ["size.steps=12", "size.evaluate_every=4", "optim.lr_decay=1e30", "optim.lr_decay_steps=5"]
     done = train_command(*bad, check=False)
     assert done.returncode == 2
     assert "The layer with the largest moving statistics is '" in done.stderr

@@ -2,7 +2,7 @@
 
 import random
 import shlex
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ from batch_renorm.running import cli
 from batch_renorm.running.checkpoints import choose_checkpoint, load_weights, newest_readable
 from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
 from batch_renorm.running.loggers import rewind
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY, Forked, script
 from tests.data.test_fuzz import HARMS, harmed
 from tests.test_durable import in_use_by_another
 
@@ -48,41 +48,29 @@ def refusal(folder, fresh):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_is_refused_while_the_first_trains(tmp_path):
+def test_the_same_command_again_is_refused_while_the_first_trains(train_command, tmp_path):
     """And fresh=true moves nothing: the first run ends as if nobody had come."""
-    command = [
-        sys.executable,
-        "train.py",
-        *TINY,
-        "size.steps=100000",
-        "size.evaluate_every=100000",
-        f"folder={tmp_path}/run",
-    ]
-    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while "loss" not in (
-        text := (tmp_path / "run/curve.csv").read_text() if (tmp_path / "run/curve.csv").exists() else ""
-    ):
-        assert first.poll() is None, first.stderr.read()
+    long = ["size.steps=100000", "size.evaluate_every=100000"]
+    first = Forked(script, "train.py", *TINY, *long, f"folder={tmp_path}/run")
+    while not curve.read_rows(tmp_path / "run/curve.csv"):
+        assert first.process.is_alive(), first.text("err")
         time.sleep(0.05)
     for more in ([], ["fresh=true"]):
-        second = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+        second = train_command(*long, *more, check=False)
         assert second.returncode == 2
-        _, line = second.stderr.strip().splitlines()  # the first says that it is loading torch
-        assert line.startswith(f"error: the run folder {tmp_path}/run is in use by process {first.pid} on ")
-    first.kill()
-    first.wait()
+        line = f"error: the run folder {tmp_path}/run is in use by process {first.process.pid} on "
+        assert second.stderr.startswith(line)
+    first.signal(signal.SIGKILL)
+    first.ended()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     rows = [row[:2] for row in curve.read_rows(tmp_path / "run/curve.csv")]
-    assert len(rows) == len(set(rows)) >= text.count("loss")
+    assert len(rows) == len(set(rows)) > 0
 
 
-def test_a_run_in_use_is_not_moved_also_where_it_is_below(folder):
+def test_a_run_in_use_is_not_moved(folder):
     with in_use_by_another(folder.path) as process:
-        assert f"is in use by process {process.pid}" in refusal(folder, fresh=False)
-        assert f"is in use by process {process.pid}" in refusal(folder, fresh=True)
-    (folder.path / "wandb/inner").mkdir(parents=True)
-    with in_use_by_another(folder.path / "wandb/inner"):
-        assert "fresh=true moves only what is not in use" in refusal(folder, fresh=True)
+        for fresh in (False, True):
+            assert f"is in use by process {process.pid}" in refusal(folder, fresh)
     with claimed(folder, fresh=True):
         assert [path.name for path in folder.path.iterdir()] == [durable.LOCK]
     moved = folder.path.with_name("run.old")
@@ -99,11 +87,9 @@ def test_fresh_moves_nothing_that_is_not_a_run(tmp_path, files):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_fresh_takes_an_empty_folder_or_that_of_a_failed_start(tmp_path):
+def test_fresh_takes_the_folder_of_a_failed_start(tmp_path):
     run = Folder(tmp_path / "run")
     run.path.mkdir()
-    with claimed(run, fresh=True):
-        pass
     for name in ("slurm.csv", "to-be-moved-aside-by-job-1", durable.LOCK):
         (run.path / name).touch()
     with claimed(run, fresh=True):
@@ -111,20 +97,20 @@ def test_fresh_takes_an_empty_folder_or_that_of_a_failed_start(tmp_path):
 
 
 @pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"{", b"[]", b"\xff\xfe"])
-def test_a_power_cut_strands_no_checkpoint(folder, left):
+def test_a_damaged_file_is_named_and_without_it_the_run_goes_on_from_its_checkpoint(folder, left):
     place = folder.path / "checkpoints"
     place.mkdir()
     torch.save({"config": CONFIG, "state_dict": {}}, place / "step00000001.ckpt")
     for path in (folder.config, folder.record_file):
         path.write_bytes(left)
-    remarks = prepare_folder(folder, CONFIG)
-    assert [remark.partition(" is damaged")[0] for remark in remarks] == [str(folder.config), str(folder.record_file)]
+        with pytest.raises(ValueError, match=f"{path} is damaged: delete it, and the same train.py command makes it"):
+            prepare_folder(folder, CONFIG)
+        path.unlink()
+    prepare_folder(folder, CONFIG)
     assert choose_checkpoint(folder, CONFIG, torch.nn.Identity()) == (place / "step00000001.ckpt", [])
     assert yaml.safe_load(folder.config.read_text()) == CONFIG
     assert folder.record()["wall_seconds"] == 0
-    for path in (folder.config, folder.record_file):
-        path.write_bytes(left)
-        path.with_name(path.name + ".damaged").unlink()
+    folder.config.unlink()
     prepare_folder(folder, CONFIG | {"seed": 1})
     with pytest.raises(ValueError, match="is the checkpoint of another config; it differs in seed"):
         choose_checkpoint(folder, CONFIG | {"seed": 1}, torch.nn.Identity())
@@ -158,26 +144,25 @@ def test_harmed_checkpoints_load_as_they_were_or_not_at_all(tmp_path):
 
 
 def test_a_checkpoint_of_other_weights_is_named_with_what_differs(tmp_path):
-    path = tmp_path / "step00000001.ckpt"
-    torch.save({"state_dict": torch.nn.Linear(2, 3).state_dict()}, path)
-    wrong = rf"{path} is not a checkpoint of this run: weight has the shape .3,.* instead of .4,.* .and 1 other diff"
-    with pytest.raises(ValueError, match=wrong):
-        load_weights(torch.nn.Linear(2, 4), path)
-    torch.save({"weights": 1}, path)
-    with pytest.raises(ValueError, match="is not a checkpoint of this run: it lacks 'state_dict'"):
-        load_weights(torch.nn.Linear(2, 4), path)
-    with pytest.raises(ValueError, match="there is no checkpoint"):
-        load_weights(torch.nn.Linear(2, 4), tmp_path / "none")
-
-
-def test_a_run_does_not_go_on_with_another_network(folder):
-    """As after an update that names a network's layers otherwise: the config is the same."""
-    path = folder.path / "checkpoints" / "step00000001.ckpt"
+    """A run does not go on from it, as after an update that names layers otherwise, while the config is the same."""
+    path, network = tmp_path / "checkpoints/step00000001.ckpt", torch.nn.Linear(2, 4)
     path.parent.mkdir()
-    torch.save({"config": CONFIG, "state_dict": {"old.weight": torch.zeros(4, 2), "bias": torch.zeros(4)}}, path)
-    wrong = rf"{path} is not a checkpoint of this run's network: it lacks weight .and 1 other.*commit.*fresh=true"
-    with pytest.raises(ValueError, match=wrong):
-        choose_checkpoint(folder, CONFIG, torch.nn.Linear(2, 4))
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        load_weights(network, path)
+    other = {"old.weight": torch.zeros(4, 2), "bias": torch.zeros(4)}
+    for held, how in (
+        (
+            {"state_dict": torch.nn.Linear(2, 3).state_dict()},
+            r"weight has the shape .3,.* instead of .4,.* .and 1 other",
+        ),
+        ({"config": CONFIG, "state_dict": other}, "it lacks weight .and 1 other differences."),
+        ({"weights": 1}, "it lacks 'state_dict'"),
+    ):
+        torch.save(held, path)
+        with pytest.raises(ValueError, match=f"{path} is not a checkpoint of this run: {how}"):
+            load_weights(network, path)
+        with pytest.raises(ValueError, match=f"{path} is not a checkpoint of this run's network: {how}.*fresh=true"):
+            choose_checkpoint(Folder(tmp_path), CONFIG, network)
 
 
 NASTY = [
@@ -198,11 +183,8 @@ def test_paths_are_taken_as_people_write_them():
     for _ in range(200):
         value = "/" + "".join(chance.choice("ab/ ,=()[]{}'\"~!#$%&:;<>?@^`|äß") for _ in range(8))
         assert read_back(cli.as_hydra_reads([f"data.root={value}"])) == [value], value
-    assert cli.as_hydra_reads(["data.root='/a b'", 'folder="/a=b"', "seed=3"]) == [
-        "data.root='/a b'",
-        'folder="/a=b"',
-        "seed=3",
-    ]
+    read = ["data.root='/a b'", 'folder="/a=b"', "seed=3"]
+    assert cli.as_hydra_reads(read) == read
     assert cli.as_hydra_reads(["-m", "data.root=/a,/b"])[1] == "data.root=/a,/b"  # two jobs
 
 
@@ -266,19 +248,7 @@ def test_every_job_of_a_sweep_has_a_place_of_its_own(monkeypatch, tmp_path, argu
     assert places == [place if place.startswith("x/") else f"runs/glyphs/{place}" for place in expected]
 
 
-def test_one_place_for_several_jobs_is_refused_before_the_first():
-    for arguments, cure in (
-        (["-m", "ramp.rmax=3,5", "folder=x"], r"differ in ramp.rmax: write \$\{swept:\} in it"),
-        (["-m", "seed=0,1", "ramp.rmax=3,5", "folder=x/${seed}"], r"differ in ramp.rmax: write \$\{swept:\}"),
-        (["-m", "seed=0,1", "folder=x"], r"differ in seed: write \$\{seed\} in it"),
-    ):
-        with pytest.raises(ValueError, match=cure):
-            cli.as_hydra_reads(arguments)
-    cli.as_hydra_reads(["-m", "ramp.rmax=3,5", "folder=x/${ramp.rmax}"])
-
-
 def test_long_sweeps_have_names_that_a_file_system_takes(monkeypatch, tmp_path):
-    value = "[" + ",".join(str(number / 7) for number in range(40)) + "]"
-    places = places_of(monkeypatch, tmp_path, "-m", f"data.contrast={value},[0,1]")
-    assert len(set(places)) == 2
-    assert all(len(part) < 200 for place in places for part in Path(place).parts)
+    value = [number / 7 for number in range(40)]
+    places = set(places_of(monkeypatch, tmp_path, "-m", f"data.contrast={value},[0,1]".replace(" ", "")))
+    assert [max(map(len, Path(place).parts)) < 200 for place in places] == [True, True]

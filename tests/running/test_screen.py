@@ -2,15 +2,17 @@
 
 import os
 import re
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from batch_renorm.running import progress, screen
+from batch_renorm.running import screen
 from batch_renorm.running.progress import Progress
 from batch_renorm.running.screen import duration, wrapped
+from tests.conftest import ROOT, TINY
 
 
 def test_time_left_is_at_the_mean_speed_with_evaluations():
@@ -20,17 +22,6 @@ def test_time_left_is_at_the_mean_speed_with_evaluations():
     shown.begin = (1, 60.0)
     assert shown.seconds_left(1, 60.0) is None
     assert shown.seconds_left(11, 60 + 10 * 0.5 + 100) == pytest.approx(89 * 10.5)
-
-
-def test_a_long_evaluation_says_how_far_it_is(monkeypatch, capfd):
-    times = iter(range(0, 1000, 25))
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
-    batches = Progress(SimpleNamespace(), talkative=True).watch(range(6), 6)
-    assert list(batches) == [0, 1, 2, 3, 4, 5]
-    lines = [line.partition("  ")[2] for line in capfd.readouterr().err.splitlines()]
-    assert lines == ["evaluating, batch 2 of 6, 2 min left", "evaluating, batch 4 of 6, 1 min left"]
-    assert list(Progress(SimpleNamespace(), talkative=False).watch(range(6), 6)) == [0, 1, 2, 3, 4, 5]
-    assert capfd.readouterr().err == ""
 
 
 def test_what_is_waited_for_is_said(monkeypatch, capfd):
@@ -69,23 +60,35 @@ def test_lines_break_between_words_and_a_path_stays_whole(monkeypatch):
     assert all(line.startswith("  ") for line in text.splitlines())
 
 
-def test_a_log_file_has_a_line_with_its_time_for_the_first_step_and_every_evaluation(train_command):
-    done = train_command("size.steps=6", "size.evaluate_every=3")
+def test_a_log_file_has_a_line_for_the_first_step_and_every_evaluation_and_a_result_needs_no_torch(
+    train_command, tmp_path
+):
+    options = ["size.steps=6", "size.evaluate_every=3"]
+    done = train_command(*options)
     lines = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)$", done.stderr, re.MULTILINE)
     assert [re.match(r"step (\d) of 6, (val|loss)", line).groups() for line in lines] == [
         ("1", "loss"), ("3", "val"), ("6", "val"),
     ]  # fmt: skip
-    assert not re.search(r"[|\r]", done.stderr)  # no bar
+    assert "\r" not in done.stderr
     assert "left" not in lines[0]
     assert lines[1].endswith("left")
     assert not lines[2].endswith("left")
     assert all(len(line) <= 80 for line in done.stderr.splitlines() if "folder" not in line and "/" not in line)
     assert done.stdout.startswith("validation top-1 ")
-
-
-def test_a_finished_run_tells_its_result_without_loading_torch(train_command, tmp_path):
-    first = train_command()
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was loaded')")
-    again = train_command(env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})
-    assert again.stdout == "This run is finished; fresh=true repeats it.\n" + first.stdout
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "train.py", *TINY, f"folder={tmp_path}/run", *options]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert again.stdout == "This run is finished; fresh=true repeats it.\n" + done.stdout
     assert again.stderr == ""
+
+
+def test_a_terminal_has_one_line_that_changes_and_one_for_each_evaluation(capfd):
+    latest, evaluation = {"loss": 1.0, "val_top1": 50.0}, SimpleNamespace(due=lambda step, steps: step == 2)
+    run = SimpleNamespace(size=SimpleNamespace(steps=2), evaluation=evaluation, training=SimpleNamespace(latest=latest))
+    shown = Progress(run, talkative=True)
+    shown.terminal = True
+    for step in (0, 1):
+        shown.on_train_batch_end(None, None, None, SimpleNamespace(last=True, step=step), 0)
+    first, second, rest = re.split(r"\r\x1b\[K|\n", capfd.readouterr().err)[1:]
+    assert (first, second, rest) == ("step 1 of 2, loss 1.000", "step 2 of 2, val 50.0%, loss 1.000", "")

@@ -5,7 +5,7 @@ An operation on tensors of two devices is an error, as on a GPU. Triton's kernel
 
 import importlib
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -134,48 +134,18 @@ def fake_cuda() -> Iterator[None]:
 
 @torch.no_grad()
 def backward(loss: Tensor) -> None:
-    """Do what loss.backward() does, node by node: autograd's own engine needs the real device."""
-    assert loss.grad_fn is not None
-    waiting: Counter[Any] = Counter()  # edges into a node that have not been visited yet
-    seen, stack = {loss.grad_fn}, [loss.grad_fn]
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is not None:
-                waiting[node] += 1
-                if node not in seen:
-                    seen.add(node)
-                    stack.append(node)
-    gradients: dict[Any, dict[int, Tensor]] = defaultdict(dict)
-    gradients[loss.grad_fn][0] = torch.ones_like(loss)
-    ready: list[Any] = [loss.grad_fn]
-    while ready:
-        node = ready.pop()
-        given = gradients.pop(node, {})
-        if hasattr(node, "variable"):
-            if given:
-                leaf = node.variable
-                leaf.grad = given[0] if leaf.grad is None else leaf.grad + given[0]
+    """Call the backward of each operation of this project, and give every parameter a gradient.
+
+    Autograd's own engine needs the real device; its other formulas are torch's.
+    """
+    seen: set[Any] = {None}
+    nodes: list[Any] = [loss.grad_fn]
+    while nodes:
+        if (node := nodes.pop()) in seen:
             continue
-        edges = node.next_functions
-        outputs = call(node, [given.get(i) for i in range(max(given) + 1)]) if given else [None] * len(edges)
-        for (following, number), gradient in zip(edges, outputs, strict=True):
-            if following is None:
-                continue
-            if gradient is not None:
-                wanted = following.variable if hasattr(following, "variable") else following._input_metadata[number]
-                gradient = gradient.sum_to_size(wanted.shape).to(wanted.dtype)  # of what was broadcast
-                sums = gradients[following]
-                sums[number] = gradient if number not in sums else sums[number] + gradient
-            waiting[following] -= 1
-            if not waiting[following]:
-                ready.append(following)
-
-
-def call(node: Any, outputs: list[Tensor | None]) -> list[Tensor | None]:
-    """The gradients for the edges of a node."""
-    if issubclass(type(node), BackwardCFunction):
-        outputs += [None] * (len(node._input_metadata) - len(outputs))
-        left = [t for t in node.apply(*outputs) if t is not None]  # it also returns entries for inputs without an edge
-        return [left.pop(0) if edge is not None else None for edge, _ in node.next_functions]
-    result = node(*outputs)
-    return list(result) if isinstance(result, tuple) else [result]
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        if hasattr(node, "variable"):
+            node.variable.grad = torch.empty_like(node.variable)
+        elif isinstance(node, BackwardCFunction):
+            node.apply(*[torch.empty(out.shape, dtype=out.dtype, device=CUDA) for out in node._input_metadata])

@@ -62,21 +62,22 @@ def by_batchnorm(model, source):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_batchnorm_is_as_far_as_torchs_own_layers_are(case, ranks, monkeypatch):
+    """The last rank of several gets the others' sums from the all-reduce."""
     model, source, minibatches = case
     set_limits(model, 1.0, 0.0)
-    expected = by_batchnorm(model, source)
-    parts = []
-    monkeypatch.setattr("torch.distributed.all_reduce", parts.append)
+    sums = []
+
+    def all_reduce(part):
+        sums.append(part.clone())
+        part.copy_(sum(sums))
+
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
     for rank in range(ranks):
-        found = activation_distances(model, source, minibatches, CPU, rank, ranks)
-    if ranks > 1:  # what the ranks would add up
-        differences, norms = sum(parts)
-        layers = (differences / norms).sqrt().tolist()
-    else:
-        assert list(found) == ["activation_distance", "activation_distance/0", "activation_distance/3"]
-        layers = [found["activation_distance/0"], found["activation_distance/3"]]
-        assert found["activation_distance"] == pytest.approx(np.mean(layers))
-    assert layers == pytest.approx(expected, rel=1e-4)
+        distances = activation_distances(model, source, minibatches, CPU, rank, ranks)
+    assert list(distances) == ["activation_distance", "activation_distance/0", "activation_distance/3"]
+    mean, *layers = distances.values()
+    assert mean == pytest.approx(np.mean(layers))
+    assert layers == pytest.approx(by_batchnorm(model, source), rel=1e-4)
 
 
 def test_batch_renorm_without_bounds_computes_the_same_in_training_and_inference(case):

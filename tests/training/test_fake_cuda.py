@@ -86,7 +86,6 @@ def test_a_step_of_inception_waits_for_nothing(run, rows):
         ]
         assert strays == []
         waits_of_step(run, 6990, [28])  # makes the optimiser's state, the list of tensors to average
-        assert waits_of_step(run, 7000, [28]) == []
         assert waits_of_step(run, 7001, [16, 12]) == []
         assert rows == []
         logged = waits_of_step(run, 7049, [28])

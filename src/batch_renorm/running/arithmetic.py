@@ -36,21 +36,17 @@ def choose_arithmetic(machine: Machine, device: torch.device, began_with: dict[s
     channels-last everywhere. Nothing is compiled by default: nobody has measured it on a GPU here, and
     on a CPU the compilation takes longer than a run of the embedded scale.
     """
-    began_with = dict(began_with or {})
-    if not has_bf16(device):
+    bf16 = has_bf16(device)
+    if machine.precision == "bf16" and not bf16:
         name = torch.cuda.get_device_name(device)
-        if machine.precision == "bf16":
-            raise UserError(f"trainer.precision=bf16, but {name} has no bfloat16: say 32, or auto")
-        began_with.pop("precision", None)
-    automatic = {
-        "precision": "bf16" if device.type == "cuda" and has_bf16(device) else 32,
-        "channels_last": True,
-        "compile": False,
-    }
-    choice = {
-        name: began_with.get(name, best) if getattr(machine, name) == "auto" else getattr(machine, name)
-        for name, best in automatic.items()
-    }
+        raise UserError(f"trainer.precision=bf16, but {name} has no bfloat16: say 32, or auto")
+    choice: dict[str, Any] = {"precision": "bf16" if device.type == "cuda" and bf16 else 32}
+    choice |= {"channels_last": True, "compile": False}
+    for name in choice:
+        if getattr(machine, name) != "auto":
+            choice[name] = getattr(machine, name)
+        elif began_with and (bf16 or name != "precision"):
+            choice[name] = began_with.get(name, choice[name])
     return Arithmetic(**choice, tf32=machine.tf32, deterministic=machine.deterministic)
 
 
@@ -72,14 +68,11 @@ def check_passes(arithmetic: Arithmetic, passes: int) -> None:
 
 def check_ranks(choices: Sequence[Arithmetic]) -> None:
     """Raise UserError if the ranks would compute differently, as GPUs with and without bfloat16 do."""
-    first = asdict(choices[0])
     for rank, choice in enumerate(choices):
-        for name, value in asdict(choice).items():
-            if value != first[name]:
-                raise UserError(
-                    f"rank 0 computes with trainer.{name}={first[name]}, rank {rank} with {value}: "
-                    f"say trainer.{name}=... for all ranks"
-                )
+        for (name, first), value in zip(asdict(choices[0]).items(), asdict(choice).values(), strict=True):
+            if value != first:
+                how = f"rank 0 computes with trainer.{name}={first}, rank {rank} with {value}"
+                raise UserError(f"{how}: say trainer.{name}=... for all ranks")
 
 
 def configure_torch(arithmetic: Arithmetic) -> None:

@@ -22,7 +22,7 @@ from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
 from batch_renorm.running.cli import DEBUG_IMAGES
 from batch_renorm.running.folder import read_config
 from batch_renorm.running.ranks import Stop
-from batch_renorm.running.schema import Config, Logging, Machine, Minibatch, Norm, Options, Size, read, target
+from batch_renorm.running.schema import Config, Logging, Machine, Minibatch, Options, Size, read, target
 from batch_renorm.training.evaluation import Evaluation
 from batch_renorm.training.module import Training
 from batch_renorm.training.optimizer import Optimization
@@ -54,24 +54,17 @@ class Run:
 
 
 def build(
-    config: Config,
-    stop: Stop | None = None,
-    device: torch.device = CPU,
-    began_with: dict[str, Any] | None = None,
+    config: Config, stop: Stop | None = None, device: torch.device = CPU, began_with: dict[str, Any] | None = None
 ) -> Run:
     """Make the run of a resolved config, with weights initialised from `seed`.
 
     Args:
         stop: receives signals; without it nothing stops the run early.
         device, began_with: what the arithmetic is chosen for, see `choose_arithmetic`.
-
-    Raises:
-        UserError: an unknown option, or an impossible value; the message names the option.
     """
     options = read(config)
-    stop = stop or Stop()
     minibatch, size = options.minibatch, options.size
-    arithmetic = choose_arithmetic(options.trainer, device, began_with)
+    arithmetic, stop = choose_arithmetic(options.trainer, device, began_with), stop or Stop()
     norm = norm_factory(config, options)
     pytorch_lightning.seed_everything(options.general.seed, verbose=False)
     source: Source = make("data", target(config["data"]), **on_this_node(options.arguments["data"]))
@@ -79,24 +72,15 @@ def build(
     network = {"classes": source.classes, "channels": source.channels, "norm": norm}
     model: nn.Module = make("model", target(config["model"]), **options.arguments["model"], **network)
     check_norms(model, minibatch.group)
-    optimization = Optimization(
-        **options.optimization, make=partial(target(config["optim"]), **options.arguments["optim"])
-    )
+    optimizer = partial(target(config["optim"]), **options.arguments["optim"])
+    optimization = Optimization(**options.optimization, make=optimizer)
     make("optim", optimization.optimizer, model)  # raises errors in the options now
+    batchnorm = options.norm is not None and options.norm.name == "batchnorm"
     training = Training(
-        model,
-        source,
-        options.loss,
-        optimization,
-        ramp=None if options.norm and options.norm.name == "batchnorm" else options.ramp.ramp,
-        average_decay=options.average.decay,
-        examples=size.workers * minibatch.size,
-        log_every=options.trainer.log_every,
-        vote=stop,
-        bf16=arithmetic.precision == "bf16",
-        channels_last=arithmetic.channels_last,
-        compile=arithmetic.compile,
-    )
+        model, source, options.loss, optimization, None if batchnorm else options.ramp.ramp, options.average.decay,
+        examples=size.workers * minibatch.size, log_every=options.trainer.log_every, vote=stop,
+        bf16=arithmetic.precision == "bf16", channels_last=arithmetic.channels_last, compile=arithmetic.compile,
+    )  # fmt: skip
     evaluation = Evaluation(
         **options.arguments["evaluation"],
         trained=minibatch.composition,
@@ -104,28 +88,16 @@ def build(
         most=DEBUG_IMAGES if options.general.debug else None,
     )
     evaluation.measurements(source)  # raises errors now, not at the first evaluation
+    draws = regime(source.labels("train"), minibatch.size, size.workers, minibatch.images_per_label)
+    machine, logging = options.trainer, options.logging
     return Run(
-        config,
-        options.general.seed,
-        size,
-        options.trainer,
-        options.logging,
-        evaluation,
-        source,
-        minibatch,
-        regime(source.labels("train"), minibatch.size, size.workers, minibatch.images_per_label),
-        training,
-        arithmetic,
-        stop,
-    )
+        config, options.general.seed, size, machine, logging, evaluation, source, minibatch, draws, training,
+        arithmetic, stop,
+    )  # fmt: skip
 
 
 def make(section: str, constructor: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
-    """Call the constructor of a section.
-
-    Raises:
-        UserError: it raises ValueError: its arguments are options of the user.
-    """
+    """Call the constructor of a section. Its ValueError is a UserError: the arguments are options of the user."""
     try:
         return constructor(*arguments, **options)
     except UserError:
@@ -143,16 +115,14 @@ def load_run(folder: Path) -> Run:
 
 
 def norm_factory(config: Config, options: Options) -> partial[Any]:
-    """The function that makes a norm layer for a number of channels.
-
-    Raises:
-        UserError: a norm with a `_target_` does not take its options, or sees the minibatch and is no BatchRenorm.
-    """
-    group = options.minibatch.group
-    if options.norm is not None:
-        return batch_renorm(options.norm, group)
-    factory = target(config["norm"])
-    arguments = options.arguments["norm"]
+    """The function that makes a norm layer for a number of channels; gamma is fixed at 1 (section 4)."""
+    norm, group = options.norm, options.minibatch.group
+    if norm is not None:
+        return partial(
+            BatchRenorm2d, eps=norm.eps, momentum=norm.alpha, averages=norm.averages,
+            group_size=group, scale=False, rmax=1.0, dmax=0.0,
+        )  # fmt: skip
+    factory, arguments = target(config["norm"]), options.arguments["norm"]
     if "group_size" in inspect.signature(factory).parameters:
         arguments = arguments | {"group_size": group}
     layer: nn.Module = make("norm", factory, channels=CHANNELS, **arguments)
@@ -167,22 +137,13 @@ NO_GROUPS = (
 )
 
 
-def batch_renorm(norm: Norm, group: int) -> partial[BatchRenorm2d]:
-    """A factory of norm layers; gamma is fixed at 1 in every experiment (section 4)."""
-    return partial(
-        BatchRenorm2d, eps=norm.eps, momentum=norm.alpha, averages=norm.averages,
-        group_size=group, scale=False, rmax=1.0, dmax=0.0,
-    )  # fmt: skip
-
-
 def sees_the_minibatch(layer: nn.Module) -> bool:
     """Whether a layer's output for an image depends on other images of its pass, or of earlier ones.
 
     Tries one image with two neighbours, in training and then in evaluation. BatchRenorm layers keep to their groups.
     """
-    modules = list(layer.modules())
-    if any(map(normalises_passes, modules)) or any(isinstance(module, BatchRenorm) for module in modules):
-        return any(map(normalises_passes, modules))
+    if has_layers(layer):
+        return False
     image, *neighbours = torch.randn(3, 2, CHANNELS, 5, 5)
     outputs = []
     for neighbour in neighbours:

@@ -7,7 +7,9 @@ import copy
 import ctypes
 import gc
 import os
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +59,6 @@ def memory_of(run: Run, world: World, device: torch.device, record: dict[str, An
     """The sizes that fit the device; a resumed run on the same hardware takes the pass from its `record` (run.json).
 
     The evaluation's batch changes no metric. On a GPU it is at most a pass, which needs more memory.
-
-    Raises:
-        UserError: not even one worker's minibatch fits.
     """
     share = len(split_evenly(range(run.size.workers), world.ranks)[0])
     asked, known, gpu = run.machine.workers_per_pass, record.get("memory", {}), device.type == "cuda"
@@ -72,19 +71,16 @@ def memory_of(run: Run, world: World, device: torch.device, record: dict[str, An
         workers = known["workers_per_pass"]
     else:
         workers = share
-        while workers and not (fits(run, workers, device) if gpu else workers <= most_on_cpu(run, world)):
+        while workers and not (fits if gpu else fits_free_memory)(run, workers, device, world):
             workers //= 2
         workers = min(gather(workers, world))
     if not workers:
-        raise UserError(
-            f"one worker's minibatch ({run.minibatch.size} images) does not fit the memory of {name}: "
-            "use a device with more"
-        )
+        raise UserError(f"one worker's minibatch ({run.minibatch.size} images) does not fit the memory of {name}")
     batch = run.evaluation.batch_size
     return Memory(workers, because, min(batch, workers * run.minibatch.size) if gpu else batch)
 
 
-def fits(run: Run, workers: int, device: torch.device) -> bool:
+def fits(run: Run, workers: int, device: torch.device, world: World) -> bool:
     """Whether forward and backward for some workers leave some of the GPU's memory free.
 
     It works on copies, frees them, and changes no random stream.
@@ -108,78 +104,61 @@ def fits(run: Run, workers: int, device: torch.device) -> bool:
         torch.cuda.empty_cache()
 
 
-def most_on_cpu(run: Run, world: World) -> int:
-    """Workers in half the free memory, at least one; without memory the system kills the process."""
-    worker = 4 * ACTIVATIONS * run.minibatch.size * run.source.channels * run.source.size**2
-    free = free_memory()
-    return run.size.workers if free is None else max(1, int(FOR_PASSES * free / world.devices / worker))
+def fits_free_memory(run: Run, workers: int, device: torch.device, world: World) -> bool:
+    """Whether some workers take at most half the free memory; one always does, since there is nothing smaller."""
+    numbers = workers * run.minibatch.size * run.source.channels * run.source.size**2
+    return workers == 1 or 4 * ACTIVATIONS * numbers * world.devices <= FOR_PASSES * free_memory()
 
 
 def loading_of(run: Run, world: World, device: torch.device, images: int) -> Loading:
     """The loader processes of this rank, by its cores and the shared memory, in which they pass images on.
 
-    Args:
-        images: images of the largest pass, plus those that an evaluation requests from a process at once.
-
-    Raises:
-        UserError: far more processes than cores, or more than shared memory holds: they would die in a run.
+    `images` are those of the largest pass, and those that an evaluation requests from a process at once. Far more
+    processes than cores, or than shared memory holds, are a UserError: they would die in a run.
     """
     asked, have = run.machine.loader_processes, cores(world)
     needed = run.source.image_bytes * images * PREFETCHED * world.devices  # bytes for one process of each rank
-    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else None
-    if asked != "auto":
-        if asked > max(MOST_PROCESSES, 8 * have):
-            raise UserError(f"trainer.loader_processes={asked} for the {have:.3g} cores of a rank: say auto, or fewer")
-        if free is not None and asked * needed > free:
-            raise UserError(
-                f"{asked} loader processes of {world.devices} ranks need {asked * needed / 1e9:.1f} GB of "
-                f"{SHARED_MEMORY}, {free / 1e9:.1f} GB are free: give it more (docker run --shm-size="
-                f"{asked * needed // 10**9 + 1}g), or lower trainer.loader_processes or trainer.workers_per_pass"
-            )
-        return Loading(asked, "trainer.loader_processes")
-    if not run.source.needs_loader_processes:
-        return Loading(0, "the device makes the images")
-    least, most = (0, 1) if device.type == "cpu" else (1, MOST_PROCESSES)  # on a CPU the network uses all cores
-    processes = min(most, max(least, int(have) - 1))
-    if free is not None and (fit := int(0.8 * free / needed)) < processes:
-        return Loading(fit, f"{SHARED_MEMORY} holds no more than {fit}: give it more (docker run --shm-size)")
-    return Loading(processes, f"{have:.3g} cores of this rank")
+    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else float("inf")
+    if asked == "auto":
+        if not run.source.needs_loader_processes:
+            return Loading(0, "the device makes the images")
+        least, most = (0, 1) if device.type == "cpu" else (1, MOST_PROCESSES)  # on a CPU the network uses all cores
+        processes = min(most, max(least, int(have) - 1))
+        if 0.8 * free < processes * needed:
+            fit = int(0.8 * free / needed)
+            return Loading(fit, f"{SHARED_MEMORY} holds no more than {fit}: give it more (docker run --shm-size)")
+        return Loading(processes, f"{have:.3g} cores of this rank")
+    if asked > max(MOST_PROCESSES, 8 * have):
+        raise UserError(f"trainer.loader_processes={asked} for the {have:.3g} cores of a rank: say auto, or fewer")
+    if asked * needed > free:
+        raise UserError(
+            f"{asked} loader processes of {world.devices} ranks need {asked * needed / 1e9:.1f} GB of {SHARED_MEMORY}, "
+            f"{free / 1e9:.1f} GB are free: give it more (docker run --shm-size={asked * needed // 10**9 + 1}g), or "
+            "lower trainer.loader_processes or trainer.workers_per_pass"
+        )
+    return Loading(asked, "trainer.loader_processes")
 
 
 def cores(world: World) -> float:
     """CPU cores of this rank. srun binds a rank to its own; torchrun's and plain python's ranks share the machine's."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
-    sharing = 1 if world.launcher == "srun" else world.devices
-    return min(mine / sharing, quota() / world.devices)
+    return mine if world.launcher == "srun" else mine / world.devices
 
 
-def quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """Cores that the control group may use at once; infinite without a limit."""
-    try:
-        most, period = map(float, file.read_text().split())
-        return most / period
-    except (OSError, ValueError):  # "max" means no limit
-        return float("inf")
-
-
-def free_memory() -> int | None:
-    """Bytes of free memory, from /proc/meminfo and the control group; None if unknown."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    group = Path("/sys/fs/cgroup")
-    try:
-        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # "max" means no limit
-        return free
+def free_memory() -> float:
+    """Bytes of free memory, from /proc/meminfo and the control group; infinite if unknown."""
+    group, free = Path("/sys/fs/cgroup"), float("inf")
+    with suppress(OSError, TypeError):
+        free = int(re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
+    with suppress(OSError, ValueError):  # "max" means no limit
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
 
 
 def room_for_images(world: World) -> int | None:
     """Bytes of this rank's memory that evaluation's images may take; None if the free memory is unknown."""
     free = free_memory()
-    return None if free is None else int(FOR_KEPT_IMAGES * free / world.devices)
+    return None if free == float("inf") else int(FOR_KEPT_IMAGES * free / world.devices)
 
 
 def keep_freed_memory() -> bool:

@@ -7,6 +7,7 @@ moved folder loses its best, and leaves what a kill interrupts; its writer does 
 import io
 import zipfile
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from batch_renorm import durable
 from batch_renorm.errors import UserError
+from batch_renorm.records.curve import read_rows
 from batch_renorm.running.build import Config, Run, load_run
 from batch_renorm.running.folder import Folder, differences, room_for
 
@@ -25,17 +27,13 @@ KEPT = 2
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's file format, written durably: a temporary file, fsync, a rename, fsync of the folder.
-
-    Raises:
-        DiskFullError: the file does not fit on the disk; nothing of it is left, and earlier files are unchanged.
-    """
+    """Lightning's file format, written durably; on a full disk a DiskFullError, and nothing of the file is left."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
-        content = io.BytesIO()  # its size tells how much space is missing on a full disk
+        content = io.BytesIO()  # torch's own writer hides the error of a full disk
         torch.save(checkpoint, content)
-        with room_for(path, content.getbuffer().nbytes):
+        with room_for(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with durable.whole(path) as temporary:
                 temporary.write_bytes(content.getbuffer())
@@ -48,27 +46,22 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint that loads, and newer damaged ones."""
-    damaged: list[Path] = []
-    for path in checkpoints(folder):
-        if readable(path):
-            return path, damaged
-        damaged.append(path)
-    return None, damaged
+    damaged = list(takewhile(lambda path: not readable(path), checkpoints(folder)))
+    return next(iter(checkpoints(folder)[len(damaged) :]), None), damaged
 
 
 def choose_checkpoint(folder: Folder, config: Config, training: LightningModule) -> tuple[Path | None, list[Path]]:
     """The checkpoint to continue from, and newer damaged ones, which are renamed to `.damaged`.
 
     Raises:
-        UserError: the checkpoint belongs to another config or network; the message names the differences.
+        UserError: the checkpoint belongs to another config or network.
     """
     for rest in (folder.path / "checkpoints").glob("*.part"):  # left by a start that was killed while writing
         rest.unlink()
     path, damaged = newest_readable(folder.path)
     if path is not None:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        known = held.get("config") if isinstance(held, dict) else None
-        if differing := differences(known, config) if isinstance(known, dict) else []:
+        if differing := differences(held["config"], config) if "config" in held else []:
             raise UserError(
                 f"{path} is the checkpoint of another config; it differs in {', '.join(differing)}. Move it away, or "
                 "add fresh=true to move the whole run aside"
@@ -87,36 +80,28 @@ def readable(path: Path) -> bool:
     """Whether a checkpoint loads and its checksums are right: torch's files are zip archives with checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return False
+            intact = archive.testzip() is None
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return True
     except Exception:  # a damaged file may raise anything in its readers
         return False
+    return intact
 
 
 def how_it_differs(training: LightningModule, held: Any) -> str:
     """How a checkpoint's weights differ from the network's, in a few words; nothing if they fit."""
-    state, expected = held.get("state_dict") if isinstance(held, dict) else None, training.state_dict()
-    if not isinstance(state, dict):
+    if not isinstance(held, dict) or "state_dict" not in held:
         return "it lacks 'state_dict'"
-    unlike = [f"it lacks {name}" for name in expected if name not in state]
-    unlike += [f"it has {name}" for name in state if name not in expected]
-    unlike += [
-        f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    more = f" (and {len(unlike) - 1} other differences)" if len(unlike) > 1 else ""
-    return unlike[0] + more if unlike else ""
+    states = (training.state_dict(), held["state_dict"])
+    expected, shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in states)
+    name, *others = [name for name in expected | shapes if expected.get(name) != shapes.get(name)] or [""]
+    more = f" (and {len(others)} other differences)" if others else ""
+    if name in expected and name in shapes:
+        return f"{name} has the shape {shapes[name]} instead of {expected[name]}{more}"
+    return name and f"it {'lacks' if name in expected else 'has'} {name}{more}"
 
 
 def load_weights(training: LightningModule, path: Path) -> None:
-    """Load a checkpoint's weights and averages into its run.
-
-    Raises:
-        UserError: the file cannot be read, or belongs to another run; the message says why.
-    """
+    """Load a checkpoint's weights and averages into its run; a UserError says why it cannot be."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     if not readable(path):
@@ -128,32 +113,26 @@ def load_weights(training: LightningModule, path: Path) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The number of updates before a checkpoint, from its name; best.ckpt is a link to a file with such a name.
-
-    Raises:
-        UserError: the file has another name.
-    """
+    """The number of updates before a checkpoint, from its name; best.ckpt is a link to a file with such a name."""
     number = path.resolve().stem.removeprefix("step")
     if not number.isdecimal():
         raise UserError(f"{path} does not say its step: a run's checkpoints are named step00000300.ckpt")
     return int(number)
 
 
-def write(trainer: Trainer, folder: Path, step: int, best: int | None) -> None:
-    """Write the checkpoint after `step` updates, called by all ranks; :func:`remove_old` removes old ones.
-
-    Args:
-        best: the first step with the highest val_top1; None before the first evaluation.
-    """
-    trainer.save_checkpoint(folder / "checkpoints" / f"step{step:08d}.ckpt")
-    remove_old(folder, best)
+def write(trainer: Trainer, folder: Folder, step: int) -> None:
+    """On all ranks, write the checkpoint after `step` updates."""
+    trainer.save_checkpoint(folder.path / "checkpoints" / f"step{step:08d}.ckpt")
+    remove_old(folder)
 
 
 @rank_zero_only
-def remove_old(folder: Path, best: int | None) -> None:
-    """Remove all checkpoints but the last two and the best; best.ckpt becomes a link to the best."""
-    for age, path in enumerate(checkpoints(folder)):
-        if best is not None and step_of(path) == best:
+def remove_old(folder: Folder) -> None:
+    """Remove all checkpoints but the last two and the first best of the curve; best.ckpt becomes a link to it."""
+    accuracies = {step: value for step, metric, value in read_rows(folder.curve) if metric == "val_top1"}
+    best = max(accuracies, key=accuracies.__getitem__, default=None)
+    for age, path in enumerate(checkpoints(folder.path)):
+        if step_of(path) == best:
             with suppress(OSError):  # without links in the file system, the file is only under its own name
                 (temporary := path.with_name("best.part")).symlink_to(path.name)
                 temporary.replace(path.with_name("best.ckpt"))

@@ -16,7 +16,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -52,24 +52,12 @@ def explained() -> Iterator[None]:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises composition errors, too
     try:
         yield
-    except MissingConfigException as error:
-        exit_with(missing(error))
-    except OverrideParseException as error:
-        exit_with(unread(error.override))
-    except (ConfigCompositionException, OmegaConfBaseException, HydraException) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         exit_with(composition(error))
-    except NotFiniteError as error:  # every rank raises it; rank 0 prints it
-        if os.environ.get("RANK", "0") == "0":
-            exit_with(str(error))
-        raise SystemExit(2) from None
-    except (UserError, DiskFullError) as error:
-        exit_with(str(error))
-    except yaml.YAMLError as error:
-        exit_with(" ".join(str(error).split()))
-    except UnicodeDecodeError:
-        if (path := not_utf8()) is None:
-            raise
-        exit_with(f"{path} is not UTF-8 text: save it as UTF-8")
+    except (UserError, DiskFullError, NotFiniteError, yaml.YAMLError) as error:
+        if isinstance(error, NotFiniteError) and os.environ.get("RANK", "0") != "0":
+            raise SystemExit(2) from None  # every rank raises it; rank 0 prints it
+        exit_with(" ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else str(error))
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         if isinstance(error, TransientReadError) or error.errno in TRANSIENT:
@@ -90,32 +78,17 @@ def exit_with(message: str, status: int = 2) -> None:
     raise SystemExit(status)
 
 
-def not_utf8() -> Path | None:
-    """The first config file that is not UTF-8 text, among the shipped ones and those of --config-dir."""
-    given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config-dir=", "-cd="))]
-    for path in (path for folder in [CONFIGS, *map(Path, given)] for path in folder.rglob("*.yaml")):
-        try:
-            path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            return path
-    return None
-
-
-def missing(error: MissingConfigException) -> str:
-    """The message for an unknown choice in a group, with similar known choices."""
-    group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if name == "submitit_slurm":
-        return "hydra/launcher=submitit_slurm needs hydra-submitit-launcher: pip install hydra-submitit-launcher"
-    options = list(error.options or [])
-    if not options:
-        return str(error).splitlines()[0]
-    close = get_close_matches(name, options, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(close)}? All: " if close else "one of: "
-    return f"no {group}={name}; {hint}{', '.join(options)}"
-
-
 def composition(error: Exception) -> str:
-    """The message for an unknown option, with similar options of the default run."""
+    """The message for what Hydra or OmegaConf cannot compose; a misspelt name has similar ones."""
+    if isinstance(error, OverrideParseException):
+        return unread(error.override)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if name == "submitit_slurm":
+            return "hydra/launcher=submitit_slurm needs hydra-submitit-launcher: pip install hydra-submitit-launcher"
+        close = get_close_matches(name, error.options, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}? All: " if close else "one of: "
+        return f"no {group}={name}; {hint}{', '.join(error.options)}"
     text = str(error).strip() or str(error.__cause__)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'\n", text)
@@ -153,19 +126,20 @@ def known_options() -> list[str]:
         return [name for name, _ in flat_options(OmegaConf.to_container(compose("train")))]
 
 
+# The functions that configs call; what is no number here is named by the schema.
+
+
 def knee(numerator: int, denominator: int, *, _root_: DictConfig) -> int:
     """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
     steps = getattr(_root_.size, "steps", None)
-    return round(steps * numerator / denominator) if isinstance(steps, int) else 0  # the schema names size.steps
+    return round(steps * numerator / denominator) if isinstance(steps, int) else 0
 
 
 def half(size: Any) -> Any:
     """The config's ${half:n}: n / 2 for an even n."""
-    if not isinstance(size, int):
-        return size  # the schema names size.minibatch
-    if size % 2:
+    if isinstance(size, int) and size % 2:
         raise UserError(f"a minibatch of {size} has no halves: size.minibatch must be even")
-    return size // 2
+    return size // 2 if isinstance(size, int) else size
 
 
 def swept() -> str:
@@ -220,10 +194,9 @@ for resolver in (knee, half, swept, proportional, dataset, run_group):
 def debugged(config: DictConfig) -> DictConfig:
     """With `debug=true`, shrink a config in place to a few steps, one evaluation and one checkpoint; return it."""
     if config.debug is True:
-        few = {"steps": DEBUG_STEPS, "evaluate_every": DEBUG_STEPS, "train_sample": DEBUG_IMAGES}
-        for name, value in few.items():
-            given = config.size[name]
-            config.size[name] = min(value, given) if isinstance(given, int) else given
+        for name, few in (("steps", DEBUG_STEPS), ("evaluate_every", DEBUG_STEPS), ("train_sample", DEBUG_IMAGES)):
+            if isinstance(config.size[name], int):
+                config.size[name] = min(few, config.size[name])
         config.trainer.log_every, config.fresh = 1, True
         if OmegaConf.select(config, "logger.wandb.mode") == "online":
             config.logger.wandb.mode = "offline"
@@ -238,11 +211,7 @@ def quoted(name: str, value: str) -> str:
 
 
 def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
-    """The command line's arguments for Hydra: paths quoted, and for a sweep the options that name its jobs' folders.
-
-    Raises:
-        UserError: several jobs of the sweep would share the given folder.
-    """
+    """The command line's arguments for Hydra: paths quoted, and for a sweep the options that name its jobs' folders."""
     sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
     result = [as_path(argument, sweep) for argument in arguments]
     return result + (placed(result) if sweep else [])
@@ -272,19 +241,6 @@ def parsed(argument: str) -> Override | None:
 def placed(arguments: list[str]) -> list[str]:
     """Extra arguments for a sweep: options that are the same in every job are left out of the folders' names."""
     overrides = [o for o in map(parsed, arguments) if o is not None and not o.key_or_group.startswith("hydra")]
-    varied = [override.key_or_group for override in overrides if override.is_sweep_override()]
-    given = next((o for o in overrides if o.key_or_group == "folder" and not o.is_sweep_override()), None)
-    if given is not None:
-        text = str(given.value())
-        shared = [name for name in varied if not re.search(rf"\$\{{({name}|hydra:runtime.choices.{name})\b", text)]
-        if "${swept:}" in text:
-            shared = [name for name in shared if name in IN_EVERY_PLACE]
-        if shared:
-            hint = "".join(f"${{{name}}}" for name in shared if name in IN_EVERY_PLACE)
-            hint += "${swept:}" * any(name not in IN_EVERY_PLACE for name in shared)
-            raise UserError(
-                f"folder={text} is one place for all jobs that differ in {', '.join(shared)}: write {hint} in it"
-            )
-    same = [override.key_or_group for override in overrides if override.key_or_group not in varied]
+    same = [override.key_or_group for override in overrides if not override.is_sweep_override()]
     excluded = ",".join(f"'{name}'" for name in dict.fromkeys([*IN_EVERY_PLACE, *same]))
     return [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]

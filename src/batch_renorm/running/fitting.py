@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch.utils.data import DataLoader
 
 from batch_renorm.data.kept import AT_ONCE, KeptImages
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
 from batch_renorm.errors import DiskFullError
-from batch_renorm.records import curve
 from batch_renorm.running import arithmetic, checkpoints
 from batch_renorm.running.build import Run
 from batch_renorm.running.capacity import Execution, loading_of, memory_of, room_for_images
@@ -30,7 +28,7 @@ from batch_renorm.running.progress import Progress, opening
 from batch_renorm.running.ranks import ALONE, World, from_rank_0, gather, together
 from batch_renorm.running.screen import print_line
 from batch_renorm.training.distance import activation_distances
-from batch_renorm.training.evaluation import ON_MINIBATCHES, Evaluation, evaluate
+from batch_renorm.training.evaluation import ON_MINIBATCHES, evaluate
 
 PROFILERS: dict[str | None, Callable[..., Profiler]] = {
     "simple": SimpleProfiler, "advanced": AdvancedProfiler, "torch": PyTorchProfiler,
@@ -38,53 +36,27 @@ PROFILERS: dict[str | None, Callable[..., Profiler]] = {
 """They write fit-profile* into the run folder when training ends."""
 
 
-class Data(LightningDataModule):
-    """The rank's passes from the trainer's current step: to resume is to start at another step."""
-
-    def __init__(self, run: Run, workers_per_pass: int, processes: int) -> None:
-        super().__init__()
-        self.run, self.workers_per_pass, self.processes = run, workers_per_pass, processes
-
-    def train_dataloader(self) -> DataLoader[Pass] | SentAhead:
-        trainer, run = self.trainer, self.run
-        assert trainer is not None
-        passes = run.passes(trainer.global_rank, trainer.world_size, self.workers_per_pass)
-        device = trainer.strategy.root_device
-        gpu = device.type == "cuda"
-        loader = training_loader(passes, trainer.global_step, run.size.steps, self.processes, pin_memory=gpu)
-        return SentAhead(loader, device) if gpu else loader
-
-    def transfer_batch_to_device(self, batch: Pass, device: torch.device, dataloader_idx: int) -> Pass:
-        """Do nothing: `SentAhead` has started the copy, and the training step waits for it and counts the time."""
-        return batch
-
-
 class AfterStep(Callback):
     """Evaluates when due, writes a checkpoint after each evaluation and before a stop, updates run.json, stops.
 
     Args:
-        evaluation: the run's evaluation, with the batch size that fits the device.
         kept: validation images that stay in memory between evaluations.
         execution, facts: how and on what the run computes, for run.json.
         record: run.json as it was before this start.
     """
 
     def __init__(
-        self, run: Run, folder: Folder, world: World, evaluation: Evaluation, kept: KeptImages, progress: Progress,
-        execution: Execution, facts: dict[str, Any], record: dict[str, Any],
+        self, run: Run, folder: Folder, world: World, kept: KeptImages, execution: Execution, facts: dict[str, Any],
+        record: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.run, self.folder, self.world, self.progress = run, folder, world, progress
-        self.evaluation, self.kept, self.execution, self.facts = evaluation, kept, execution, facts
-        self.record = record
+        self.run, self.folder, self.world, self.kept = run, folder, world, kept
+        self.execution, self.facts, self.record = execution, facts, record
+        evaluation = replace(run.evaluation, batch_size=execution.memory.evaluation_batch)
         self.measurements = evaluation.measurements(run.source)
         self.as_trained = evaluation.as_trained(run.source)
         self.started = time.perf_counter()
-        self.best: tuple[float, int] | None = None  # val_top1, step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for step, metric, value in curve.read_rows(self.folder.curve):
-            if metric == "val_top1":
-                self._note(step, value)
         step, speed = trainer.global_step, self.record.get("images_per_second")
         if self.world.rank == 0:
             print_line(opening(self.run, self.world, self.execution, self.folder.path, step, speed))
@@ -101,30 +73,22 @@ class AfterStep(Callback):
         if due:
             self._evaluate(trainer, step)
         if due or stopping:
-            checkpoints.write(trainer, self.folder.path, step, self.best[1] if self.best else None)
+            checkpoints.write(trainer, self.folder, step)
         if due:
             self._write("running", step)
         trainer.should_stop = stopping
 
     def _evaluate(self, trainer: Trainer, step: int) -> None:
-        run, rank, ranks = self.run, self.world.rank, self.world.ranks
+        run, rank, ranks, due = self.run, self.world.rank, self.world.ranks, self.measurements
         model, device = run.training.inference_model(step), run.training.device
-        due = self.measurements
-        if not self.evaluation.minibatches_due(step, run.size.steps):
+        if not run.evaluation.minibatches_due(step, run.size.steps):
             due = {name: due[name] for name in due if name not in ON_MINIBATCHES}
-        metrics = evaluate(
-            model, run.source, due, device, rank=rank, ranks=ranks, kept=self.kept, watch=self.progress.watch
-        )
+        metrics = evaluate(model, run.source, due, device, rank=rank, ranks=ranks, kept=self.kept)
         metrics |= activation_distances(model, run.source, self.as_trained, device, rank, ranks)
         run.training.record(metrics, step)
         run.training.restart_clock(step)
         for logger in trainer.loggers:
             logger.save()  # before the checkpoint: a resumed run expects these rows
-        self._note(step, metrics["val_top1"])
-
-    def _note(self, step: int, value: float) -> None:
-        if self.best is None or value > self.best[0]:
-            self.best = value, step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.run.config
@@ -142,12 +106,10 @@ class AfterStep(Callback):
     @rank_zero_only
     def _write(self, state: str, step: int, **more: Any) -> None:
         """Write state, steps done, time spent and what the result depends on to run.json."""
-        seconds = self.record["wall_seconds"] + time.perf_counter() - self.started
+        seconds = round(self.record["wall_seconds"] + time.perf_counter() - self.started, 1)
         if "images_per_second" in self.run.training.latest:
             more["images_per_second"] = self.run.training.latest["images_per_second"]
-        self.folder.write_record(
-            state=state, step=step, steps=self.run.size.steps, wall_seconds=round(seconds, 1), **more
-        )
+        self.folder.write_record(state=state, step=step, steps=self.run.size.steps, wall_seconds=seconds, **more)
 
 
 def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE) -> int:
@@ -159,17 +121,19 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     together(lambda: arithmetic.check_ranks(choices), world)
     arithmetic.configure_torch(run.arithmetic)
     memory = memory_of(run, world, device, record)
-    passes = run.passes(world.rank, world.ranks, memory.workers_per_pass).division.passes
-    arithmetic.check_passes(run.arithmetic, passes)
+    passes = run.passes(world.rank, world.ranks, memory.workers_per_pass)
+    arithmetic.check_passes(run.arithmetic, passes.division.passes)
     loading = loading_of(run, world, device, memory.workers_per_pass * run.minibatch.size + AT_ONCE)
     execution = Execution(arithmetic.entries(run.arithmetic, device), memory, loading)
-    evaluation = replace(run.evaluation, batch_size=memory.evaluation_batch)
-    kept, progress = (
-        KeptImages(run.source, loading.processes, room_for_images(world), pinned=gpu),
-        Progress(run, world.rank == 0),
-    )
+    kept = KeptImages(run.source, loading.processes, room_for_images(world), pinned=gpu)
     machine = torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads"
     facts = provenance(machine) if world.rank == 0 else {}
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    loggers: list[Logger] = [CurveLogger(folder.curve)]
+    if run.logging.wandb is not None and world.rank == 0:
+        parameters = sum(parameter.numel() for parameter in run.training.model.parameters())
+        told = {"ranks": world.ranks, "precision": run.arithmetic.precision, "parameters": parameters, **facts}
+        loggers.append(WandbLogger(run, run.logging.wandb, folder, step, told))
     profiler = PROFILERS.get(run.machine.profile)
     trainer = Trainer(
         accelerator=device.type,  # with "auto" Lightning would use a Mac's GPU while everything else is on the CPU
@@ -178,8 +142,8 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         # mu and sigma are equal on every rank by construction: nothing to broadcast
         strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world.ranks > 1 else "auto",
         max_steps=run.size.steps,
-        logger=loggers(run, folder, checkpoint, world, execution, facts, record),
-        callbacks=[AfterStep(run, folder, world, evaluation, kept, progress, execution, facts, record), progress],
+        logger=loggers,
+        callbacks=[AfterStep(run, folder, world, kept, execution, facts, record), Progress(run, world.rank == 0)],
         # launch.py has set torchrun's variables: Lightning need not guess the launcher
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
         profiler=profiler and profiler(dirpath=folder.path, filename="profile"),
@@ -190,27 +154,13 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         num_sanity_val_steps=0,
     )
     disable_lightnings_signal_handling(trainer)
-    data = Data(run, memory.workers_per_pass, loading.processes)
+    loader = training_loader(passes, step, run.size.steps, loading.processes, pin_memory=gpu)
+    data = SentAhead(loader, device) if gpu else loader
     try:
-        trainer.fit(run.training, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(run.training, data, ckpt_path=checkpoint, weights_only=True)
     finally:
         kept.close()
     return trainer.global_step
-
-
-def loggers(
-    run: Run, folder: Folder, checkpoint: Path | None, world: World, execution: Execution,
-    facts: dict[str, Any], record: dict[str, Any],
-) -> list[Logger]:  # fmt: skip
-    """curve.csv always; W&B as in configs/logger, the same W&B run after a resume."""
-    result: list[Logger] = [CurveLogger(folder.curve)]
-    if run.logging.wandb is not None and world.rank == 0:
-        step = checkpoints.step_of(checkpoint) if checkpoint else 0
-        parameters = sum(parameter.numel() for parameter in run.training.model.parameters())
-        precision = execution.arithmetic["precision"]
-        facts = {"ranks": world.ranks, "precision": precision, "parameters": parameters, **facts}
-        result.append(WandbLogger(run, run.logging.wandb, folder.path, record["id"], step, facts))
-    return result
 
 
 def disable_lightnings_signal_handling(trainer: Trainer) -> None:

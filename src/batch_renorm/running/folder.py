@@ -7,14 +7,12 @@ import errno
 import json
 import os
 import platform
-import shutil
 import subprocess
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -34,30 +32,15 @@ OURS = (
 """Files that a run folder may contain."""
 
 
-@dataclass(frozen=True)
 class Folder:
     """The paths of a run's files."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def curve(self) -> Path:
-        return self.path / "curve.csv"
-
-    @property
-    def record_file(self) -> Path:
-        return self.path / "run.json"
+    def __init__(self, path: Path) -> None:
+        self.path, self.record_file = path, path / "run.json"
+        self.config, self.curve = path / "config.yaml", path / "curve.csv"
 
     def record(self) -> dict[str, Any]:
-        """The contents of run.json; empty before the first start.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """The contents of run.json, empty before the first start; a damaged file is a UserError."""
         return read_settings(self.record_file, json.loads) if self.record_file.exists() else {}
 
     def write_record(self, **entries: Any) -> None:
@@ -66,27 +49,21 @@ class Folder:
 
 
 def with_places(settings: dict[str, Any]) -> dict[str, Any]:
-    """The config with ~ in its paths expanded.
+    """The config with ~ in its paths expanded; an empty path, as of an unset shell variable, is a UserError."""
 
-    Raises:
-        UserError: a path is empty, for instance because of an unset shell variable.
-    """
-    data, folder = settings["data"], settings["folder"]
-    rooted = isinstance(data, dict) and "root" in data
-    for name, path in {"folder": folder, **({"data.root": data["root"]} if rooted else {})}.items():
+    def place(name: str, path: Any) -> str:
         if not str(path or "").strip():
             raise UserError(f"{name}= is empty: say {name}=PATH (is a variable of the shell not set?)")
-    if rooted:
-        data = data | {"root": os.path.expanduser(str(data["root"]))}
-    return settings | {"folder": os.path.expanduser(str(folder)), "data": data}
+        return os.path.expanduser(str(path))
+
+    data = settings["data"]
+    if isinstance(data, dict) and "root" in data:
+        data = data | {"root": place("data.root", data["root"])}
+    return settings | {"folder": place("folder", settings["folder"]), "data": data}
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's config.yaml.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """A run's config.yaml; a damaged one is a UserError."""
     return read_settings(path, yaml.safe_load)
 
 
@@ -96,27 +73,23 @@ def read_settings(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError):  # of another form, or not even text
         settings = None
     if not isinstance(settings, dict):
-        raise UserError(f"{path} is damaged: run the same train.py command, which makes it again")
+        raise UserError(f"{path} is damaged: delete it, and the same train.py command makes it again")
     return settings
 
 
 @contextmanager
-def room_for(path: Path, size: int) -> Iterator[None]:
-    """Turn the error of a full disk into a DiskFullError while `size` bytes are written to a file.
-
-    Raises:
-        DiskFullError: the disk is full or the quota is exhausted.
-    """
+def room_for(path: Path) -> Iterator[None]:
+    """Raise DiskFullError if the disk or the quota has no room for the file that is written in this block."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFullError(path, max(1, size - shutil.disk_usage(path.parent).free)) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(path) from error
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
-    with room_for(path, len(text.encode())):
+    with room_for(path):
         durable.write_text(path, text)
 
 
@@ -138,76 +111,50 @@ def claimed(folder: Folder, fresh: bool) -> Iterator[None]:
             stack.enter_context(durable.only_writer(path, "the run folder", cure))
         except OSError as error:
             raise UserError(
-                f"cannot write the run folder {path}: {error.strerror}; choose another (folder=...)"
+                f"cannot write the run folder {path}: {error.strerror}; choose another (folder=)"
             ) from error
         yield
 
 
 def set_aside(path: Path) -> None:
-    """Move an earlier run aside.
-
-    Raises:
-        UserError: the folder is in use, or is not a run folder.
-    """
+    """Move an earlier run aside; a folder that is in use, or is none of a run, is a UserError."""
     if not is_run(path):
         raise UserError(
             f"fresh=true moves an earlier run aside, and {path} is none: choose another folder (folder=...)"
         )
     with durable.only_writer(path, "the run folder", "fresh=true moves only what is not in use"):
-        if (other := durable.in_use_below(path)) is not None:
-            raise UserError(f"fresh=true moves only what is not in use, and {other}")
         (move_aside(path) / durable.LOCK).unlink(missing_ok=True)
 
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder, even one whose start failed at once."""
-    try:
+    with suppress(OSError, ValueError):  # missing, or damaged
         return {"seed", "size", "norm", "minibatch"} <= read_config(path / "config.yaml").keys()
-    except (OSError, ValueError):  # missing, or damaged
-        pass
-    if any((path / "checkpoints").glob("step*.ckpt")):
-        return True
-    return all(any(fnmatch(entry.name, pattern) for pattern in OURS) for entry in path.iterdir())
+    ours = all(any(fnmatch(entry.name, pattern) for pattern in OURS) for entry in path.iterdir())
+    return ours or any((path / "checkpoints").glob("step*.ckpt"))
 
 
-def prepare_folder(folder: Folder, config: dict[str, Any]) -> list[str]:
-    """Prepare the folder for a run of this config; return remarks for the user.
-
-    Files damaged by a power cut are moved aside: checkpoints also hold the config, and a new record begins.
+def prepare_folder(folder: Folder, config: dict[str, Any]) -> None:
+    """Prepare the folder for a run of this config.
 
     Raises:
-        UserError: the folder holds a run of another config, or cannot be written.
+        UserError: the folder holds a run of another config, or a damaged file.
     """
-    remarks = []
-    for path, read in ((folder.config, lambda: read_config(folder.config)), (folder.record_file, folder.record)):
-        try:
-            if path.exists():
-                read()
-        except ValueError:
-            aside = path.with_name(path.name + ".damaged")
-            path.replace(aside)
-            remarks.append(f"{path} is damaged: it is now {aside.name}, and the run goes on without it")
-    if folder.config.exists():
-        differing = differences(read_config(folder.config), config)
-        if differing:
-            raise UserError(
-                f"{folder.path} holds a run of another config; it differs in {', '.join(differing)}. Give this "
-                "run its own place (folder=...), or add fresh=true to move the old one aside"
-            )
+    if folder.config.exists() and (differing := differences(read_config(folder.config), config)):
+        raise UserError(
+            f"{folder.path} holds a run of another config; it differs in {', '.join(differing)}. Give this run its own "
+            "place (folder=...), or add fresh=true to move the old one aside"
+        )
     folder.path.mkdir(parents=True, exist_ok=True)
     for rest in folder.path.glob("*.part"):  # left by a start that was killed while writing
         rest.unlink()
     write_text(folder.config, yaml.safe_dump(config, sort_keys=False))
     if not folder.record():
         folder.write_record(id=uuid.uuid4().hex[:12], started=time.strftime("%Y-%m-%d %H:%M:%S"), wall_seconds=0)
-    return remarks
 
 
 def check_data(folder: Folder, labels: Mapping[str, np.ndarray]) -> None:
-    """Note the data set of a new run; a resumed one may read it from another place (data.root), but not another one.
-
-    Args:
-        labels: of all images, by split.
+    """Note the `labels` of all images by split; a resumed run may read them from another place, but no others.
 
     Raises:
         UserError: the run began with images of other numbers or labels.
@@ -227,9 +174,8 @@ def check_data(folder: Folder, labels: Mapping[str, np.ndarray]) -> None:
 def move_aside(path: Path) -> Path:
     """Rename a run folder to the first free name.old, name.old2, ..."""
     path = Path(os.path.abspath(path))  # . and .. cannot be renamed
-    number = 1
-    while (target := path.with_name(f"{path.name}.old{number if number > 1 else ''}")).exists():
-        number += 1
+    names = (f"{path.name}.old{number}" for number in ("", *range(2, 10**6)))
+    target = next(free for name in names if not (free := path.with_name(name)).exists())
     path.rename(target)
     return target
 

@@ -1,8 +1,8 @@
 """Starting the ranks of a run: torchrun, srun or plain `python train.py`.
 
-Each launcher describes the ranks in environment variables. This module reads them into one `World` and sets
-torchrun's variables, the only ones that torch and Lightning then read. Plain `python train.py` starts a process per
-rank with the composed config, so a sweep can have several ranks too.
+Each launcher describes the ranks in environment variables. They are read into one `World`, and then set as torchrun's,
+the only ones that torch and Lightning read. Plain `python train.py` starts a process per rank with the composed config,
+so a sweep can have several ranks too.
 """
 
 import atexit
@@ -32,11 +32,7 @@ Main = Callable[[dict[str, Any], World], Any]
 
 
 def find_world(accelerator: str, devices: int | str, nodes: int | str, env: Mapping[str, str] = os.environ) -> World:
-    """Find this process's place in the run; `devices` and `nodes` come from configs/trainer.
-
-    Raises:
-        UserError: the launcher and the config disagree; the message names both.
-    """
+    """This process's place in the run, if the launcher agrees with `devices` and `nodes` of configs/trainer."""
     visible = torch.cuda.device_count()
     wanted = {"auto": 1, "all": max(1, visible) if uses_gpu(accelerator) else 1}.get(str(devices), devices)
     world = started(env) or World(0, 0, int(wanted), 1, 0, "python")
@@ -47,9 +43,8 @@ def find_world(accelerator: str, devices: int | str, nodes: int | str, env: Mapp
             raise UserError(f"{world.launcher} started {got} {what}, but trainer.{name}={asked}: {cure}")
     if uses_gpu(accelerator) and visible < world.devices:
         raise UserError(
-            f"{world.devices} rank{'s' * (world.devices > 1)} on this machine, but each sees {visible} "
-            f"GPU{'s' * (visible != 1)}: start fewer, use trainer=cpu, or let every task see all of them "
-            "(SLURM: --gpus-per-node, not --gpus-per-task)"
+            f"{world.devices} rank(s) on this machine, but each sees {visible} GPU(s): start fewer, use trainer=cpu, "
+            "or let every task see all of them (SLURM: --gpus-per-node, not --gpus-per-task)"
         )
     return world
 
@@ -59,23 +54,19 @@ def started(env: Mapping[str, str]) -> World | None:
 
     Lightning's own environments also read what does not describe this process: variables of sbatch, and the RANK that a
     container's hook sets without LOCAL_WORLD_SIZE.
-
-    Raises:
-        UserError: the variables are incomplete or contradict each other.
     """
     launcher: Literal["torchrun", "srun"]
-    if env.keys() >= {*TORCHRUN, "MASTER_ADDR"}:
+    missing = ", ".join(name for name in (*TORCHRUN, "MASTER_ADDR") if name not in env)
+    if not missing:
         launcher, names = "torchrun", TORCHRUN
     elif env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         launcher, names = "srun", SRUN
+    elif name := next((name for name in OTHERS if env.get(name, "1") != "1"), None):
+        raise UserError(
+            f"{name}={env[name]} tells of other ranks, but {missing} are not set: start with torchrun or srun, or "
+            f"unset {name} to train alone"
+        )
     else:
-        for name in OTHERS:
-            if env.get(name, "1") != "1":
-                missing = ", ".join(other for other in (*TORCHRUN, "MASTER_ADDR") if other not in env)
-                raise UserError(
-                    f"{name}={env[name]} tells of other ranks, but {missing} are not set: start with torchrun or srun, "
-                    f"or unset {name} to train alone"
-                )
         return None
     try:
         rank, local_rank, ranks, last = (int(env[name]) for name in names)
@@ -105,16 +96,14 @@ def start_ranks(world: World, main: Main, settings: dict[str, Any]) -> None:
 
     Raises:
         SystemExit: a rank ended with a status that says why, such as 75; of several, the largest, as with srun.
-        torch.multiprocessing.ProcessException: a rank failed otherwise; the message has its traceback.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     resource_tracker.ensure_running()  # now, because its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a rank can handle them
-    ranks = torch.multiprocessing.spawn(
-        one_rank, (world, meeting_point, main, settings), nprocs=world.ranks, join=False
-    )
+    arguments = (world, meeting_point, main, settings)
+    ranks = torch.multiprocessing.spawn(one_rank, arguments, nprocs=world.ranks, join=False)
     processes = ranks.processes
 
     def pass_on(number: int, frame: object) -> None:
@@ -129,8 +118,8 @@ def start_ranks(world: World, main: Main, settings: dict[str, Any]) -> None:
             pass
     except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
         status = max(130 if process.exitcode == -signal.SIGINT else process.exitcode for process in processes)
-        if status > 1:
-            raise SystemExit(status) from None
+        if status != 1:
+            raise SystemExit(status if status > 0 else 128 - status) from None  # as a shell tells of a signal
         raise
     finally:
         for process in processes:
@@ -149,11 +138,7 @@ def one_rank(rank: int, world: World, meeting_point: dict[str, str], main: Main,
 
 @contextmanager
 def connected(world: World, gpu: bool) -> Iterator[None]:
-    """Connect this rank with the others; it stays connected for the next run of a launcher's sweep.
-
-    Raises:
-        SystemExit: another rank has ended in the middle of the run; that rank says why.
-    """
+    """Connect this rank with the others; it stays connected for the next run of a launcher's sweep."""
     if world.ranks == 1:
         yield
         return

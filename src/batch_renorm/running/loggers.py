@@ -26,11 +26,10 @@ from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, lines_of, parsed, read_rows
 from batch_renorm.records.naming import model_of, run_group
 from batch_renorm.running.build import Run
-from batch_renorm.running.folder import room_for, write_text
+from batch_renorm.running.folder import Folder, room_for, write_text
 from batch_renorm.running.schema import Wandb
 from batch_renorm.running.screen import print_line, waiting
 
-AXES = ("images_seen", "train_seconds")
 PATIENCE = {"online": 60.0, "offline": 120.0}
 """Seconds that a finished run waits for W&B: for its servers, or for its local process on a busy machine."""
 PATIENCE_AFTER_AN_ERROR = 20.0
@@ -48,10 +47,8 @@ class CurveLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         rows = "".join(f"{step},{name},{value:.6g}\n" for name, value in metrics.items())
-        if not self.path.exists():
-            rows = ",".join(HEADER) + "\n" + rows
-        with room_for(self.path, len(rows)), self.path.open("a") as file:
-            file.write(rows)
+        with room_for(self.path), self.path.open("a") as file:
+            file.write(rows if file.tell() else ",".join(HEADER) + "\n" + rows)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -86,23 +83,21 @@ def rewind(path: Path, step: int) -> None:
 
 
 class WandbLogger(Logger):
-    """Logs rows by step to the W&B run `id`, beginning with the curve up to `step`.
+    """Logs rows by step to the W&B run of the record's id, beginning with the curve up to `step`.
 
     Args:
-        run: gives the W&B run its name and config.
-        wandb: the W&B settings.
+        run, wandb: the W&B run's name, config and settings.
         folder: the run folder; W&B's files go to its `wandb`.
-        id: id of the W&B run; the same after every start.
         step: the step at which this start begins; later rows come through `log_metrics`.
-        facts: facts about this start for W&B's table of runs: ranks, device, versions.
+        facts: about this start, for W&B's table of runs: ranks, device, versions.
     """
 
-    def __init__(
-        self, run: Run, wandb: Wandb, folder: Path, id: str, step: int, facts: Mapping[str, Any] | None = None
-    ) -> None:
+    name, version = "wandb", ""
+
+    def __init__(self, run: Run, wandb: Wandb, folder: Folder, step: int, facts: Mapping[str, Any]) -> None:
         super().__init__()
-        self.facts, self.axes = dict(facts or {}), Axes(run.training.examples)
-        self.run, self.wandb, self.folder, self.id, self.step = run, wandb, folder, id, step
+        self.run, self.wandb, self.step, self.facts = run, wandb, step, dict(facts)
+        self.curve, self.folder, self.version = folder.curve, folder.path, folder.record()["id"]
         asked = os.environ.get("WANDB_MODE", "").lower()
         self.mode: Any = {"dryrun": "offline", "offline": "offline", "disabled": "disabled"}.get(asked, wandb.mode)
         self.rows: queue.Queue[tuple[int, dict[str, float]] | int] = queue.Queue()
@@ -118,14 +113,6 @@ class WandbLogger(Logger):
             self.thread.start()
         except ImportError:
             self._give_up("not installed")
-
-    @property
-    def name(self) -> str:
-        return "wandb"
-
-    @property
-    def version(self) -> str:
-        return self.id
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None
@@ -155,13 +142,11 @@ class WandbLogger(Logger):
                 (self.folder / "wandb" / "url").write_text(f"{live.url}\n")
             begin = live.step  # online: one after W&B's last step
             for step, metrics in self._rows():
-                row = metrics | self.axes.at(step, metrics)
                 if step >= begin:
-                    live.log(row, step=step)
-            files = sorted((self.folder / "checkpoints").glob("step*.ckpt"))
-            if self.wandb.artifact and self.status == 0 and files:
+                    live.log(metrics, step=step)
+            if self.wandb.artifact and self.status == 0:
                 artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"model-{live.name}"), "model")
-                artifact.add_file(str(files[-1]))
+                artifact.add_file(str(max((self.folder / "checkpoints").glob("step*.ckpt"))))
                 live.log_artifact(artifact)
             live.finish(exit_code=self.status)
             wandb.teardown()  # waits for W&B's process, which writes the end of its file after finish() returns
@@ -183,7 +168,7 @@ class WandbLogger(Logger):
         # configs/logger
         live = wandb.init(
             project=settings.project or None, entity=settings.entity or None, mode=self.mode, dir=self.folder,
-            id=self.id, resume=None if offline else "allow", config=config | {"machine": self.facts},
+            id=self.version, resume=None if offline else "allow", config=config | {"machine": self.facts},
             allow_val_change=True,  # a run may continue on another machine
             name=None if env.get("WANDB_NAME") else f"{config['experiment']}-seed{config['seed']}",
             group=None if env.get("WANDB_RUN_GROUP") else f"{run_group(config)}/{config['experiment']}",
@@ -192,15 +177,12 @@ class WandbLogger(Logger):
             notes=settings.notes,
             settings=wandb.Settings(silent=offline, init_timeout=PATIENCE[self.mode], console="wrap"),
         )  # fmt: skip
-        for metric in AXES:
-            live.define_metric(metric, hidden=True)
         for metric in ("val_top1", "val_top5", "train_top1"):
             live.define_metric(metric, summary="max,last")  # in the summary as val_top1.max and val_top1.last
         return live
 
     def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
-        rows = read_rows(self.folder / "curve.csv")
-        earlier = sorted((row for row in rows if row[0] <= self.step), key=lambda row: row[0])
+        earlier = sorted(row for row in read_rows(self.curve) if row[0] <= self.step)
         for step, group in groupby(earlier, key=lambda row: row[0]):
             yield step, {metric: value for _, metric, value in group}
         while not isinstance(row := self.rows.get(), int):
@@ -211,23 +193,6 @@ class WandbLogger(Logger):
         if not self.given_up:
             print_line(f"going on without W&B ({reason}); curve.csv has everything")
         self.given_up = True
-
-
-class Axes:
-    """Other x-axes than the step: images trained on, and seconds of training without evaluations.
-
-    Both follow from the curve alone, so a resumed run gets the same values.
-    """
-
-    def __init__(self, examples: int) -> None:
-        self.examples, self.step, self.seconds = examples, 0, 0.0
-
-    def at(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The axes of the next row; seconds only after a speed was measured."""
-        if "images_per_second" in metrics:
-            self.seconds += (step - self.step) * self.examples / metrics["images_per_second"]
-            self.step = step
-        return {"images_seen": step * self.examples} | ({"train_seconds": self.seconds} if self.seconds else {})
 
 
 def tags_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:

@@ -6,7 +6,6 @@ Any rank may receive one. It ends the run after a step with a checkpoint, so the
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from batch_renorm.errors import Stopped, UserError
+from batch_renorm.errors import UserError
 from batch_renorm.running.screen import print_from_handler, waiting
 
 T = TypeVar("T")
@@ -41,6 +40,23 @@ class World:
 
 
 ALONE = World(rank=0, local_rank=0, devices=1, nodes=1, node=0, launcher="python")
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let a signal end the process while it waits for other ranks before training: there is nothing to save.
+
+    The wait is one call into C++, during which Python runs no signal handlers, so `Stop` would react only when the
+    other ranks arrive, if they do.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_IGN if handler is signal.SIG_IGN else signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def gather(value: T, world: World) -> list[T]:
@@ -91,13 +107,9 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Record signals instead of dying from them; only the main thread can receive them, others do nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        # nohup ignores SIGHUP, and means it
-        numbers = [n for n in SIGNALS if n is not signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._hear) for number in numbers}
+        """Record signals instead of dying from them."""
+        nohup = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        before = {number: signal.signal(number, self._hear) for number in {*SIGNALS} - nohup}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # launch.py starts ranks with signals blocked
         try:
             yield
@@ -124,8 +136,7 @@ class Stop:
     def decide(self, votes: Tensor | None = None) -> None:
         """Decide after a step, from the sum of the ballots or, on a single rank, without it.
 
-        On an accelerator the ranks read the sum one step later, when it has arrived: every rank reads
-        the same sum at the same step, and no rank waits for its device.
+        On an accelerator all ranks read the sum one step later, when it has arrived, so that none waits for its device.
         """
         if votes is None:
             votes = self.ballot(torch.device("cpu"))
@@ -142,36 +153,3 @@ class Stop:
         stop, interrupt = votes.tolist()
         if stop:
             self.decided = signal.SIGINT if interrupt else min(self.heard, default=signal.SIGTERM)
-
-
-@contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """End the process on a signal while it waits for other ranks before training: there is nothing to save.
-
-    The wait is one call into C++, during which Python runs no signal handlers, so `Stop` would react only when the
-    other ranks arrive, if they do. But Python writes a signal's number to a pipe at once, and a thread can read it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def listen() -> None:
-        while number := os.read(reader, 1)[0]:
-            if number in SIGNALS:
-                name = signal.Signals(number)
-                print_from_handler(f"{name.name}: stopped while waiting for other ranks; nothing was trained")
-                os._exit(Stopped(name, 0, 0).status)
-
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.write(writer, b"\0")
-        listener.join()
-        os.close(reader)
-        os.close(writer)

@@ -6,17 +6,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from lightning_fabric.utilities import disable_possible_user_warnings
 from lightning_fabric.utilities import rank_zero as fabric_rank_zero
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero
 
 from batch_renorm.data.loaders import Division
 from batch_renorm.errors import NotFiniteError, Stopped, UserError, last_checkpoint
+from batch_renorm.records.naming import model_of
 from batch_renorm.running import checkpoints
-from batch_renorm.running.build import build
+from batch_renorm.running.build import Run, build
 from batch_renorm.running.capacity import keep_freed_memory
 from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
@@ -26,28 +28,16 @@ from batch_renorm.running.loggers import rewind
 from batch_renorm.running.ranks import Stop, World, on_rank_0, together
 from batch_renorm.running.schema import Config, Machine, read
 from batch_renorm.running.screen import FINISHED, print_remark, print_result, summary
-from batch_renorm.training.module import Training
 
 
-class StartingPoint(NamedTuple):
-    """Where a run begins: what rank 0 has found in the run folder."""
-
-    checkpoint: Path | None
-    finished: bool
-    remarks: list[str]
-
-
-def train(config: DictConfig | Config, world: World | None = None) -> dict[str, Any]:
-    """Start, resume or report the run of a config; return its record (run.json).
+def train(config: DictConfig | Config, world: World | None = None) -> None:
+    """Start, resume or report the run of a config.
 
     Args:
         world: this process's place, if it is a rank that another process has started.
 
     Raises:
-        UserError: a bad option, an unwritable folder, a folder with another run; one clear line.
-        NotFiniteError: the loss or gradient is not finite; the last checkpoint is kept.
-        DiskFullError: a file of the run cannot be written; the last checkpoint is kept.
-        Stopped: a signal stopped the run; the last checkpoint is from the last step.
+        UserError, NotFiniteError, DiskFullError, Stopped: see `errors`; the last checkpoint is kept.
     """
     settings: Config = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
     settings = with_places(settings)
@@ -57,11 +47,10 @@ def train(config: DictConfig | Config, world: World | None = None) -> dict[str, 
         world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
         Division(options.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
         if world.launcher == "python" and world.ranks > 1:
-            start_ranks(world, train_as_rank, settings)
-            return Folder(Path(settings["folder"])).record()
+            return start_ranks(world, train_as_rank, settings)
     stop = Stop(talkative=world.rank == 0)
-    with stop.listening(), ExitStack() as until_the_end:
-        return start_or_resume(settings, machine, world, stop, until_the_end)
+    with stop.listening(), ExitStack() as until_the_end, explaining(settings, world):
+        start_or_resume(settings, machine, world, stop, until_the_end)
 
 
 def train_as_rank(settings: Config, world: World) -> None:
@@ -70,9 +59,7 @@ def train_as_rank(settings: Config, world: World) -> None:
         train(settings, world)
 
 
-def start_or_resume(
-    settings: Config, machine: Machine, world: World, stop: Stop, until_the_end: ExitStack
-) -> dict[str, Any]:
+def start_or_resume(settings: Config, machine: Machine, world: World, stop: Stop, until_the_end: ExitStack) -> None:
     gpu = uses_gpu(machine.accelerator)
     prepare_process(machine, world)
     until_the_end.enter_context(connected(world, gpu))
@@ -82,33 +69,23 @@ def start_or_resume(
     def claim() -> dict[str, Any] | None:
         until_the_end.callback(remove_if_empty, folder.path)  # of a start that fails before it writes anything
         until_the_end.enter_context(claimed(folder, fresh))
-        with suppress(ValueError, OSError):  # run.json is damaged, and will be made again
-            return folder.record().get("arithmetic")
-        return None
+        return folder.record().get("arithmetic")
 
     # before images are searched and a network is built; but an earlier run moves aside only for a config without errors
     earlier = None if fresh else on_rank_0(claim, world)
     run = together(lambda: build(config, stop, device_of(world, machine.accelerator), earlier), world)
     if fresh:
         on_rank_0(claim, world)
-    start = on_rank_0(lambda: choose_start(folder, config, run.training), world)
-    if start.finished:
-        if world.rank == 0:
-            print_result(f"{FINISHED}\n{summary(folder)}")
-        return folder.record()
+    finished, checkpoint = on_rank_0(lambda: choose_start(folder, config, run), world)
+    if not finished:
+        reached = fit(run, folder, checkpoint, world)
+        if stop.decided and reached < run.size.steps:
+            stopped = Stopped(stop.decided, reached, run.size.steps)
+            if world.rank == 0:
+                print_remark(str(stopped))
+            raise stopped
     if world.rank == 0:
-        for remark in (*run.source.remarks, *start.remarks):
-            print_remark(remark)
-    with explaining(settings, world):
-        reached = fit(run, folder, start.checkpoint, world)
-    if stop.decided and reached < run.size.steps:
-        stopped = Stopped(stop.decided, reached, run.size.steps)
-        if world.rank == 0:
-            print_remark(str(stopped))
-        raise stopped
-    if world.rank == 0:
-        print_result(summary(folder))
-    return folder.record()
+        print_result(f"{FINISHED}\n" * finished + summary(folder))
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -116,26 +93,23 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def choose_start(folder: Folder, config: Config, training: Training) -> StartingPoint:
-    """Prepare the folder, and choose the checkpoint for all ranks."""
-    remarks = prepare_folder(folder, config)
-    check_data(folder, {split: training.source.labels(split) for split in ("train", "val")})
+def choose_start(folder: Folder, config: Config, run: Run) -> tuple[bool, Path | None]:
+    """On rank 0, prepare the folder: whether the run is finished, and the checkpoint from which all ranks go on."""
+    prepare_folder(folder, config)
+    check_data(folder, {split: run.source.labels(split) for split in ("train", "val")})
     if folder.record().get("state") == "finished":
-        return StartingPoint(None, True, remarks)
-    checkpoint, damaged = checkpoints.choose_checkpoint(folder, config, training)
+        return True, None
+    checkpoint, damaged = checkpoints.choose_checkpoint(folder, config, run.training)
     rewind(folder.curve, checkpoints.step_of(checkpoint) if checkpoint else 0)
-    remarks += [f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged]
-    return StartingPoint(checkpoint, False, remarks)
+    fallbacks = [f"{path} is damaged: falling back to {checkpoint or 'the start'}" for path in damaged]
+    for remark in (*run.source.remarks, *fallbacks):
+        print_remark(remark)
+    return False, checkpoint
 
 
 @contextmanager
 def explaining(settings: Config, world: World) -> Iterator[None]:
-    """Explain a loss that is not finite, and the first step's error if images are too small for a convolution.
-
-    Raises:
-        UserError: the images are too small.
-        NotFiniteError: with the checkpoint from which another command may go on.
-    """
+    """Say from which checkpoint to go on after a loss that is not finite, and which images are too small."""
     try:
         yield
     except NotFiniteError as error:
@@ -145,10 +119,9 @@ def explaining(settings: Config, world: World) -> Iterator[None]:
             raise
         if world.rank:
             raise SystemExit(2) from error  # rank 0 says why
-        network = settings["model"].get("name") or settings["model"]["_target_"].rpartition(".")[2]
         raise UserError(
-            f"data.size={settings['data']['size']} is too small for {network} to train: its feature maps become "
-            "smaller than a kernel; take larger images"
+            f"data.size={settings['data']['size']} is too small for {model_of(settings)} to train: its feature maps "
+            "become smaller than a kernel; take larger images"
         ) from error
 
 
@@ -162,12 +135,6 @@ def prepare_process(machine: Machine, world: World) -> None:
         module.rank_zero_only.rank = world.rank
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        ".*does not have many workers.*",
-        ".*GPU available but not used.*",
-        ".*module.s. in eval mode.*",
-        ".*treespec.*",
-        ".*srun.*command is available.*",
-        ".*broadcast_buffers.*is deprecated.*",  # the suggested replacement does not do the same
-    ):
-        warnings.filterwarnings("ignore", text)
+    disable_possible_user_warnings()
+    warnings.filterwarnings("ignore", ".*treespec.*")
+    warnings.filterwarnings("ignore", ".*broadcast_buffers.*is deprecated.*")  # its replacement does not do the same

@@ -102,12 +102,10 @@ class Minibatch:
     group: Count
 
     def __post_init__(self) -> None:
-        per_label = self.images_per_label or 1
-        if self.size % self.group:
-            raise UserError(f"a minibatch of {self.size} does not divide into groups of {self.group} (minibatch.group)")
-        if self.size % per_label:
-            what = f"labels of {per_label} images (minibatch.images_per_label)"
-            raise UserError(f"a minibatch of {self.size} does not divide into {what}")
+        for option, part in (("group", "groups of {}"), ("images_per_label", "labels of {} images")):
+            parts = part.format(number := getattr(self, option) or 1)
+            if self.size % number:
+                raise UserError(f"a minibatch of {self.size} does not divide into {parts} (minibatch.{option})")
 
     @property
     def composition(self) -> Composition:
@@ -182,13 +180,7 @@ class Logging:
 
 @dataclass(frozen=True)
 class Options:
-    """A checked config.
-
-    Args:
-        norm: None for a norm with a `_target_`.
-        optimization: what every optimiser has.
-        arguments: of the objects that `build` makes, by section.
-    """
+    """A checked config: sections as objects, and arguments of the objects that `build` makes."""
 
     general: General
     size: Size
@@ -199,6 +191,7 @@ class Options:
     loss: Loss
     logging: Logging
     norm: Norm | None
+    """None for a norm with a `_target_`."""
     optimization: Config
     arguments: dict[str, Config]
 
@@ -221,7 +214,10 @@ def read(config: Config) -> Options:
         if any(number != number for number in (value if isinstance(value, list) else [value])):
             raise UserError(f"{name} is nan: give it a number")
     general = {name: value for name, value in config.items() if name not in SECTIONS}
-    sections = {name: section_of(config, name) for name in SECTIONS}
+    for name in SECTIONS:
+        if not isinstance(config.get(name), dict):
+            raise UserError(f"{name} must be a section of options, got {shown(config.get(name))}")
+    sections = {name: dict(config[name]) for name in SECTIONS}
     options: dict[str, Any] = {"general": General(**checked(General, general, ""))}
     for name, make in PLAIN.items():
         options[name] = make(**checked(make, sections[name], name))
@@ -244,12 +240,6 @@ def read(config: Config) -> Options:
     return Options(**options, logging=Logging(wandb), norm=norm, optimization=shared, arguments=arguments)
 
 
-def section_of(config: Config, name: str) -> Config:
-    if not isinstance(config.get(name), dict):
-        raise UserError(f"{name} must be a section of options, got {shown(config.get(name))}")
-    return dict(config[name])
-
-
 def arguments_of_target(section: Config, name: str, *given: str) -> Config:
     """The checked arguments of what a section's `_target_` names."""
     make = target(section, name)
@@ -257,11 +247,7 @@ def arguments_of_target(section: Config, name: str, *given: str) -> Config:
 
 
 def target(section: Config, name: str = "") -> Callable[..., Any]:
-    """The function or class that a section's `_target_` names.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The function or class that a section's `_target_` names; a UserError if there is none."""
     path = section.get("_target_")
     try:
         made = TypeAdapter(ImportString).validate_python(path)
@@ -349,7 +335,7 @@ def said(message: str) -> str:
 
 def shown(value: Any) -> str:
     """A value as users write it, in one line."""
-    text = {None: "null", True: "true", False: "false"}[value] if value is None or type(value) is bool else repr(value)
+    text = json.dumps(value) if value is None or type(value) is bool else repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 

@@ -21,6 +21,9 @@ WIDEST = 100  # characters of a line, even on a wider terminal
 SILENCE = 10.0  # seconds of waiting after which it is said what is waited for
 FINISHED = "This run is finished; fresh=true repeats it."
 LOADING = ("read", "decode", "augment")
+OTHERS = {
+    "val_top5": "top-5", "train_top1": "on training images", "val_top1_batch_statistics": "with batch statistics",
+}  # fmt: skip
 
 
 def wrapped(text: str, hanging: str = "    ") -> str:
@@ -31,17 +34,13 @@ def wrapped(text: str, hanging: str = "    ") -> str:
     Args:
         hanging: extra indentation of continuation lines.
     """
-    width = min(WIDEST, shutil.get_terminal_size((80, 24)).columns)
-    return "\n".join(
-        textwrap.fill(
-            line,
-            width,
-            subsequent_indent=line[: len(line) - len(line.lstrip())] + hanging,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for line in text.splitlines()
-    )
+    wrapper = textwrap.TextWrapper(break_long_words=False, break_on_hyphens=False)
+    wrapper.width = min(WIDEST, shutil.get_terminal_size((80, 24)).columns)
+    lines = []
+    for line in text.splitlines():
+        wrapper.subsequent_indent = line[: len(line) - len(line.lstrip())] + hanging
+        lines.append(wrapper.fill(line))
+    return "\n".join(lines)
 
 
 def print_remark(text: str) -> None:
@@ -54,12 +53,12 @@ def print_result(text: str) -> None:
     print_line(wrapped(text), sys.stdout)
 
 
-def print_line(text: str, stream: TextIO | None = None) -> None:
+def print_line(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
     """Print on standard error, or another stream. If nobody can read it any more (`| head -1`), the run goes on."""
     stream = stream or sys.stderr
     try:
         if stream is not None:  # closed before the program began
-            print(text, file=stream, flush=True)
+            print(text, file=stream, end=end, flush=True)
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):  # so that the rest in its buffer is no error at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -98,20 +97,16 @@ def duration(seconds: float) -> str:
 def result_if_finished(settings: dict[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
     """The result of a config's run if it has finished without problems; None if `run.train` must handle it.
 
-    Args:
-        settings: the resolved config.
-        environment: if it shows that torchrun or srun started several processes, the result is None.
+    Several processes of torchrun or srun, which the `environment` shows, leave it to rank 0 there.
     """
     if "RANK" in environment or environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" or settings["fresh"] is not False:
         return None
-    try:
+    with suppress(ValueError, OSError):  # `run.train` explains it
         settings = with_places(settings)
         folder = Folder(Path(settings["folder"]))
-        if folder.record().get("state") != "finished" or differences(read_config(folder.config), settings):
-            return None
-        return f"{FINISHED}\n{summary(folder)}"
-    except (ValueError, OSError):  # `run.train` explains it
-        return None
+        if folder.record().get("state") == "finished" and not differences(read_config(folder.config), settings):
+            return f"{FINISHED}\n{summary(folder)}"
+    return None
 
 
 def final_accuracy(path: Path) -> float | None:
@@ -126,52 +121,35 @@ def summary(folder: Folder) -> str:
     Raises:
         UserError: the curve is missing or has no accuracy.
     """
-    rows = curve.read_rows(folder.curve)
+    rows, record = curve.read_rows(folder.curve), folder.record()
     final = {metric: value for _, metric, value in rows}
     points = [(step, value) for step, metric, value in rows if metric == "val_top1"]
     if not points:
         raise UserError(f"{folder.path} is a finished run, but {folder.curve} has no val_top1; fresh=true repeats it")
     step, best = max(points, key=lambda point: point[1])
-    record = folder.record()
-    others = ", ".join(
-        f"{name} {final[metric]:.1f}%"
-        for metric, name in (
-            ("val_top5", "top-5"),
-            ("train_top1", "on training images"),
-            ("val_top1_batch_statistics", "with batch statistics"),
-        )
-        if metric in final
-    )
-    stages = account(final, record.get("loading", {}).get("processes", 0))
+    others = ", ".join(f"{name} {final[metric]:.1f}%" for metric, name in OTHERS.items() if metric in final)
     lines = [
         f"validation top-1 {final['val_top1']:.1f}% at the end, {best:.1f}% at best (step {step:,})",
-        *([f"  {others}"] if others else []),
-        *([f"  {stages}"] if stages else []),
-        f"  {record.get('wall_seconds', 0) / 60:.1f} minutes; curve, config, checkpoints: {folder.path}",
-        "  figures and table: python scripts/report.py",
+        others,
+        account(final, record.get("loading", {}).get("processes", 0)),
+        f"{record.get('wall_seconds', 0) / 60:.1f} minutes; curve, config, checkpoints: {folder.path}",
+        "figures and table: python scripts/report.py",
     ]
-    return "\n".join(lines)
+    return "\n  ".join(filter(None, lines))
 
 
-def account(final: Mapping[str, float], processes: int) -> str | None:
-    """One line that says what limits a run's speed, from the last values of the metrics; None without them.
-
-    Args:
-        processes: loader processes.
-    """
+def account(final: Mapping[str, float], processes: int) -> str:
+    """Where a step's time goes, from the last values of the metrics and the loader processes; empty without them."""
     if "seconds_step" not in final:
-        return None
-    wait, transfer, step = (final[f"seconds_{stage}"] for stage in ("wait", "transfer", "step"))
-    total = wait + transfer + step
-    text = f"a step takes {total:.3g} s: network {step / total:.0%}, transfer and colours {transfer / total:.0%}"
-    text += f", waiting for images {wait / total:.0%}"
+        return ""
+    parts = {"network": "step", "transfer and colours": "transfer", "waiting for images": "wait"}
+    seconds = {part: final[f"seconds_{stage}"] for part, stage in parts.items()}
+    total = sum(seconds.values())
+    text = f"a step takes {total:.3g} s: " + ", ".join(f"{part} {some / total:.0%}" for part, some in seconds.items())
     loading = {stage: final.get(f"seconds_{stage}", 0.0) for stage in LOADING}
-    if not any(loading.values()):
-        return text
-    shares = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in loading.items())
-    text += f"; its images take {sum(loading.values()):.3g} s of loading ({shares}) in {max(1, processes)} processes"
-    if wait < 0.1 * total:
-        return f"{text}: the network bounds the run"
-    slowest = max(loading, key=loading.__getitem__)
-    cure = "faster storage, or a store" if slowest == "read" else "more trainer.loader_processes"
-    return f"{text}: loading bounds the run; {cure} would help"
+    if any(loading.values()):
+        shares = ", ".join(f"{stage} {some:.3g}" for stage, some in loading.items())
+        text += (
+            f"; its images take {sum(loading.values()):.3g} s of loading ({shares}) in {max(1, processes)} processes"
+        )
+    return text

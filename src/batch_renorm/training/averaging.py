@@ -15,11 +15,9 @@ def average_decay(updates: int, decay: float) -> float:
 class InferenceModel(AveragedModel):
     """torch's AveragedModel with a warmed-up decay; call `update_parameters(model)` after every step.
 
-    It averages mu and sigma with the parameters: sigma, not the variance that a norm stores. Counters are
-    copied. The first update copies the model.
-
-    Departure from AveragedModel: after the first update, an update reads neither the number of updates from the
-    device nor the tensors from the modules. A load or a move to another device makes it read both again.
+    It averages mu and sigma with the parameters: sigma, not the variance that a norm stores. Counters are copied. The
+    first update copies the model. Later ones read neither the number of updates from the device nor the tensors from
+    the modules; a load or a move to another device makes the next one read both again.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -1,12 +1,10 @@
 """The paper's hypothesis as a measurement: the distance between the activations of training and inference.
 
-The paper says that batchnorm suffers because activations depend on the minibatch in training but not at
-inference (sections 2 and 3). Here the inference model sees the same images twice, normalised
-as in training and as at inference, and the outputs y of every norm layer are compared:
+The paper says that batchnorm suffers because activations depend on the minibatch in training but not at inference
+(sections 2 and 3). Here the inference model sees the same images twice, normalised as in training and as at inference,
+and the outputs y of every norm layer, and of what comes before it, are compared:
 
     distance = ||y_training - y_inference|| / ||y_inference||        (L2, over all images and positions).
-
-The first layers differ only through their own normalisation; later layers also receive different inputs.
 """
 
 import numpy as np
@@ -27,12 +25,12 @@ def activation_distances(
 ) -> dict[str, float]:
     """`activation_distance`, the mean over layers, and `activation_distance/<layer>`, in the order of the network.
 
-    Empty for a network without BatchRenorm layers, which computes the same in training and at inference.
+    Empty without BatchRenorm layers: such a network computes the same in training and at inference.
 
     Args:
         model: in evaluation mode, with the limits of training.
-        minibatches: (minibatches, size) indices of validation images, composed as in training. The
-            ranks share the first 16 and agree on the result.
+        minibatches: (minibatches, size) indices of validation images, composed as in training. The ranks share the
+            first 16 and agree on the result.
     """
     if not has_layers(model):
         return {}
@@ -63,12 +61,9 @@ def norm_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     names: dict[nn.Module, str] = {layer: name for name, layer in layers_of(model).items()}
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs[names[layer]] = output.clone()  # the next activation may work in place
+        if layer in names:
+            outputs[names[layer]] = output.clone()  # the next activation may work in place
 
-    hooks = [layer.register_forward_hook(keep) for layer in names]
-    try:
+    with nn.modules.module.register_module_forward_hook(keep):
         model(images)
-    finally:
-        for handle in hooks:
-            handle.remove()
     return outputs

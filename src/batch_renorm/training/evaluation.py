@@ -8,11 +8,10 @@ Metrics are percentages (METRICS can have others), named as in results/paper/cur
   training); every layer normalises with muB and sigmaB of the minibatch instead of mu and sigma (section 4.3).
 - val_top1_no_counterpart: the same, in minibatches of the same size whose images all have different labels. The paper
   suspects that the model "learns to predict labels for images that come in a set": this is the accuracy without a set.
-- val_top1_as_trained: validation images in minibatches composed and normalised as in the experiment's training.
-  Batchnorm uses muB and sigmaB of its groups; Batch Renorm also uses r and d.
+- val_top1_as_trained: minibatches composed and normalised as in training: batchnorm's groups; Batch Renorm's r and d.
 
-If the norms of a network see no group (GroupNorm), an image gets the same answer in any minibatch. The last three
-metrics would equal val_top1 and are left out. With `minibatches_every` only some evaluations have them.
+The last three are of some evaluations (`minibatches_every`), and not of networks whose norms see no group (GroupNorm):
+there they would equal val_top1.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,7 +58,6 @@ class Evaluation:
 
     `trained` is the composition of the experiment's minibatches; `groups` says whether the network's norms see groups.
     `most` limits the validation images, and then also the minibatches to one of each kind; None means no limit.
-    Every `minibatches_every`-th evaluation, and the last one, also measures on minibatches.
     """
 
     every: PositiveInt
@@ -102,10 +100,10 @@ class Evaluation:
                 f"{max(1, present // self.images_per_label)} or fewer"
             )
         pairs = paired_minibatches(val, self.labels_per_minibatch, self.images_per_label)
-        distinct = distinct_minibatches(val, size)
+        of_the_minibatch = partial(batch_statistics, group_size=size)
         return measurements | {
-            "pairs": Measurement("val", self._whole(pairs), partial(batch_statistics, group_size=size)),
-            "no_counterpart": Measurement("val", self._whole(distinct), partial(batch_statistics, group_size=size)),
+            "pairs": Measurement("val", self._whole(pairs), of_the_minibatch),
+            "no_counterpart": Measurement("val", self._whole(distinct_minibatches(val, size)), of_the_minibatch),
             "as_trained": Measurement("val", self._whole(self.as_trained(source)), training_normalization),
         }
 
@@ -120,22 +118,17 @@ class Evaluation:
         return [rows.reshape(-1) for rows in in_batches(minibatches, at_once)]
 
 
-class Metric(NamedTuple):
-    """A number that a network's logits give for some images."""
-
-    sums: Callable[[Tensor, Tensor], Tensor]
-    """From the logits (n, classes) and labels (n,) of a batch: sums of any shape, added over batches and ranks."""
-    value: Callable[[Tensor, int], float]
-    """From those sums and the number of images."""
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""From logits (n, classes) and labels (n,) to a number for each image, (n,); their mean is the metric."""
 
 
 def among_the_first(k: int) -> Metric:
     """How often the label is among the k largest logits, percent."""
 
     def hits(logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).sum()
+        return 100.0 * (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
 
-    return Metric(hits, lambda total, images: 100 * total.item() / images)
+    return hits
 
 
 METRICS = {"top1": among_the_first(1), "top5": among_the_first(5)}
@@ -155,22 +148,21 @@ def count(
     Args:
         loaded: for every batch what the source fetched, and the labels, see `data/kept.py`.
     """
-    none, images = torch.zeros(1, source.classes, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    sums = {name: torch.zeros_like(METRICS[name].sums(none, images)) for name in metrics}
+    sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in (*metrics, "images")}
     for fetched, labels in loaded:
         labels = labels.to(device, non_blocking=True)
         output = model(source.images([fetched], device).contiguous(memory_format=torch.channels_last))
         logits = output[0] if isinstance(output, tuple) else output  # timm keeps the auxiliary head in evaluation
-        images += len(labels)
+        sums["images"] += len(labels)
         for name in metrics:
-            sums[name] += METRICS[name].sums(logits, labels)
-    return sums | {"images": images}
+            sums[name] += METRICS[name](logits, labels).sum(dtype=torch.float64)
+    return sums
 
 
 def values(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """The metrics of the sums that `count` returns."""
-    images = int(sums["images"])
-    return {name: METRICS[name].value(value, images) for name, value in sums.items() if name != "images"}
+    images = sums["images"].item()
+    return {name: total.item() / images for name, total in sums.items() if name != "images"}
 
 
 def evaluate(
@@ -184,11 +176,10 @@ def evaluate(
     kept: KeptImages | None = None,
     watch: Callable[[Iterable[Any], int], Iterator[Any]] = lambda loaded, batches: iter(loaded),
 ) -> dict[str, float]:
-    """The metrics of some measurements of one model. Ranks share the images and agree on the result.
+    """The metrics of some measurements of one model, in evaluation mode; ranks share the images and agree.
 
-    Leaves the model in evaluation mode. `measurements` are some of those of `Evaluation.measurements`. `kept` has the
-    images of earlier evaluations; without it, `processes` processes load them. `watch` gets the batches and their
-    number, and passes the batches on.
+    `kept` has the images of earlier evaluations; without it, `processes` processes load them. `watch` gets the batches
+    and their number, and passes the batches on.
     """
     model.eval()
     kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")
@@ -204,9 +195,6 @@ def evaluate(
     if ranks > 1:
         for total in [total for by_metric in sums.values() for total in by_metric.values()]:
             dist.all_reduce(total)
-    metrics = {f"val_{name}": value for name, value in values(sums["val"]).items()}
-    metrics["train_top1"] = values(sums["train"])["top1"]
-    for measured, name in ON_MINIBATCHES.items():
-        if measured in sums:
-            metrics[f"val_top1_{name}"] = values(sums[measured])["top1"]
-    return metrics
+    metrics = {f"val_{name}": value for name, value in values(sums.pop("val")).items()}
+    names = {"train": "train_top1"} | {name: f"val_top1_{metric}" for name, metric in ON_MINIBATCHES.items()}
+    return metrics | {names[name]: values(of)["top1"] for name, of in sums.items()}

@@ -30,12 +30,8 @@ from batch_renorm.norm import training_normalization
 from batch_renorm.norm.layers import has_layers
 from batch_renorm.training.distance import norm_outputs
 
-COMPANIES = ("label again", "neither", "other again")
-"""Which letter of an image one more image of its group shows."""
-
-
-GROUPS = 16
-"""The number of groups in the mean output, for each letter and k."""
+COMPANIES = ("label again", "neither", "other again")  # which letter of an image one more image of its group shows
+GROUPS = 16  # in the mean output, for each letter and k
 
 
 class Row(NamedTuple):
@@ -48,16 +44,11 @@ class Row(NamedTuple):
 
 
 def measure(model: nn.Module, source: Glyphs, group: int, most: int = 4, images: int = 1000) -> list[Row]:
-    """All rows of one model.
+    """All rows of one model in evaluation mode, by `images` validation images of two letters.
 
     Args:
-        model: in evaluation mode; its norm layers have groups of `group`.
-        source: images of two letters.
+        group: of the model's norm layers.
         most: the largest k.
-        images: number of validation images.
-
-    Raises:
-        UserError: images of one letter, or a network whose norms see no group.
     """
     if source.others != 1:
         raise UserError(f"the mechanism is measured on images of two letters; these have {1 + source.others}")

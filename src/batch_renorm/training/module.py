@@ -1,15 +1,15 @@
 """The Lightning module: one exact step of the paper, in any number of passes on any number of ranks.
 
-A step is the mean over workers x minibatch examples of d(loss)/d(theta), one update of the weights, one
-move of mu and sigma, one update of the inference model. Lightning's batch is a *pass*: the
-module accumulates gradients over the passes of a step and updates after the last pass. Therefore
-optimisation is manual.
+A step is the mean over workers x minibatch examples of d(loss)/d(theta), one update of the weights, one move of mu and
+sigma, one update of the inference model. Lightning's batch is a *pass*: gradients add up over the passes of a step, and
+the update follows the last one. Therefore optimisation is manual.
 """
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from batch_renorm.data.loaders import Pass, Source
 from batch_renorm.errors import NotFiniteError
 from batch_renorm.norm import StepStatistics, set_limits
-from batch_renorm.norm.layers import BatchRenorm, has_layers
+from batch_renorm.norm.layers import has_layers, layers_of
 from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.loss import Loss
 from batch_renorm.training.optimizer import Optimization
@@ -47,12 +47,10 @@ class Training(LightningModule):
             the auxiliary head's logits. No other norms than its BatchRenorm layers depend on the minibatch.
         source: makes images of what loader processes fetched.
         loss: the loss of each example.
-        optimization: the update.
         ramp: step -> (rmax, dmax); None keeps (1, 0), which is batchnorm.
-        average_decay: decay of the inference model.
+        average_decay: of the inference model.
         examples: workers x minibatch size, the number of examples in a step's loss.
         log_every: steps between recorded rows of loss, rates and clipping.
-        vote: the vote on stopping; None without one.
         bf16: run the network's forward and backward under bfloat16 autocast.
         channels_last: the memory layout, which is the faster one for convolutions on CPU and GPU.
         compile: compile the network when it trains: True, or a mode of torch.compile.
@@ -78,17 +76,16 @@ class Training(LightningModule):
         self.model = model
         self.source, self.loss, self.optimization = source, loss, optimization
         self.examples, self.log_every = examples, log_every
-        groups = has_layers(model)
-        self.ramp = ramp if groups else None
-        if groups:
-            set_limits(model, 1.0, 0.0)
+        self.layers = layers_of(model) if has_layers(model) else {}
+        self.ramp = ramp if self.layers else None
+        set_limits(self.layers.values(), 1.0, 0.0)
         self.bf16 = bf16
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         model.to(memory_format=self.memory_format)
         self.average = InferenceModel(model, average_decay)
         if compile:  # in place: names in checkpoints, and the inference model, stay as they are
             model.compile(dynamic=False, mode=None if compile is True else compile)
-        self.statistics = StepStatistics(model) if groups else NoStatistics()
+        self.statistics = StepStatistics(model) if self.layers else None
         self.random_layers = RandomLayers(model)
         self.latest: dict[str, float] = {}
         self.vote = vote
@@ -105,7 +102,7 @@ class Training(LightningModule):
         """The average after `step` updates, with the limits of the last update; evaluations use it."""
         model = self.average.module
         assert isinstance(model, nn.Module)
-        if self.statistics.layers:
+        if self.layers:
             set_limits(model, *self.limits(step - 1))
         return model
 
@@ -128,6 +125,10 @@ class Training(LightningModule):
             output = model(images)
         return self.loss(output, labels)
 
+    def transfer_batch_to_device(self, batch: Pass, device: torch.device, dataloader_idx: int) -> Pass:
+        """Do nothing: `SentAhead` has started the copy, and the step waits for it and counts the time."""
+        return batch
+
     def training_step(self, batch: Pass, index: int) -> None:
         if self._loss_sum is None:
             self._begin_step(batch.step)
@@ -142,8 +143,8 @@ class Training(LightningModule):
 
     def _begin_step(self, step: int) -> None:
         self._loss_sum = torch.zeros(1, device=self.device)
-        if self.ramp is not None:
-            set_limits(self.statistics.layers.values(), *self.ramp(step))
+        if self.ramp is not None and self.statistics is not None:
+            set_limits(self.layers.values(), *self.ramp(step))
             self.statistics.measure_clipping = self._recorded(step + 1)
 
     def _backward(self, batch: Pass) -> None:
@@ -163,21 +164,20 @@ class Training(LightningModule):
 
     def _end_step(self, step: int) -> None:
         """Update weights, then mu and sigma, then the inference model; `step` updates came before."""
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         rate = self.optimization.learning_rate(step)
-        for group in optimizer.param_groups:  # type: ignore[union-attr]
+        for group in optimizer.param_groups:
             group["lr"] = rate
         # from the optimiser: model.parameters() takes as long as a small layer's gradient
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.optimization.clip_norm, foreach=True)
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
         assert self._loss_sum is not None
         replaced = torch.full_like(self._loss_sum, self.stages.replaced())
         ballot = [] if self.vote is None else [self.vote.ballot(self.device)]
-        summed = self.statistics.update(extra=torch.cat([self._loss_sum, replaced, *ballot]))
-        assert summed is not None
-        loss, replaced, *votes = summed.split([1, 1, *map(len, ballot)])
+        sums = self._move_statistics(torch.cat([self._loss_sum, replaced, *ballot]))
+        loss, replaced, *votes = sums.split([1, 1, *map(len, ballot)])
         self._replaced += replaced
         if self.vote is not None:
             self.vote.decide(votes[0] if self.trainer.world_size > 1 else None)
@@ -192,24 +192,31 @@ class Training(LightningModule):
         if recorded:
             self._record_step(step + 1, loss.item() / self.examples, norm.item(), rate)
 
+    def _move_statistics(self, extra: Tensor) -> Tensor:
+        """Move mu and sigma by the step's groups; `extra`, 1-d, summed over the ranks in the same all-reduce."""
+        if self.statistics is not None:
+            extra = self.statistics.update(extra)  # type: ignore[assignment]
+        elif self.trainer.world_size > 1:
+            dist.all_reduce(extra)
+        return extra
+
     def _recorded(self, step: int) -> bool:
         return step % self.log_every == 0 or step == self.trainer.max_steps
 
     def _record_step(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
-        rmax, dmax = self.limits(step - 1)
         since, start = self._clock
         wall, steps = time.perf_counter() - start, step - since
         row = {"loss": loss, "gradient_norm": gradient_norm, "lr": rate}
-        row |= {"rmax": rmax, "dmax": dmax} if self.statistics.layers else {}
+        row |= dict(zip(("rmax", "dmax"), self.limits(step - 1), strict=True)) if self.layers else {}
         row |= {"images_per_second": steps * self.examples / wall} | self.stages.take(wall, steps)
         self.restart_clock(step)
         if self.source.skips_unreadable:
             row["images_replaced"] = float(self._replaced)
             self._replaced = 0.0
-        if self.ramp is not None:
+        if self.ramp is not None and self.statistics is not None:
             for name, (r, d) in self.statistics.clipped_fractions().items():
-                row[f"r_clipped/{name}" if name else "r_clipped"] = r
-                row[f"d_clipped/{name}" if name else "d_clipped"] = d
+                place = f"/{name}" * bool(name)
+                row |= {f"r_clipped{place}": r, f"d_clipped{place}": d}
         self.record(row, step)
 
     def record(self, metrics: dict[str, float], step: int) -> None:
@@ -219,34 +226,12 @@ class Training(LightningModule):
             logger.log_metrics(metrics, step)
 
     def _check_finite(self, step: int, loss: float, gradient_norm: float) -> None:
-        if all(map(torch.isfinite, torch.tensor([loss, gradient_norm]))):
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
             return
-        largest = {
-            name: torch.maximum(layer.mu.abs(), layer.sigma).max().item()
-            for name, layer in self.statistics.layers.items()
-        }
-        where, cure = "", ""
-        if largest:
-            name = max(largest, key=largest.__getitem__)
-            where = f" The layer with the largest moving statistics is {name!r} ({largest[name]:.4g})."
-            cure = " or a slower ramp"
-        raise NotFiniteError(
-            f"step {step}: loss {loss}, gradient norm {gradient_norm}.{where} Try a lower learning rate (optim.lr)"
-            f"{cure}"
-        )
-
-
-class NoStatistics:
-    """Replaces StepStatistics if no norm has mu and sigma: only the all-reduce of the other sums remains."""
-
-    layers: ClassVar[dict[str, BatchRenorm]] = {}
-    measure_clipping = False
-
-    def update(self, extra: Tensor) -> Tensor:
-        """`extra`, 1-d, summed over the ranks."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(extra)
-        return extra
-
-    def clipped_fractions(self) -> dict[str, tuple[float, float]]:
-        return {}
+        text, cure = f"step {step}: loss {loss}, gradient norm {gradient_norm}.", "a lower learning rate (optim.lr)"
+        if self.layers:
+            sizes = [(torch.maximum(of.mu.abs(), of.sigma).max().item(), name) for name, of in self.layers.items()]
+            largest, name = max(sizes)
+            text += f" The layer with the largest moving statistics is {name!r} ({largest:.4g})."
+            cure += " or a slower ramp"
+        raise NotFiniteError(f"{text} Try {cure}")

@@ -9,6 +9,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from timm.optim.rmsprop_tf import RMSpropTF
 from torch import nn
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -33,24 +35,14 @@ class Optimization:
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         weights, others = decayed_parameters(model)
-        groups = [
-            {"params": weights, "weight_decay": self.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        return self.make([group for group in groups if group["params"]], lr=self.lr)
+        groups = ((weights, self.weight_decay), (others, 0.0))
+        return self.make([{"params": some, "weight_decay": decay} for some, decay in groups if some], lr=self.lr)
 
 
 class RMSProp(RMSpropTF):
     """RMSProp in TensorFlow's form: epsilon inside the root, the accumulator starts at 1."""
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float,
-        decay: Annotated[float, Field(ge=0, lt=1)],
-        momentum: Annotated[float, Field(ge=0, lt=1)],
-        eps: PositiveFloat,
-    ) -> None:
+    def __init__(self, params: Any, lr: float, decay: Share, momentum: Share, eps: PositiveFloat) -> None:
         # foreach is timm's default on GPUs; a small network's update on a CPU is shorter, too
         super().__init__(params, lr=lr, alpha=decay, momentum=momentum, eps=eps, foreach=True)
 

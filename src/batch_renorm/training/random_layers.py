@@ -95,11 +95,7 @@ class RandomLayers:
 
     @contextmanager
     def _check(self, draw: Draw | None, images: int, device: torch.device) -> Iterator[None]:
-        """Refuse a network that draws in another way: its numbers would depend on ranks, passes and restarts.
-
-        Raises:
-            UserError: the first forward has used torch's own random numbers.
-        """
+        """Refuse a network that draws in another way: its numbers would depend on ranks, passes and restarts."""
         self._checked = True
         before = random_states(device)
         with self.drawing(draw, images, device):
@@ -118,11 +114,10 @@ def random_states(device: torch.device) -> list[Tensor]:
 
 def has_random_layers(model: nn.Module) -> bool:
     """Whether a module is dropout, or has an option of that kind above 0, such as timm's drop_prob and drop_rate."""
-    return any(
-        (isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in name)
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and value > 0
+    options = [
+        value
         for module in model.modules()
         for name, value in vars(module).items()
-    )
+        if "drop" in name or isinstance(module, nn.modules.dropout._DropoutNd)
+    ]
+    return any(type(value) in (int, float) and value > 0 for value in options)

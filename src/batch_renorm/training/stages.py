@@ -1,12 +1,8 @@
 """The time of each part of a step, which shows what limits a run: images, their transfer, or the network.
 
-The measurement adds no waiting for a GPU: its times come from events, which are read when a row is recorded
-and the host has waited for the device anyway.
+Metrics of rank 0, in seconds per step; a GPU's come from events, so that nothing waits for it:
 
-Metrics of rank 0, in seconds per step:
-
-- seconds_read, seconds_decode, seconds_augment: time of the loader processes for the images of a step, summed
-  over all of them; it passes while the network computes;
+- seconds_read, seconds_decode, seconds_augment: of all loader processes together, while the network computes;
 - seconds_transfer: copying images to the device, and distorting their colours there;
 - seconds_step: forward, backward and update;
 - seconds_wait: everything else; if it is large, images come too slowly.
@@ -61,11 +57,9 @@ class Stages:
             self.seconds[stage] += end - begin
 
     def take(self, wall: float, steps: int) -> dict[str, float]:
-        """Mean seconds per step, by metric, since the last call; call it after waiting for the device.
+        """Mean seconds per step, by metric, since the last call, `steps` steps and `wall` seconds ago.
 
-        Args:
-            wall: seconds since the last call.
-            steps: steps since the last call.
+        Call it after waiting for the device.
         """
         for stage, begin, end in self.events:
             self.seconds[stage] += begin.elapsed_time(end) / 1000
