@@ -233,13 +233,21 @@ def test_an_experiment_without_its_header_is_named_as_it_was_typed(complaint, tm
     assert line.startswith("error: the file of experiment=mine must begin with the line `# @package _global_`")
 
 
+def test_an_experiment_that_is_not_utf8_is_named(complaint, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment/mine.yaml"
+    file.write_text("# @package _global_\n# für mich\nexperiment: mine\n", encoding="latin-1")
+    line = complaint(f"--config-dir={tmp_path}", "experiment=mine", "logger=csv")
+    assert line.startswith(f"error: {file} is not UTF-8 text")
+
+
 CHOICES = {  # of each group's files, those whose options differ
     "norm": ["renorm", "batchnorm", "groupnorm"], "minibatch": ["pairs", "iid"], "ramp": ["paper"],
     "optim": ["rmsprop"], "trainer": ["auto"], "logger": ["offline", "csv"],
     "model": ["glyph_inception", "inception_v3", "timm"], "data": ["glyphs", "imagenet", "cifar100"],
     "scale": ["glyphs", "imagenet"],
 }  # fmt: skip
-ODD = [-1, float("nan"), "text", None, [1], True, 10**30]
+ODD = [0, -1, float("nan"), float("inf"), "text", None, [1], True, 10**30]
 
 
 @pytest.mark.parametrize("group", CHOICES)

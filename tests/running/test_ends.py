@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batch_renorm.data.glyphs import Glyphs
-from batch_renorm.errors import UserError
+from batch_renorm.errors import TransientReadError, UserError
 from batch_renorm.running import checkpoints, fitting
 from batch_renorm.running.folder import Folder
 from batch_renorm.running.run import train
@@ -27,6 +27,11 @@ MOMENTS = {
 }
 LATE = {"the record", "the end"}  # another rank may have finished
 ON_RANK_0 = {"a row", "a checkpoint", "the record"}
+
+
+CASES = [(moment, 2, UserError, 2) for moment in MOMENTS]
+CASES += [(moment, 1, UserError, 2) for moment in list(MOMENTS)[:2]]
+CASES += [("a training image", 1, TransientReadError, 75), ("a validation image", 2, TransientReadError, 75)]
 
 
 def train_and_fail(world, config, moment, error):
@@ -55,16 +60,13 @@ def left_behind(group):
             yield path.parent.name
 
 
-@pytest.mark.parametrize(
-    ("moment", "ranks", "processes"),
-    [(moment, 2, 1) for moment in MOMENTS] + [(moment, 1, 1) for moment in list(MOMENTS)[:2]],
-)
-def test_a_failure_ends_the_processes_of_a_run_with_its_status(compose, tmp_path, moment, ranks, processes):
+@pytest.mark.parametrize(("moment", "ranks", "error", "status"), CASES)
+def test_a_failure_ends_the_processes_of_a_run_with_its_status(compose, tmp_path, moment, ranks, error, status):
     """The line is printed once; what another rank notices of it is status 1, or the same."""
-    config = compose(*TINY, "data.labels=24", f"folder={tmp_path}/run", f"trainer.loader_processes={processes}")
-    error, begin, groups = UserError("a thing is broken"), time.monotonic(), []
-    statuses, _, err = in_forks(train_and_fail, ranks, config, moment, error, started=groups)
-    assert max(statuses) == 2
+    config = compose(*TINY, "data.labels=24", f"folder={tmp_path}/run", "trainer.loader_processes=1")
+    begin, groups = time.monotonic(), []
+    statuses, _, err = in_forks(train_and_fail, ranks, config, moment, error("a thing is broken"), started=groups)
+    assert max(statuses) == status
     assert moment in LATE or 0 not in statuses
     assert err.count("error: ") == 1, err
     assert "Traceback" not in err

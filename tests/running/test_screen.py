@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from batch_renorm.running import screen
+from batch_renorm.running import progress, screen
 from batch_renorm.running.progress import Progress
 from batch_renorm.running.screen import duration, wrapped
 from tests.conftest import ROOT, TINY
@@ -22,6 +22,14 @@ def test_time_left_is_at_the_mean_speed_with_evaluations():
     shown.begin = (1, 60.0)
     assert shown.seconds_left(1, 60.0) is None
     assert shown.seconds_left(11, 60 + 10 * 0.5 + 100) == pytest.approx(89 * 10.5)
+
+
+def test_a_long_evaluation_says_how_far_it_is(monkeypatch, capfd):
+    times = iter(range(0, 1000, 25))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
+    assert list(Progress(SimpleNamespace(), talkative=True).watch(range(6), 6)) == [0, 1, 2, 3, 4, 5]
+    lines = [line.partition("  ")[2] for line in capfd.readouterr().err.splitlines()]
+    assert lines == ["evaluating, batch 2 of 6, 2 min left", "evaluating, batch 5 of 6, 30 s left"]
 
 
 def test_what_is_waited_for_is_said(monkeypatch, capfd):

@@ -58,9 +58,15 @@ def explained() -> Iterator[None]:
         if isinstance(error, NotFiniteError) and os.environ.get("RANK", "0") != "0":
             raise SystemExit(2) from None  # every rank raises it; rank 0 prints it
         exit_with(" ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else str(error))
+    except UnicodeDecodeError as error:
+        if (path := not_utf8()) is None:
+            raise
+        exit_with(f"{path} is not UTF-8 text: save it as UTF-8 ({error.reason})")
+    except TransientReadError as error:
+        exit_with(str(error), os.EX_TEMPFAIL)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        if isinstance(error, TransientReadError) or error.errno in TRANSIENT:
+        if error.errno in TRANSIENT:
             exit_with(f"{what}; this may pass: run the same command again", os.EX_TEMPFAIL)
         if error.filename is None or error.errno not in MENDABLE:
             raise
@@ -76,6 +82,17 @@ def exit_with(message: str, status: int = 2) -> None:
     if "SUBMITIT_EXECUTOR" in os.environ and sys.exception():
         raise  # in a sweep's job on a cluster: the waiting command gets the exception and explains it
     raise SystemExit(status)
+
+
+def not_utf8() -> Path | None:
+    """The first config file that is not UTF-8 text, among the shipped ones and those of --config-dir."""
+    given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config-dir=", "-cd="))]
+    for path in (path for folder in [CONFIGS, *map(Path, given)] for path in folder.rglob("*.yaml")):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return path
+    return None
 
 
 def composition(error: Exception) -> str:

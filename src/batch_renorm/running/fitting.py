@@ -41,15 +41,16 @@ class AfterStep(Callback):
 
     Args:
         kept: validation images that stay in memory between evaluations.
+        progress: says how far a long evaluation is.
         execution, facts: how and on what the run computes, for run.json.
         record: run.json as it was before this start.
     """
 
     def __init__(
-        self, run: Run, folder: Folder, world: World, kept: KeptImages, execution: Execution, facts: dict[str, Any],
-        record: dict[str, Any],
+        self, run: Run, folder: Folder, world: World, kept: KeptImages, progress: Progress, execution: Execution,
+        facts: dict[str, Any], record: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.run, self.folder, self.world, self.kept = run, folder, world, kept
+        self.run, self.folder, self.world, self.kept, self.progress = run, folder, world, kept, progress
         self.execution, self.facts, self.record = execution, facts, record
         evaluation = replace(run.evaluation, batch_size=execution.memory.evaluation_batch)
         self.measurements = evaluation.measurements(run.source)
@@ -83,7 +84,7 @@ class AfterStep(Callback):
         model, device = run.training.inference_model(step), run.training.device
         if not run.evaluation.minibatches_due(step, run.size.steps):
             due = {name: due[name] for name in due if name not in ON_MINIBATCHES}
-        metrics = evaluate(model, run.source, due, device, rank=rank, ranks=ranks, kept=self.kept)
+        metrics = evaluate(model, run.source, due, device, 0, rank, ranks, self.kept, self.progress.watch)
         metrics |= activation_distances(model, run.source, self.as_trained, device, rank, ranks)
         run.training.record(metrics, step)
         run.training.restart_clock(step)
@@ -134,6 +135,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         parameters = sum(parameter.numel() for parameter in run.training.model.parameters())
         told = {"ranks": world.ranks, "precision": run.arithmetic.precision, "parameters": parameters, **facts}
         loggers.append(WandbLogger(run, run.logging.wandb, folder, step, told))
+    progress = Progress(run, world.rank == 0)
     profiler = PROFILERS.get(run.machine.profile)
     trainer = Trainer(
         accelerator=device.type,  # with "auto" Lightning would use a Mac's GPU while everything else is on the CPU
@@ -143,7 +145,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world.ranks > 1 else "auto",
         max_steps=run.size.steps,
         logger=loggers,
-        callbacks=[AfterStep(run, folder, world, kept, execution, facts, record), Progress(run, world.rank == 0)],
+        callbacks=[AfterStep(run, folder, world, kept, progress, execution, facts, record), progress],
         # launch.py has set torchrun's variables: Lightning need not guess the launcher
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
         profiler=profiler and profiler(dirpath=folder.path, filename="profile"),

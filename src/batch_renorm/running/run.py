@@ -136,5 +136,6 @@ def prepare_process(machine: Machine, world: World) -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_possible_user_warnings()
+    warnings.filterwarnings("ignore", ".*not finite in.*channels")  # the run ends with a line of its own
     warnings.filterwarnings("ignore", ".*treespec.*")
     warnings.filterwarnings("ignore", ".*broadcast_buffers.*is deprecated.*")  # its replacement does not do the same
