@@ -119,7 +119,7 @@ def devkit():
     rows = [(float(i), wnid, "w", "g", 0.0, np.zeros((1, 0)), 0.0, 3.0) for wnid, i in ILSVRC_IDS.items()]
     rows.append((1001.0, "n00001740", "entity", "g", 2.0, np.array([[1.0, 2.0]]), 19.0, 0.0))
     meta = io.BytesIO()
-    savemat(meta, {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
+    savemat(meta, {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)}, do_compression=True)
     truth = "".join(f"{ILSVRC_IDS[WNIDS[label]]}\n" for label in VAL_LABELS)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:

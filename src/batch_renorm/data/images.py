@@ -22,7 +22,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from batch_renorm.data.augmentation import AREAS, distort, random_box, resized, resized_centre
-from batch_renorm.data.files import Files, PartOfLabels, patiently, printable
+from batch_renorm.data.files import Files, patiently, printable
 from batch_renorm.data.labels import chosen_labels
 from batch_renorm.data.loaders import Draw, Fetched, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
@@ -120,7 +120,7 @@ class Images(Source):
         if root == "???":
             raise UserError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
         found = find(root, splits, class_list)
-        if not found.in_order:
+        if not found.any_order:
             raise UserError(
                 f"data.root={root} has {found.kind}, which cannot be read in any order: make a store of them with "
                 f"python scripts/prepare_imagenet.py {root} STORE, then data.root=STORE"
@@ -140,7 +140,7 @@ class Images(Source):
         if labels is not None:
             chosen = patiently(partial(chosen_labels, labels, names), partial(str, labels))
             names = [names[label] for label in chosen]
-            self.files = {split: PartOfLabels(files, chosen) for split, files in found.splits.items()}
+            self.files = {split: files.of_labels(chosen) for split, files in found.splits.items()}
         self.classes = len(names)
         if len(self.files) == len(BOTH) and missing_val == "refuse":
             lacking = np.setdiff1d(self.files["train"].labels, self.files["val"].labels)
@@ -184,7 +184,7 @@ class Images(Source):
         for candidate in with_replacements(files, index) if self.skips_unreadable else [index]:
             start = middle = time.perf_counter()
             try:
-                data = patiently(partial(files.read, candidate), partial(files.name, candidate))
+                data = files.read(candidate)
                 middle = time.perf_counter()
                 return decode(data), candidate != index
             except TransientReadError:

@@ -213,22 +213,16 @@ def split_evenly(items: range, parts: int) -> list[range]:
 
 
 def balance(workers: int, ranks: int) -> str:
-    """How busy `ranks` ranks are, and which numbers of ranks near it would be better.
+    """How busy ranks with unequal shares are, and which numbers of ranks near theirs would be better.
 
     >>> balance(50, 8)
     'busy 89% of a step, while 7 are computed; 10 or 5 ranks would be busy all of it'
-    >>> balance(50, 10)
-    'busy all of a step'
     """
-    if workers % ranks == 0:
-        return "busy all of a step"
     largest = -(-workers // ranks)
     even = [number for number in range(1, workers + 1) if workers % number == 0]
     more, fewer = min(n for n in even if n > ranks), max(n for n in even if n < ranks)
-    return (
-        f"busy {workers / ranks / largest:.0%} of a step, while {largest} are computed; "
-        f"{more} or {fewer} ranks would be busy all of it"
-    )
+    busy = f"busy {workers / ranks / largest:.0%} of a step, while {largest} are computed"
+    return f"{busy}; {more} or {fewer} ranks would be busy all of it"
 
 
 @dataclass(frozen=True)
@@ -239,7 +233,7 @@ class Division:
         workers_per_pass: at most; None means all of a rank's workers at once.
 
     Raises:
-        UserError: more ranks than workers, so that a rank would have nothing to do; no workers in a pass.
+        UserError: more ranks than workers, so that a rank would have nothing to do.
     """
 
     workers: int
@@ -253,8 +247,6 @@ class Division:
                 f"{self.ranks} ranks but only {self.workers} workers a step: a rank would have no minibatch; "
                 f"use at most {self.workers} devices or raise workers"
             )
-        if self.workers_per_pass is not None and self.workers_per_pass < 1:
-            raise UserError(f"workers_per_pass must be at least 1, got {self.workers_per_pass}")
 
     @property
     def passes(self) -> int:
@@ -335,14 +327,9 @@ def training_loader(
     passes = dataset.division.passes
     end_with_this_process()
     return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=Items(range(start_step * passes, steps * passes)),
-        num_workers=processes,
-        pin_memory=pin_memory,
-        persistent_workers=processes > 0,
-        worker_init_fn=outlive_signals,
-    )
+        dataset, batch_size=None, sampler=Items(range(start_step * passes, steps * passes)), num_workers=processes,
+        pin_memory=pin_memory, persistent_workers=processes > 0, worker_init_fn=outlive_signals,
+    )  # fmt: skip
 
 
 def in_batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
