@@ -29,5 +29,3 @@ def test_every_worker_once_in_passes_of_about_equal_size(workers, ranks, limit):
 def test_more_ranks_than_workers_is_an_error():
     with pytest.raises(ValueError, match="8 ranks but only 4 workers"):
         Division(4, 0, 8)
-    with pytest.raises(ValueError, match="workers_per_pass must be at least 1, got 0"):
-        Division(4, 0, 1, 0)

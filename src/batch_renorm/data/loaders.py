@@ -10,10 +10,11 @@ it in several passes. All ranks make the same number of passes, so that collecti
 import itertools
 import multiprocessing
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.util import Finalize
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ class Fetched:
             self.colours.record_stream(stream)
 
 
-class Source(Protocol):
+class Source(ABC):
     """A data set: labelled training and validation images.
 
     A class of one's own derives from this one, has the three numbers and the three methods, and changes the other
@@ -102,41 +103,37 @@ class Source(Protocol):
         """Bytes of an image in what `fetch` returns, of which shared memory holds some."""
         return 4 * self.channels * self.size**2
 
+    @abstractmethod
     def labels(self, split: str) -> np.ndarray:
         """The label of every image of `split` ("train" or "val"), (images,) int64."""
-        ...
 
+    @abstractmethod
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Tensor | Fetched:
         """Prepare images in a loader process; `draw` determines the augmentation, None is for evaluation.
 
         The result depends on the arguments alone. Its first dimension is the images.
         """
-        ...
 
+    @abstractmethod
     def images(self, fetched: list[Any], device: torch.device) -> Tensor:
         """Finish the results of some calls of `fetch` on the device: (n, channels, size, size) float32."""
-        ...
 
 
 def check_source(source: Source, name: str) -> None:
-    """Check that a data set has what a `Source` has, and labels for its images.
+    """Check the numbers and the labels of a data set, which may be a user's own.
 
     Args:
         name: what to call it in messages, as its `_target_`.
 
     Raises:
-        UserError: it has not; the message names the member.
+        UserError: it is no `Source`, or a member is wrong; the message names the member.
     """
-    methods = ("labels", "fetch", "images")
-    missing = [member for member in (*Source.__annotations__, "image_bytes", *methods) if member not in dir(source)]
-    missing += [name for name in methods if getattr(type(source), name, None) is getattr(Source, name)]
-    if missing:
+    if not isinstance(source, Source):
         raise UserError(
-            f"the data set {name} lacks {', '.join(missing)}: a class that derives from "
-            "batch_renorm.data.loaders.Source has defaults for some of these (docs/experiments.md, A data set)"
+            f"the data set {name} must derive from batch_renorm.data.loaders.Source (docs/experiments.md, A data set)"
         )
     for member in ("classes", "channels", "size"):
-        value = getattr(source, member)
+        value = getattr(source, member, None)
         if not isinstance(value, int | np.integer) or value < 1:
             raise UserError(f"the data set {name} has {member}={value!r}: it must be a whole number of at least 1")
     for split in ("train", "val"):

@@ -104,14 +104,13 @@ def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequenc
         else:
             raise UserError(f"{root} has other archives, not {place.name}: download it from image-net.org, too")
         if split == "train":
-            check_training(by_class, place)
             passed += ["images beside the folders of classes"] * len(beside)
             beside = []
         else:
             by_class = {name: images for name, images in by_class.items() if images}
             if not beside and list(by_class) == ["images"] and "images" not in (classes or ()):  # as in Tiny ImageNet
                 beside = by_class.pop("images")
-            check_validation(by_class, beside, place)
+        check(split, place, by_class, beside)
         if beside:
             images = sorted(beside, key=os.path.basename)
             where, of_image = classes_of(images, (root, place.parent, place))
@@ -128,31 +127,24 @@ def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequenc
     return Found(kind, list(classes or ()), found, tuple(remarks))
 
 
-def check_training(by_class: dict[str, list[str]], place: Path) -> None:
-    """Check that there are classes, and images of each.
+def check(split: str, place: Path, by_class: dict[str, list[str]], beside: list[str]) -> None:
+    """Check that each class has training images, and that all validation images are in folders of classes or none is.
 
     Raises:
-        UserError: there are not.
+        UserError: it is not so.
     """
-    if not by_class:
-        where = "train/<class>/*.JPEG, or in a tar of n01440764.tar and so on"
-        raise UserError(f"{place} has no folders: training images must be in {where}, as image-net.org has it")
-    if empty := [name for name, images in by_class.items() if not images]:
-        raise UserError(f"the class {printable(empty[0])} has no images: {place / empty[0]} has no *.JPEG file")
-
-
-def check_validation(by_class: dict[str, list[str]], beside: list[str], place: Path) -> None:
-    """Check that the images are in the folders of their classes, or all beside them.
-
-    Raises:
-        UserError: they are in both, or there are none.
-    """
-    if by_class and beside:
+    if split == "train":
+        if not by_class:
+            where = "train/<class>/*.JPEG, or in a tar of n01440764.tar and so on"
+            raise UserError(f"{place} has no folders: training images must be in {where}, as image-net.org has it")
+        if empty := [name for name, images in by_class.items() if not images]:
+            raise UserError(f"the class {printable(empty[0])} has no images: {place / empty[0]} has no *.JPEG file")
+    elif by_class and beside:
         raise UserError(
             f"{place} has {len(beside):,} images beside {len(by_class):,} folders of classes that have some: sorting "
             "them into folders was interrupted; finish that, or unpack the validation images again"
         )
-    if not by_class and not beside:
+    elif not by_class and not beside:
         raise UserError(f"{place} has no images: looked for {place}/<class>/*.JPEG and {place}/*.JPEG")
 
 

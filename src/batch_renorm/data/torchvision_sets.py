@@ -99,10 +99,10 @@ def obtained(name: str, root: str, train: bool) -> Any:
             return getattr(torchvision.datasets, name)(root, train=train, download=True)
     except Exception as error:  # from the network, or from readers of truncated files
         reason = " ".join(str(getattr(error, "reason", "") or error).split())[:200] or type(error).__name__
+        command = f"python -c \"import torchvision; torchvision.datasets.{name}('{root}', download=True)\""
         raise UserError(
-            f'cannot get {name} into data.root={root}: {reason}; on a machine with a network say python -c "import '
-            f"torchvision; torchvision.datasets.{name}('{root}', download=True)\" and copy the "
-            "folder, or delete it and begin again"
+            f"cannot get {name} into data.root={root}: {reason}; on a machine with a network say {command} and copy "
+            "the folder, or delete it and begin again"
         ) from error
 
 
