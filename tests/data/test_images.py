@@ -169,7 +169,7 @@ def test_a_part_of_the_labels_has_their_images_alone(folders, written, tmp_path,
         (5, None, "data.labels=5 must be at least 1 and at most 4"),
         ("nowhere.txt", None, "cannot read .*nowhere.txt: No such file or directory; it must have the name"),
         ("list.txt", b"", "list.txt is empty: it must have the name of a class on each line"),
-        ("list.txt", b"n02123045\nn99999999\n", "list.txt has the class n99999999, which the training images or"),
+        ("list.txt", b"n02123045\nn99999999\n", "list.txt has the class n99999999, which is none of the 4 classes"),
         ("list.txt", b"\xff\xfen\x00\x00", "list.txt is not a list of classes, in UTF-8"),
     ],
 )  # fmt: skip

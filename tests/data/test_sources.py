@@ -110,7 +110,7 @@ def test_what_is_missing_is_named_with_what_was_looked_for(tmp_path, copied):
 def test_wrong_folders_are_named(copied):
     root = copied("folders")
     write(root / "val/n99/a.JPEG", b"")
-    assert "has the class n99, which" in complaint(root)
+    assert "has the class n99, which is none of the 4 classes of the data set" in complaint(root)
     shutil.rmtree(root / "val/n99")
     (root / "train/n00000001").mkdir()
     assert "the class n00000001 has no images" in complaint(root)
@@ -164,7 +164,11 @@ TABLE = "\r\n".join(ROWS)
         ("synset_labels.txt", HTML, "is an HTML page"),
         ("synset_labels.txt", b"n01440764\xff\xfe\n" * 8, "is not a list of labels, in UTF-8"),
         ("synset_labels.txt", b"n01440764\n", "has 1 labels for 8 validation images"),
-        ("synset_labels.txt", b"n99999999\n" * 8, "has the class n99999999, which the training images or the list do"),
+        (
+            "synset_labels.txt",
+            b"n99999999\n" * 8,
+            "has the class n99999999, which is none of the 4 classes of the data set",
+        ),
         ("val_annotations.txt", b"a.JPEG\tn01440764\nb.JPEG\n", "has no class for b.JPEG"),
         ("val_annotations.txt", b"a.JPEG\tn01440764\na.JPEG\tn02123045\n", "has two classes for a.JPEG"),
         ("LOC_val_solution.csv", b"ImageId,PredictionString\n", "has no line for ILSVRC2012_val_00000001.JPEG"),
@@ -266,7 +270,7 @@ def test_validation_images_alone_have_the_labels_of_a_list(tmp_path, written):
         assert contents(find(tmp_path / "a", ("val",), str(class_list)), "val") == [(2, b"2")]
     assert find(tmp_path / "v2", ("val",)).classes == ["0", "1", "2", "3"]
     write(tmp_path / "v2/4/a.jpeg", b"4")
-    with pytest.raises(UserError, match=r"v2 has the class 0, which the training images or the list do not have"):
+    with pytest.raises(UserError, match=r"v2 has the class 0, which is none of the 4 classes of the data set"):
         find(tmp_path / "v2", ("val",), str(tmp_path / "list"))
     source = Images(str(tmp_path / "a"), 8, splits=["val"], class_list=str(tmp_path / "list"))
     assert (source.classes, source.labels("train").tolist(), source.labels("val").tolist()) == (4, [], [2])

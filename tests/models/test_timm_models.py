@@ -1,5 +1,6 @@
 """Networks of timm with our norms in the place of batchnorm, against timm's own."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -36,7 +37,10 @@ def with_statistics(model):
         ("mobilenetv3_small_050", 64, {}, True),  # norms with their activation; eps 1e-5
     ],
 )
-def test_a_network_is_timms_with_our_norms_and_its_weights_go_back_to_timm(name, size, options, learned_gamma):
+def test_a_network_is_timms_with_our_norms_and_its_weights_go_back_to_timm(
+    name, size, options, learned_gamma, monkeypatch
+):
+    monkeypatch.setattr(sys.modules["timm.models.inception_v3"], "trunc_normal_", nn.init.normal_)  # seconds faster
     torch.manual_seed(0)
     model = with_statistics(create(name, 7, 3, NORM, learned_gamma=learned_gamma, **options))
     plain = timm.create_model(name, num_classes=7).eval()

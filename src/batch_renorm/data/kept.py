@@ -62,25 +62,21 @@ class KeptImages:
 
     def _visit(self, visits: Sequence[Visit]) -> Iterator[tuple[Tensor | Fetched, Tensor]]:
         chosen: set[tuple[str, int]] = set(self.kept)
-        new_positions: list[np.ndarray] = []  # of each visit's images that must be prepared
+        requests: list[Visit] = []
+        prepare: list[set[int]] = []  # positions of each visit's images that must be prepared
         for split, indices in visits:
             new = np.flatnonzero([(split, index) not in chosen for index in indices.tolist()])
             chosen.update((split, index) for index in indices[new][: self.most - len(chosen)].tolist())
-            new_positions.append(new)
-        prepared = self._prepared(
-            [
-                (split, indices[piece])
-                for (split, indices), new in zip(visits, new_positions, strict=True)
-                for piece in in_batches(new, AT_ONCE)
-            ]
-        )
-        for (split, indices), new in zip(visits, map(set, new_positions), strict=True):
+            requests += [(split, some) for some in in_batches(indices[new], AT_ONCE)]
+            prepare.append(set(new.tolist()))
+        prepared = self._prepared(requests)
+        for (split, indices), positions in zip(visits, prepare, strict=True):
             batch: Tensor | None = None
             for position, index in enumerate(indices.tolist()):
-                image = next(prepared) if position in new else self.kept[split, index]
+                image = next(prepared) if position in positions else self.kept[split, index]
                 batch = _empty(len(indices), image, self.pinned) if batch is None else batch
                 batch[position] = image
-                if position in new and (split, index) in chosen:
+                if position in positions and (split, index) in chosen:
                     self.kept[split, index] = image.clone()  # `image` may be in shared memory
             assert batch is not None
             yield Fetched(batch) if self._in_fetched else batch, self._batch_labels(split, indices)

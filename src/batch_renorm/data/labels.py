@@ -49,8 +49,8 @@ def labelled(of_image: Sequence[str], known: Sequence[str] | None, where: object
     if not names & position.keys() and all(name.isdecimal() and int(name) < len(known) for name in names):
         position = {name: int(name) for name in names}  # folders 0 to 999 of classes that a list names
     if unknown := in_order(names - position.keys()):
-        others = "the training images or the list do not have"
-        raise UserError(f"{where} has the class {printable(unknown[0])}, which {others}")
+        others = f"none of the {len(known):,} classes of the data set"
+        raise UserError(f"{where} has the class {printable(unknown[0])}, which is {others}")
     return known, np.array([position[name] for name in of_image], dtype=np.int64)
 
 
