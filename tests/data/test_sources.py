@@ -138,9 +138,9 @@ def test_a_devkit_is_read_however_it_was_packed_and_a_bad_one_named(copied, fold
         assert contents(find(archives), "val") == contents(find(folders), "val")
     for data, answer in (
         (b"<html>Please log in</html>", "is an HTML page"),
-        (devkit()[:300], "is not the devkit's archive"),
+        (devkit()[:300], "is not a devkit with data/ILSVRC2012_validation_ground_truth.txt and data/meta.mat"),
         (b"", "is empty"),
-        (packed_again(devkit(), lambda name: name.replace("meta.mat", "META")), "lacks data/"),
+        (packed_again(devkit(), lambda name: name.replace("meta.mat", "META")), "is not a devkit with data/"),
     ):
         path.write_bytes(data)
         text = complaint(archives)
@@ -169,9 +169,12 @@ TABLE = "\r\n".join(ROWS)
             b"n99999999\n" * 8,
             "has the class n99999999, which is none of the 4 classes of the data set",
         ),
-        ("val_annotations.txt", b"a.JPEG\tn01440764\nb.JPEG\n", "has no class for b.JPEG"),
-        ("val_annotations.txt", b"a.JPEG\tn01440764\na.JPEG\tn02123045\n", "has two classes for a.JPEG"),
-        ("LOC_val_solution.csv", b"ImageId,PredictionString\n", "has no line for ILSVRC2012_val_00000001.JPEG"),
+        (
+            "val_annotations.txt",
+            TABLE.replace(",", "\t", 1).encode()[:300],
+            "has no class for ILSVRC2012_val_00000007.JPEG",
+        ),
+        ("LOC_val_solution.csv", b"ImageId,PredictionString\n", "has no class for ILSVRC2012_val_00000001.JPEG"),
     ],
 )
 def test_a_list_of_labels_is_read_or_named(copied, folders, name, data, answer):
@@ -328,7 +331,7 @@ def test_archives_of_another_kind_are_named_with_the_right_cure(copied):
     damaged = bytearray(whole)
     damaged[whole.index(f"{WNIDS[1]}.tar".encode()) + 3] ^= 1  # a header in the middle, which tarfile takes for the end
     for data, answer in (
-        (gzip.compress(whole), "is compressed: unpack it first"),
+        (gzip.compress(whole), "is not a whole tar file, uncompressed"),
         (LFS, "is a pointer of Git LFS"),
         (HTML, "is an HTML page"),
         (

@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from batch_renorm.data.files import PlainFiles, is_image, looks_like, printable, reading
+from batch_renorm.data.files import PlainFiles, is_image, printable, reading
 from batch_renorm.errors import UserError
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -53,10 +53,11 @@ def images_in(archive: Path) -> tuple[dict[str, list[str]], list[str], dict[str,
     by_class: dict[str, list[str]] = {}
     beside: list[str] = []
     places: dict[str, Place] = {}
-    with reading(archive, "a whole tar file", AGAIN), archive.open("rb") as file:
-        for name, start, size in _members(file, archive, ""):
+    with reading(archive, "a whole tar file, uncompressed", AGAIN), archive.open("rb") as file:
+        for name, start, size in _members(file, str(archive)):
             if name.endswith(".tar"):
-                inner = {f"{name}/{member}": place for member, *place in _members(file, archive, name, start, size)}
+                members = _members(file, f"{archive}:{name}", start, size)
+                inner = {f"{name}/{member}": place for member, *place in members}
                 by_class[Path(name).stem] = list(filter(is_image, inner))
                 places |= inner
             elif is_image(name):
@@ -65,24 +66,16 @@ def images_in(archive: Path) -> tuple[dict[str, list[str]], list[str], dict[str,
     return by_class, beside, places
 
 
-def _members(
-    file: IO[bytes], archive: Path, inside: str, start: int = 0, size: int | None = None
-) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and size of the files in a tar, or in the one named `inside` that begins at byte `start`."""
-    name = f"{archive}:{inside}" if inside else str(archive)
+def _members(file: IO[bytes], archive: str, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and size of each file in a tar that begins at byte `start` of a file."""
     file.seek(start)
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                if size is not None and member.offset_data + member.size > start + size:
-                    raise UserError(f"{name} is cut off in {printable(member.name)}: {AGAIN}")
-                if member.isfile():
-                    yield member.name, member.offset_data, member.size
-                tar.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes damage for the end
-                raise UserError(f"{name} is cut off or damaged at byte {tar.offset:,}: {AGAIN}")
-    except tarfile.TarError as error:
-        if not inside and not looks_like(archive) and tarfile.is_tarfile(archive):
-            raise UserError(f"{name} is compressed: unpack it first, images are read out of it at any place") from error
-        raise UserError(f"{name} {looks_like(archive) or f'is not a whole tar file ({error})'}: {AGAIN}") from error
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            if size is not None and member.offset_data + member.size > start + size:
+                raise UserError(f"{archive} is cut off in {printable(member.name)}: {AGAIN}")
+            if member.isfile():
+                yield member.name, member.offset_data, member.size
+            tar.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes damage for the end
+            raise UserError(f"{archive} is cut off or damaged at byte {tar.offset:,}: {AGAIN}")

@@ -12,6 +12,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,9 +70,9 @@ def classes_of(names: Sequence[str], folders: Iterable[Path]) -> tuple[Path | st
             if (folder / name).is_file():
                 return folder / name, _from_list(folder / name, names)
         if (devkit := devkit_in(folder)) is not None:
-            truth, synsets = read_devkit(devkit)
+            truth, _ = read_devkit(devkit)
             _check_number(devkit, len(truth), len(names))
-            return devkit, [synsets[number] for number in truth]
+            return devkit, truth
     behind = [re.search(r"_(n\d{8})\.[^.]*$", name) for name in names]
     if all(behind):
         return "a name among the validation images", [match[1] for match in behind if match]
@@ -92,20 +93,14 @@ def _lines(path: Path, what: str, cure: str) -> list[str]:
 
 
 def _from_list(path: Path, names: Sequence[str]) -> list[str]:
-    lines = _lines(path, "labels", LIST_AGAIN)
-    rows = [re.split(r"[,\s]+", line.replace('"', "")) for line in lines]
+    rows = [re.split(r"[,\s]+", line.replace('"', "")) for line in _lines(path, "labels", LIST_AGAIN)]
     if all(len(row) == 1 for row in rows):
         _check_number(path, len(rows), len(names))
         return [row[0] for row in rows]
-    classes: dict[str, str] = {}
-    for row in rows:
-        if len(row) < 2 or not row[1]:
-            raise UserError(f"{path} has no class for {row[0]}: {LIST_AGAIN}")
-        if classes.setdefault(stem(row[0]), row[1]) != row[1]:
-            raise UserError(f"{path} has two classes for {row[0]}: {LIST_AGAIN}")
+    classes = {stem(row[0]): row[1] for row in rows if len(row) > 1 and row[1]}
     missing = next((name for name in names if stem(name) not in classes), None)
     if missing is not None:
-        raise UserError(f"{path} has no line for {printable(missing)}: {LIST_AGAIN}")
+        raise UserError(f"{path} has no class for {printable(missing)}: {LIST_AGAIN}")
     return [classes[stem(name)] for name in names]
 
 
@@ -123,36 +118,21 @@ def devkit_in(folder: Path) -> Path | None:
     return next(iter(archives + folders), None)
 
 
-def read_devkit(path: Path) -> tuple[list[int], dict[int, str]]:
-    """The devkit's number of each validation image's class, and the synset (wnid) of each number."""
-    contents = {}
-    with reading(path, "the devkit's archive", DEVKIT_AGAIN):
-        if path.is_dir():
-            contents = {name: (path / name).read_bytes() for name in (TRUTH, META) if (path / name).exists()}
-        else:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    if member.name.endswith((TRUTH, META)):
-                        name = TRUTH if member.name.endswith(TRUTH) else META
-                        contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-    if len(contents) < 2:
-        raise UserError(f"{path} lacks {TRUTH} or {META}: {DEVKIT_AGAIN}")
-    with reading(path, f"a devkit with numbers of classes in {TRUTH} and {META}", DEVKIT_AGAIN):
-        truth, synsets = [int(word) for word in contents[TRUTH].split()], _synsets(contents[META])
-        if unknown := set(truth) - synsets.keys():
-            raise ValueError(f"no class has the number {min(unknown)}")
-    return truth, synsets
-
-
-def _synsets(meta: bytes) -> dict[int, str]:
-    """The table of a devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid)."""
+def read_devkit(path: Path) -> tuple[list[str], list[str]]:
+    """The class (wnid) of each validation image as a devkit's ground truth says, and all of its classes, sorted."""
     from scipy.io import loadmat
 
-    table = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in table if int(row["num_children"]) == 0]
-    if sorted(number for number, _ in rows) != list(range(1, len(rows) + 1)):
-        raise ValueError("its classes are not numbered from 1 on, each once")
-    return dict(rows)
+    with reading(path, f"a devkit with {TRUTH} and {META}", DEVKIT_AGAIN):
+        if path.is_dir():
+            truth, meta = ((path / name).read_bytes() for name in (TRUTH, META))
+        else:
+            with tarfile.open(path) as archive:
+                members = {name: member for member in archive for name in (TRUTH, META) if member.name.endswith(name)}
+                files: Any = [archive.extractfile(members[name]) for name in (TRUTH, META)]
+                truth, meta = (file.read() for file in files)
+        table = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table if int(row["num_children"]) == 0}
+        return [wnids[int(number)] for number in truth.split()], sorted(wnids.values())
 
 
 def class_names(path: Path) -> list[str]:
@@ -162,7 +142,7 @@ def class_names(path: Path) -> list[str]:
         UserError: it names none, or one twice.
     """
     if path.is_dir() or path.suffix in (".gz", ".tgz", ".tar"):
-        return sorted(read_devkit(devkit_in(path) or path)[1].values())
+        return read_devkit(devkit_in(path) or path)[1]
     lines = _lines(path, "classes", "it must have the name of a class on each line")
     names = [line.split()[0] if re.match(r"n\d{8}\b", line) else line for line in lines]
     if twice := [name for name, count in Counter(names).items() if count > 1]:

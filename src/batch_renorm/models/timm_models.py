@@ -36,8 +36,7 @@ def create(
         learned_gamma: keep and learn each norm's gamma, for networks that start some at 0; the paper fixes it at 1.
         drop_rate: dropout before the classifier.
         checkpoint: a file of weights to start from, see `load_weights`. On trained weights the classifier starts at 0.
-        frozen: this many blocks, as timm counts them, the stem included, keep their weights and their batchnorm's
-            averages.
+        frozen: so many blocks, as timm counts them from the stem on, keep their weights and batchnorm's averages.
         options: passed to `timm.create_model`.
 
     Raises:
@@ -116,20 +115,15 @@ def load_weights(model: Any, file: str) -> None:
         given = load_state_dict(os.path.expanduser(file))
     except Exception as error:  # reading a file that is none of weights may raise anything
         raise UserError(f"cannot load weights from model.checkpoint={file}: {reason(error)}") from error
-    everything, names = model.state_dict(), model.pretrained_cfg["classifier"]
+    own, names = model.state_dict(), model.pretrained_cfg["classifier"]
     classifier = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-    wanted = {key: value for key, value in everything.items() if not key.startswith(classifier)}
-    if not given.keys() >= wanted.keys() and len(given) == len(everything):
-        given = dict(zip(everything, given.values(), strict=True))
-    for key, value in wanted.items():
-        got = given.get(key)
-        if not isinstance(got, Tensor) or got.shape != value.shape:
-            has = tuple(got.shape) if isinstance(got, Tensor) else "nothing"
-            raise UserError(
-                f"model.checkpoint={file} does not fit the network: {key} is {tuple(value.shape)}, the file has {has} "
-                "in its place"
-            )
-    model.load_state_dict({key: given[key] for key in wanted}, strict=False)
+    kept = {key: value for key, value in own.items() if key.startswith(classifier)}
+    if len(given) == len(own) and not given.keys() >= own.keys() - kept.keys():
+        given = dict(zip(own, given.values(), strict=True))
+    try:
+        model.load_state_dict({key: given[key] for key in own if key in given} | kept)
+    except RuntimeError as error:
+        raise UserError(f"model.checkpoint={file} does not fit the network: {reason(error)}") from error
 
 
 def stock(name: str, **options: Any) -> nn.Module:
