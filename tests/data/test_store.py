@@ -29,7 +29,7 @@ def target(written, tmp_path):
     return shutil.copytree(written["store"], tmp_path / "store")
 
 
-@pytest.mark.parametrize("kind", ["archives", "arrow", "parquet", "kaggle"])
+@pytest.mark.parametrize("kind", ["archives", "arrow", "parquet"])
 def test_a_store_holds_the_same_images_whatever_it_is_made_of(folders, written, tmp_path, kind):
     prepare(written[kind], tmp_path / "store")
     found, expected = find(tmp_path / "store"), find(folders)
