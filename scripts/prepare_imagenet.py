@@ -74,17 +74,10 @@ def progress(images: int) -> tqdm:
     return tqdm(total=images, desc="writing", unit="image", unit_scale=True, mininterval=interval, bar_format=line)
 
 
-def place(text: str) -> Path:
-    """A path from the command line, which may begin with ~ and must not be empty."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("a path is empty (is a variable of the shell not set?)")
-    return Path(os.path.expanduser(text))
-
-
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("source", type=place, metavar="SOURCE")
-    result.add_argument("dest", type=place, metavar="DEST")
+    result.add_argument("source", type=Path, metavar="SOURCE")
+    result.add_argument("dest", type=Path, metavar="DEST")
     result.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
     result.add_argument("--images-per-file", type=int, default=8192, help="default: 8192, of ImageNet about 0.9 GB")
     result.add_argument("--any-counts", action="store_true", help="another data set than ILSVRC-2012")

@@ -12,6 +12,8 @@ import torchvision.datasets
 
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.torchvision_sets import TorchvisionSet
+from batch_renorm.errors import UserError
+from batch_renorm.running.schema import checked
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -85,5 +87,5 @@ def test_a_download_that_fails_is_one_clear_line(tmp_path, monkeypatch):
     ) as error:
         TorchvisionSet("CIFAR100", str(tmp_path), 32, 4, True)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"data.name=CIFAR1000 is none of CIFAR10, CIFAR100"):
-        TorchvisionSet("CIFAR1000", str(tmp_path), 32, 4, True)
+    with pytest.raises(UserError, match=r"^data.name must be 'CIFAR10', 'CIFAR100', 'MNIST', .* got 'CIFAR1000'$"):
+        checked(TorchvisionSet, {"name": "CIFAR1000", "root": ".", "size": 32, "shift": 4, "mirrored": True}, "data")
