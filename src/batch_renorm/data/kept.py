@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from batch_renorm.data.loaders import Fetched, Items, Source, end_with_this_process, in_batches, outlive_signals
+from batch_renorm.data.loaders import Fetched, Items, Source, in_batches, loader
 
 Visit = tuple[str, np.ndarray]
 """A split, and the indices of some of its images."""
@@ -97,11 +97,8 @@ class KeptImages:
                 yield self.source.fetch(split, indices, None)
             return
         if self._loader is None:
-            end_with_this_process()
-            self._loader = DataLoader(
-                _Fetching(self.source), batch_size=None, sampler=Items(self._requests), num_workers=self.processes,
-                persistent_workers=True, worker_init_fn=outlive_signals,
-            )  # fmt: skip
+            requested = Items(self._requests)
+            self._loader = loader(_Fetching(self.source), self.processes, sampler=requested, persistent_workers=True)
         self._requests[:] = requests
         yield from self._loader
 

@@ -317,16 +317,19 @@ def end_with_this_process() -> None:
     Finalize(None, kill, exitpriority=100)  # an atexit function would not run in a process of multiprocessing
 
 
+def loader(dataset: Dataset[Any], processes: int, **options: Any) -> DataLoader[Any]:
+    """Items of a data set, prepared by loader processes that outlive signals and end with this process."""
+    end_with_this_process()
+    return DataLoader(dataset, batch_size=None, num_workers=processes, worker_init_fn=outlive_signals, **options)
+
+
 def training_loader(
     dataset: TrainingPasses, start_step: int, steps: int, processes: int = 0, pin_memory: bool = False
 ) -> DataLoader[Pass]:
     """The rank's passes of steps `start_step` .. `steps` - 1, in order, prepared by `processes` loader processes."""
     passes = dataset.division.passes
-    end_with_this_process()
-    return DataLoader(
-        dataset, batch_size=None, sampler=Items(range(start_step * passes, steps * passes)), num_workers=processes,
-        pin_memory=pin_memory, persistent_workers=processes > 0, worker_init_fn=outlive_signals,
-    )  # fmt: skip
+    items = Items(range(start_step * passes, steps * passes))
+    return loader(dataset, processes, sampler=items, pin_memory=pin_memory, persistent_workers=processes > 0)
 
 
 def in_batches(indices: np.ndarray, size: int) -> list[np.ndarray]:

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from batch_renorm import durable
 from batch_renorm.data.files import Files, Found, printable, reading
 from batch_renorm.data.images import UnreadableImage, decode
-from batch_renorm.data.loaders import end_with_this_process, outlive_signals
+from batch_renorm.data.loaders import loader
 from batch_renorm.data.tables import FINISHED, STORE
 from batch_renorm.errors import TransientReadError, UserError
 
@@ -161,10 +161,9 @@ def write_shards(work: _Writing, processes: int, progress: Progress) -> None:
     """
     bad: list[str] = []
     number = max(1, min(processes, len(work)))
-    end_with_this_process()
-    loader = DataLoader(work, batch_size=None, num_workers=number, in_order=False, worker_init_fn=outlive_signals)
+    written = loader(work, number, in_order=False) if len(work) else ()
     try:
-        for done, lines in loader if len(work) else ():
+        for done, lines in written:
             progress(done)
             bad += lines
     except RuntimeError as error:
