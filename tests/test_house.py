@@ -14,7 +14,7 @@ ROOMS = ["norm", "data", "models", "training", "records", "running", "reporting"
 MAY_IMPORT = {
     "norm": set(),
     "data": set(),
-    "models": {"norm"},
+    "models": {"norm", "data"},
     "training": {"norm", "data"},
     "records": set(),
     "running": {"norm", "data", "models", "training", "records"},

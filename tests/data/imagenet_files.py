@@ -1,5 +1,6 @@
 """Small data sets in the true formats of ILSVRC-2012: the same images as folders, archives, Parquet and Arrow."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -86,17 +87,13 @@ def write_kaggle(root):
     return root
 
 
-def add(archive, name, data):
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    archive.addfile(entry, io.BytesIO(data))
-
-
 def tar(files):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():
-            add(archive, name, data)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -119,13 +116,10 @@ def devkit():
     rows = [(float(i), wnid, "w", "g", 0.0, np.zeros((1, 0)), 0.0, 3.0) for wnid, i in ILSVRC_IDS.items()]
     rows.append((1001.0, "n00001740", "entity", "g", 2.0, np.array([[1.0, 2.0]]), 19.0, 0.0))
     meta = io.BytesIO()
-    savemat(meta, {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
+    savemat(meta, {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)}, do_compression=True)
     truth = "".join(f"{ILSVRC_IDS[WNIDS[label]]}\n" for label in VAL_LABELS)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        add(archive, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode())
-        add(archive, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
-    return buffer.getvalue()
+    files = {"ILSVRC2012_validation_ground_truth.txt": truth.encode(), "meta.mat": meta.getvalue()}
+    return gzip.compress(tar({f"ILSVRC2012_devkit_t12/data/{name}": data for name, data in files.items()}))
 
 
 def hugging_face():
@@ -133,23 +127,18 @@ def hugging_face():
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    train = [
-        (f"{name.removesuffix('.JPEG')}_{wnid}.JPEG", data, label)
-        for label, (wnid, files) in enumerate(train_images().items())
-        for name, data in files.items()
-    ]
-    val = [
-        (f"{name.removesuffix('.JPEG')}_{WNIDS[label]}.JPEG", data, label)
-        for (name, data), label in zip(val_images().items(), VAL_LABELS, strict=True)
-    ]
     rng = np.random.default_rng(0)
 
-    def table(rows):
-        rows = [rows[i] for i in rng.permutation(len(rows))]
-        images = [{"bytes": data, "path": path} for path, data, _ in rows]
-        return datasets.Dataset.from_dict({"image": images, "label": [r[2] for r in rows]}, features=features)
+    def table(images, labels):
+        rows = [
+            {"image": {"bytes": data, "path": f"{name.removesuffix('.JPEG')}_{WNIDS[label]}.JPEG"}, "label": label}
+            for (name, data), label in zip(images.items(), labels, strict=True)
+        ]
+        return datasets.Dataset.from_list([rows[i] for i in rng.permutation(len(rows))], features=features)
 
-    return datasets.DatasetDict({"train": table(train), "validation": table(val)})
+    train = {name: data for files in train_images().values() for name, data in files.items()}
+    train_labels = [WNIDS.index(name.partition("_")[0]) for name in train]
+    return datasets.DatasetDict({"train": table(train, train_labels), "validation": table(val_images(), VAL_LABELS)})
 
 
 def write_arrow(root):

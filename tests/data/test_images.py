@@ -25,20 +25,17 @@ def batch(source, indices, draw=None, split="train"):
 
 def test_a_training_image_is_a_function_of_seed_step_worker_and_slot(folders):
     source = Images(str(folders), 32)
-
-    def images(indices, *draw):
-        return source.images([source.fetch("train", np.array(indices), Draw(*draw))], CPU)
-
-    once = images([0, 4], 1, 2, 3)
-    assert torch.equal(once, images([0, 4], 1, 2, 3))
-    for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
-        assert not torch.equal(once, images([0, 4], *other))
-    twice = images([0, 0], 1, 2, 3)
+    once = batch(source, [0, 4], Draw(1, 2, 3))
+    assert torch.equal(once, batch(source, [0, 4], Draw(1, 2, 3)))
+    for other in (Draw(0, 2, 3), Draw(1, 0, 3), Draw(1, 2, 0)):
+        assert not torch.equal(once, batch(source, [0, 4], other))
+    twice = batch(source, [0, 0], Draw(1, 2, 3))
     assert torch.equal(twice[0], once[0])
     assert not torch.equal(twice[0], twice[1])  # another slot
     assert once.shape == (2, 3, 32, 32)
-    assert once.min() >= -1
-    assert once.max() <= 1
+    assert -1 <= once.min() < once.max() <= 1
+    together = batch(source, [0, 4, 8, 3], Draw(1, 2, 3, minibatch=2))  # a pass has each worker's images
+    assert torch.equal(together, torch.cat([once, batch(source, [8, 3], Draw(1, 2, 4))]))
 
 
 def test_evaluation_takes_the_central_part(folders):
@@ -76,13 +73,6 @@ def test_images_are_not_turned_by_what_a_camera_noted():
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif, quality=95)
     assert decode(buffer.getvalue()).shape == (60, 80, 3)
-
-
-def test_a_pass_has_each_workers_images_as_it_would_fetch_them_alone(folders):
-    source = Images(str(folders), 32)
-    together = batch(source, [0, 4, 8, 3], Draw(1, 5, 6, minibatch=2))
-    alone = torch.cat([batch(source, [0, 4], Draw(1, 5, 6)), batch(source, [8, 3], Draw(1, 5, 7))])
-    assert torch.equal(together, alone)
 
 
 def test_loader_processes_give_the_same_images(folders, written):
@@ -135,14 +125,9 @@ def test_an_unreadable_file_is_replaced_by_one_of_its_label(damaged, folders, ca
     lines = [line for line in capfd.readouterr().err.splitlines() if name in line]
     assert len(lines) == 1  # said once
     assert list(with_replacements(whole.files["train"], 4)) == [4, 5, 3]
-
-
-def test_a_label_without_any_readable_image_ends_the_run(damaged):
-    root, _ = damaged
-    source = Images(str(root), 32, on_error="skip")
     for index in (3, 5):
         Path(source.files["train"].name(index)).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no image of the label of .* can be read"):
+    with pytest.raises(UserError, match=r"no image of the label of .* can be read"):
         source.fetch("train", np.array([5]), None)
 
 
@@ -150,32 +135,31 @@ def test_a_label_without_any_readable_image_ends_the_run(damaged):
     ("options", "answer"),
     [
         ({"classes": 1000}, r"has 4 classes, not 1,000 \(data.classes\)"),
-        ({"train_images": 1281167}, r"has 12 training images, not 1,281,167 \(data.train_images\)"),
+        ({"train_images": 1281167}, r"has 12 train images, not 1,281,167 \(data.train_images\)"),
         ({"val_images": 50000}, "for another data set say data=folder"),
     ],
 )
 def test_a_data_set_that_is_not_the_one_asked_for_is_refused(folders, options, answer):
-    with pytest.raises(ValueError, match=answer):
+    with pytest.raises(UserError, match=answer):
         Images(str(folders), **({"size": 32} | options))
 
 
-def test_a_part_of_the_labels_has_their_images_alone(folders, written, tmp_path):
+@pytest.mark.parametrize("kind", ["folders", "archives", "arrow"])
+def test_a_part_of_the_labels_has_their_images_alone(folders, written, tmp_path, kind):
     """ImageNet-100 is the first 100 classes, or a list of 100."""
-    (tmp_path / "list.txt").write_text("n03000684 chain saw\n\nn02123045\n")
-    for kind, root in (("folders", folders), *written.items()):
-        if kind == "parquet":
-            continue
-        whole, names = Images(str(root), 32), str(tmp_path / "list.txt")
-        for chosen, taken in ((2, [0, 1]), *(((names, [1, 2]),) if kind != "arrow" else ())):
-            part = Images(str(root), 32, classes=4, train_images=12, val_images=8, labels=chosen)
-            assert part.classes == 2
-            for split in ("train", "val"):
-                rows = np.flatnonzero(np.isin(whole.labels(split), taken))
-                assert part.labels(split).tolist() == [taken.index(label) for label in whole.labels(split)[rows]]
-                for index, row in enumerate(rows.tolist()):
-                    assert part.files[split].read(index) == whole.files[split].read(row)
-                    assert part.files[split].name(index) == whole.files[split].name(row)
-            assert torch.equal(batch(part, [4], Draw(0, 1, 2)), batch(whole, [3 * taken[1] + 1], Draw(0, 1, 2)))
+    root, names = str(folders if kind == "folders" else written[kind]), tmp_path / "list.txt"
+    names.write_text("tabby\nchain saw\n" if kind == "arrow" else "n03000684 chain saw\n\nn02123045\n")
+    whole = Images(root, 32)
+    for chosen, taken in ((2, [0, 1]), (str(names), [1, 2])):
+        part = Images(root, 32, classes=4, train_images=12, val_images=8, labels=chosen)
+        assert part.classes == 2
+        for split in ("train", "val"):
+            rows = np.flatnonzero(np.isin(whole.labels(split), taken))
+            assert part.labels(split).tolist() == [taken.index(label) for label in whole.labels(split)[rows]]
+            for index, row in enumerate(rows.tolist()):
+                assert part.files[split].read(index) == whole.files[split].read(row)
+                assert part.files[split].name(index) == whole.files[split].name(row)
+        assert torch.equal(batch(part, [4], Draw(0, 1, 2)), batch(whole, [3 * taken[1] + 1], Draw(0, 1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -184,8 +168,8 @@ def test_a_part_of_the_labels_has_their_images_alone(folders, written, tmp_path)
         (0, None, "data.labels=0 must be at least 1 and at most 4"),
         (5, None, "data.labels=5 must be at least 1 and at most 4"),
         ("nowhere.txt", None, "cannot read .*nowhere.txt: No such file or directory; it must have the name"),
-        ("list.txt", b"", "list.txt names no class"),
-        ("list.txt", b"n02123045\nn99999999\n", "list.txt names the class 'n99999999', which the data set"),
+        ("list.txt", b"", "list.txt is empty: it must have the name of a class on each line"),
+        ("list.txt", b"n02123045\nn99999999\n", "list.txt has the class n99999999, which is none of the 4 classes"),
         ("list.txt", b"\xff\xfen\x00\x00", "list.txt is not a list of classes, in UTF-8"),
     ],
 )  # fmt: skip

@@ -49,8 +49,8 @@ def test_labels_with_replacement_and_distinct_images_of_each():
 
 
 def test_labels_and_images_are_uniform():
-    """A million draws of 4 images a label: each image within five standard deviations of its share."""
-    rows = minibatches(LabelsTimesImages(LABELS, 40, 4), 3, 5000, 5)
+    """100,000 draws of 4 images a label: each image within five standard deviations of its share."""
+    rows = minibatches(LabelsTimesImages(LABELS, 40, 4), 3, 500, 5)
     counts = np.bincount(rows.reshape(-1), minlength=len(LABELS))
     expected = rows.size / len(LABELS)
     assert abs(counts - expected).max() < 5 * np.sqrt(4 * expected)

@@ -59,19 +59,14 @@ def test_crops_are_tensorflows_given_its_random_numbers(tensorflow):
     assert ours == [row[3:] for row in rows]
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (400, 100), (100, 400), (299, 299)])
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (100, 400), (299, 299)])
 def test_crops_are_distributed_as_tensorflows(tensorflow, width, height):
     rng = np.random.default_rng(0)
-    ours = np.array([random_box(rng, width, height) for _ in range(2000)], dtype=float)
-    theirs = np.array([row[3:] for row in tensorflow["crops"] if row[:2] == [width, height]], dtype=float)
-    for of in (
-        lambda b: (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]),
-        lambda b: (b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1]),
-        lambda b: b[:, 3] - b[:, 1],
-        lambda b: b[:, 0],
-        lambda b: b[:, 1],
-    ):
-        assert ks_2samp(of(ours), of(theirs)).pvalue > 0.005
+    ours = np.array([random_box(rng, width, height) for _ in range(2000)]).T
+    theirs = np.array([row[3:] for row in tensorflow["crops"] if row[:2] == [width, height]]).T
+    for of in (lambda x, y, right, low: (right - x) * (low - y), lambda x, y, right, low: (right - x) / (low - y),
+               lambda x, y, right, low: low - y, lambda x, *_: x, lambda _, y, *__: y):  # fmt: skip
+        assert ks_2samp(of(*ours), of(*theirs)).pvalue > 0.005
 
 
 def test_antialiasing_changes_values_by_half_a_level_as_docs_imagenet_says():
@@ -79,7 +74,7 @@ def test_antialiasing_changes_values_by_half_a_level_as_docs_imagenet_says():
     pixels = np.array(photograph.resize((427, 500), Image.Resampling.LANCZOS))
     numbers = np.random.Generator(np.random.Philox(0))
     changes = []
-    for _ in range(200):
+    for _ in range(100):
         left, top, right, bottom = random_box(numbers, 427, 500)
         crop = pixels[top:bottom, left:right]
         plain = F.interpolate(

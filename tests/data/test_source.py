@@ -53,9 +53,9 @@ def test_a_wrong_member_is_named(members, answer):
 
 def test_what_a_class_lacks_is_named():
     members = {name: member for name, member in vars(Mine).items() if not name.startswith("_") and name != "images"}
-    with pytest.raises(UserError, match=r"the data set mine\.Forgot lacks images: a class that derives from"):
-        check_source(type("Forgot", (Source,), members)(), "mine.Forgot")
+    with pytest.raises(TypeError, match=r"abstract class Forgot .*images"):
+        type("Forgot", (Source,), members)()
     with pytest.raises(
-        UserError, match=r"mine\.Other lacks needs_loader_processes, .*image_bytes, images: a class that"
+        UserError, match=r"the data set mine\.Other must derive from batch_renorm\.data\.loaders\.Source"
     ):
         check_source(type("Other", (), members)(), "mine.Other")

@@ -1,7 +1,5 @@
 """The store: same images, other readers, interrupted and damaged ones."""
 
-import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -25,36 +23,24 @@ def prepare(source, target, progress=lambda images: None, processes=1, images_pe
     store.prepare(find(source), target, images_per_file, processes, progress)
 
 
-def check(target):
-    store.check(find(target), 1, lambda images: None)
-
-
-@pytest.fixture(scope="module")
-def made(folders, tmp_path_factory):
-    """A store, which tests copy before they change it."""
-    target = tmp_path_factory.mktemp("made") / "store"
-    prepare(folders, target)
-    return target
-
-
 @pytest.fixture
-def target(made, tmp_path):
-    return Path(shutil.copytree(made, tmp_path / "store"))
+def target(written, tmp_path):
+    """A store to be changed."""
+    return shutil.copytree(written["store"], tmp_path / "store")
 
 
-@pytest.mark.parametrize("kind", ["archives", "arrow", "parquet", "kaggle"])
+@pytest.mark.parametrize("kind", ["archives", "arrow", "parquet"])
 def test_a_store_holds_the_same_images_whatever_it_is_made_of(folders, written, tmp_path, kind):
     prepare(written[kind], tmp_path / "store")
     found, expected = find(tmp_path / "store"), find(folders)
     for split in ("train", "val"):
         assert contents(found, split) == contents(expected, split)
-    check(tmp_path / "store")
 
 
-def test_a_store_opens_as_a_hugging_face_data_set(folders, made):
+def test_a_store_opens_as_a_hugging_face_data_set(folders, written):
     import datasets
 
-    opened, found = datasets.load_from_disk(str(made)), find(folders)
+    opened, found = datasets.load_from_disk(str(written["store"])), find(folders)
     assert opened["train"].features["label"].names == found.classes
     raw = opened["validation"].cast_column("image", datasets.Image(decode=False))
     assert [(row["label"], row["image"]["bytes"]) for row in raw] == contents(found, "val")
@@ -104,40 +90,27 @@ def test_unreadable_images_are_all_named_and_cured_by_the_same_command(tmp_path,
     assert contents(find(tmp_path / "store"), "train") == contents(find(source), "train")
 
 
-def test_a_changed_store_is_noticed(target):
+def test_a_damaged_store_is_noticed(target):
     shard = target / "train/data-00001-of-00003.arrow"
-    data, image = bytearray(shard.read_bytes()), find(target).splits["train"].read(6)
-    place = data.index(image) + len(image) // 2
-    for change, at in ((1, place), (1, data.rindex(b"n03000684_29.JPEG") + 8)):  # in an image, in a name
-        data[at] ^= change
-        shard.write_bytes(data)
-        with pytest.raises(UserError, match=r"^1 of the images cannot be read, .* its bytes are not those that were"):
-            check(target)
-        data[at] ^= change
-    shard.write_bytes(data[: len(data) // 2])
+    cut_in_half(shard)
     with pytest.raises(UserError, match=r"data-00001-of-00003.arrow is not a whole Arrow file .*: copy or download it"):
         find(target)
     shard.unlink()
     with pytest.raises(UserError, match=r"cannot read .*data-00001-of-00003.arrow: No such file or directory; copy"):
-        find(target)
-    shutil.copy(target / "train/data-00002-of-00003.arrow", shard)
-    with pytest.raises(UserError, match=r"train has 9 images, not 12: copy or download it again"):
         find(target)
 
 
 def test_another_store_or_folder_is_not_written_into(folders, written, target, tmp_path):
     prepare(folders, target)
     prepare(written["archives"], target)  # the same images, stored otherwise
-    with pytest.raises(UserError, match=r"has 5 images a file: say so with --images-per-file"):
+    with pytest.raises(UserError, match=r"or has 5 images a file \(--images-per-file\): choose another folder"):
         prepare(folders, target, images_per_file=6)
     other = shutil.copytree(folders, tmp_path / "other")
     first = next((other / "train/n01440764").iterdir())
-    for name in ("n01440764_1.JPEG", "n01440764_19.JPEG"):  # one more, or another under the same name
+    for name in ("n01440764_19.JPEG", "n01440764_1.JPEG"):  # another under the same name, or one more
         first.with_name(name).write_bytes(first.read_bytes() + b"more")
-        with pytest.raises(UserError, match="is the store of other images, or in another order: choose another folder"):
+        with pytest.raises(UserError, match="is the store of other images"):
             prepare(other, target)
-        if name.endswith("_1.JPEG"):
-            first.with_name(name).unlink()
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").touch()
     with pytest.raises(UserError, match="is not empty and not a store"):
@@ -165,30 +138,7 @@ def test_a_worker_that_is_killed_is_one_line(folders, tmp_path, monkeypatch):
     prepare(folders, tmp_path / "store")
 
 
-def test_workers_end_with_the_process_that_started_them(folders, tmp_path, monkeypatch):
-    def slow(data):
-        (tmp_path / "worker").write_text(str(os.getpid()))
-        time.sleep(3600)
-
-    monkeypatch.setattr(store, "decode", slow)
-    parent = multiprocessing.get_context("fork").Process(target=prepare, args=(folders, tmp_path / "store"))
-    parent.start()
-    while not (tmp_path / "worker").exists() or not (worker := (tmp_path / "worker").read_text()):
-        time.sleep(0.01)
-    parent.kill()
-    parent.join()
-    while state_of(worker) not in ("Z", None):  # a worker that lives on is a test that does not end
-        time.sleep(0.01)
-
-
-def state_of(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return None
-
-
-def test_the_command_writes_and_checks(run_script, written, tmp_path):
+def test_the_command_writes_a_store(run_script, written, tmp_path):
     """In a log file, without a terminal, the progress is lines."""
     code, out, err = run_script(SCRIPT, written["archives"], tmp_path / "store")
     assert code == 2
@@ -197,11 +147,4 @@ def test_the_command_writes_and_checks(run_script, written, tmp_path):
     assert code == 0, err
     assert "archives: 4 classes, 12 training images, 8 validation images" in out
     assert "writing: 20.0 of 20.0 images" in err
-    assert json.loads((tmp_path / "store/store.json").read_text())["images"] == {"train": 12, "validation": 8}
-    code, out, err = run_script(SCRIPT, "--check", tmp_path / "store")
-    assert code == 0, err
-    assert "a store: 4 classes, 12 training images, 8 validation images" in out
-    assert f"{tmp_path / 'store'} is whole" in out
-    code, _, err = run_script(SCRIPT, "--check", tmp_path / "store", tmp_path / "other")
-    assert code == 2
-    assert "--check and the store alone" in err
+    assert find(tmp_path / "store").kind == "a store"

@@ -12,6 +12,8 @@ import torchvision.datasets
 
 from batch_renorm.data.loaders import Draw
 from batch_renorm.data.torchvision_sets import TorchvisionSet
+from batch_renorm.errors import UserError
+from batch_renorm.running.schema import checked
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -52,20 +54,11 @@ def test_a_training_image_is_moved_and_mirrored_by_its_place_in_the_run(cifar100
     assert torch.equal(images[:30], next_worker)
     assert not torch.equal(images, batch(source, "train", [5] * 60, Draw(0, 2, 2)))
     original = torch.nn.functional.pad(batch(source, "train", [5])[0], [4] * 4, value=-1.0)
-    both = [original, original.flip(2)]
-    crops = {
-        (side, y, x): whole[:, y : y + 32, x : x + 32]
-        for side, whole in enumerate(both)
-        for y in range(9)
-        for x in range(9)
-    }
-    places = []
-    for image in images:
-        (place,) = [place for place, crop in crops.items() if torch.equal(crop, image)]
-        places.append(place)
-    assert {side for side, _, _ in places} == {0, 1}
-    assert len({y for _, y, _ in places}) > 5
-    assert len({x for _, _, x in places}) > 5
+    windows = torch.stack([whole.unfold(1, 32, 1).unfold(2, 32, 1) for whole in (original, original.flip(2))])
+    windows = windows.permute(0, 2, 3, 1, 4, 5)  # side, y, x: an image
+    places = torch.cat([(windows == image).flatten(3).all(3).nonzero() for image in images])
+    assert len(places) == len(images)  # each in one place
+    assert [len(column.unique()) > least for column, least in zip(places.T, (1, 5, 5), strict=True)] == [True] * 3
 
 
 def test_mnist_like_sets_have_one_channel_and_any_size(tmp_path):
@@ -94,5 +87,5 @@ def test_a_download_that_fails_is_one_clear_line(tmp_path, monkeypatch):
     ) as error:
         TorchvisionSet("CIFAR100", str(tmp_path), 32, 4, True)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"data.name=CIFAR1000 is none of CIFAR10, CIFAR100"):
-        TorchvisionSet("CIFAR1000", str(tmp_path), 32, 4, True)
+    with pytest.raises(UserError, match=r"^data.name must be 'CIFAR10', 'CIFAR100', 'MNIST', .* got 'CIFAR1000'$"):
+        checked(TorchvisionSet, {"name": "CIFAR1000", "root": ".", "size": 32, "shift": 4, "mirrored": True}, "data")

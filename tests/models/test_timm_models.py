@@ -1,5 +1,6 @@
 """Networks of timm with our norms in the place of batchnorm, against timm's own."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,9 @@ import timm
 import torch
 from torch import nn
 
+from batch_renorm.data.images import Images
 from batch_renorm.models.norms import group_norm
+from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import create, stock, stock_weights
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.norm.layers import layers_of
@@ -16,10 +19,6 @@ from batch_renorm.training.optimizer import decayed_parameters
 from tests.data import imagenet_files
 
 NORM = partial(BatchRenorm2d, eps=1e-3, momentum=0.01, averages="sigma", group_size=2, scale=False, rmax=1.0, dmax=0.0)
-
-
-def logits(output):
-    return output[0] if isinstance(output, tuple) else output
 
 
 def with_statistics(model):
@@ -31,24 +30,44 @@ def with_statistics(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "options"),
+    ("name", "size", "options", "learned_gamma"),
     [
-        ("inception_v3", 299, {"aux_logits": True}),
-        ("resnet18", 64, {"learned_gamma": True}),
-        ("mobilenetv3_small_050", 64, {"learned_gamma": True}),  # norms with their activation; eps 1e-5
+        ("inception_v3", 299, {"aux_logits": True}, False),
+        ("resnet18", 64, {}, True),
+        ("mobilenetv3_small_050", 64, {}, True),  # norms with their activation; eps 1e-5
     ],
 )
-def test_weights_of_ours_in_timms_own_network_give_the_same_logits(name, size, options):
+def test_a_network_is_timms_with_our_norms_and_its_weights_go_back_to_timm(
+    name, size, options, learned_gamma, monkeypatch
+):
+    monkeypatch.setattr(sys.modules["timm.models.inception_v3"], "trunc_normal_", nn.init.normal_)  # seconds faster
     torch.manual_seed(0)
-    model = with_statistics(create(name, 7, 3, NORM, **options))
+    model = with_statistics(create(name, 7, 3, NORM, learned_gamma=learned_gamma, **options))
     plain = timm.create_model(name, num_classes=7).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     plain.load_state_dict(stock_weights(model, name, 7), strict=True)
-    images = torch.rand(2, 3, size, size) * 2 - 1
+    images = torch.rand(1, 3, size, size) * 2 - 1
     with torch.no_grad():
-        expected = plain(images)
-        torch.testing.assert_close(logits(model(images)), expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
+        expected, logits = plain(images), model(images)
+        logits = logits[0] if "aux_logits" in options else logits
+        torch.testing.assert_close(logits, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    with torch.device("meta"):
+        whole, published = (timm.create_model(name, num_classes=classes, **options) for classes in (7, 1000))
+    norms = [m for m in whole.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(layers_of(model)) == len(norms)
+    assert count(model) == count(whole) - (0 if learned_gamma else sum(norm.num_features for norm in norms))
+    if name == "inception_v3":
+        assert count(published) == 27_161_264  # as torchvision says of the network with its auxiliary head
+    decayed, others = decayed_parameters(model)
+    assert all(parameter.ndim >= 2 for parameter in decayed)
+    assert all(parameter.ndim == 1 for parameter in others)
+    assert len(decayed) + len(others) == len(list(model.parameters()))
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(("name", "learned"), [("resnet10t", True), ("mobilenetv3_small_050", False)])
@@ -66,30 +85,7 @@ def test_groupnorm_in_the_place_of_every_batchnorm_keeps_activations_and_startin
         return [type(m) for m in network.modules() if isinstance(m, nn.ReLU | nn.Hardswish)]
 
     assert activations(model) == activations(plain)
-    assert logits(model(torch.randn(2, 3, 64, 64))).shape == (2, 7)
-
-
-@pytest.mark.parametrize(
-    ("name", "gammas_kept", "options"),
-    [("inception_v3", False, {"aux_logits": True}), ("resnet18", True, {}), ("efficientnet_b0", True, {})],
-)
-def test_parameters_are_timms_less_gamma_where_it_is_fixed(name, gammas_kept, options):
-    model = create(name, 1000, 3, NORM, learned_gamma=gammas_kept, **options)
-    plain = timm.create_model(name, **options)
-    norms = [m for m in plain.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    gammas = 0 if gammas_kept else sum(norm.num_features for norm in norms)
-
-    def count(network):
-        return sum(parameter.numel() for parameter in network.parameters())
-
-    assert len(layers_of(model)) == len(norms)
-    assert count(model) == count(plain) - gammas
-    if name == "inception_v3":
-        assert count(plain) == 27_161_264  # what torchvision publishes for the network with its auxiliary head
-    decayed, others = decayed_parameters(model)
-    assert all(parameter.ndim >= 2 for parameter in decayed)
-    assert all(parameter.ndim == 1 for parameter in others)
-    assert len(decayed) + len(others) == len(list(model.parameters()))
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -110,23 +106,24 @@ def test_what_cannot_be_made_is_named(name, options, answer):
         create(name, 5, 3, NORM, **({"learned_gamma": True} | options))
 
 
-def test_a_pretrained_network_is_evaluated_as_timm_prepares_images(run_script, tmp_path):
-    """Against timm's own data set, transform and loader, with weights in a file: nothing is downloaded."""
-    from timm.data import create_dataset, create_loader, resolve_model_data_config
+def test_a_pretrained_network_is_evaluated_on_images_as_timm_prepares_them(run_script, tmp_path):
+    """Against timm's own data set and transform, with weights in a file: nothing is downloaded."""
+    from timm.data import create_dataset, create_transform, resolve_model_data_config
 
     root = imagenet_files.write_folders(tmp_path / "set")
     torch.manual_seed(1)
     model = timm.create_model("test_resnet", num_classes=4).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    config = resolve_model_data_config(model, use_test_size=True)
-    data = create_dataset("", str(root), split="validation", is_training=False)
-    loader = create_loader(
-        data, batch_size=8, is_training=False, use_prefetcher=False, num_workers=0, device=torch.device("cpu"),
-        **{key: config[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")},
-    )  # fmt: skip
-    ((images, labels),) = list(loader)
+    transform = create_transform(**resolve_model_data_config(model, use_test_size=True), is_training=False)
+    data = list(create_dataset("", str(root), split="validation", transform=transform))
+    expected, labels = torch.stack([image for image, _ in data]), torch.tensor([label for _, label in data])
+    source = PretrainedImages(Images(str(root), 299), model)
+    got = source.images([source.fetch("val", np.arange(8))], torch.device("cpu"))
+    torch.testing.assert_close(got, expected, atol=2.1 / 127.5, rtol=0)  # decoders differ by a level at most
+    assert (got - expected).abs().mean() < 1e-3
+
     with torch.no_grad():
-        right = (model(images).argmax(1) == labels).float().mean().item()
+        right = (model(expected).argmax(1) == labels).float().mean().item()
     given = ["--timm=test_resnet", "model.num_classes=4", f"--checkpoint={tmp_path / 'weights.pth'}"]
     code, out, err = run_script("scripts/evaluate.py", *given, f"data.root={root}", "--batch-size=3")
     assert code == 0, err
@@ -145,22 +142,3 @@ def test_weights_that_do_not_arrive_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(ValueError, match=r"timm's weights, .*: the network is unreachable and more$"):
         stock("resnet18", pretrained=True)
-
-
-def test_images_are_as_timm_prepares_them(tmp_path):
-    from timm.data import create_dataset, create_transform, resolve_model_data_config
-
-    from batch_renorm.data.images import Images
-    from batch_renorm.models.pretrained import PretrainedImages
-
-    root = imagenet_files.write_folders(tmp_path)
-    model = timm.create_model("inception_v3", num_classes=4)
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    expected = torch.stack(
-        [image for image, _ in create_dataset("", str(root), split="validation", transform=transform)]
-    )
-    source = PretrainedImages(Images(str(root), 299), model)
-    got = source.images([source.fetch("val", np.arange(8))], torch.device("cpu"))
-    assert got.shape == (8, 3, 299, 299)
-    torch.testing.assert_close(got, expected, atol=2.1 / 127.5, rtol=0)  # decoders differ by a level at most
-    assert (got - expected).abs().mean() < 1e-3

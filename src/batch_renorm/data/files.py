@@ -5,6 +5,7 @@ archives and stores. Names are bytes, since a file's name need not be UTF-8, and
 reference counts would copy a million Python objects, page by page, into every loader process.
 """
 
+import copy
 import errno
 import os
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,59 +35,22 @@ WAITS = (0.1, 1.0, 5.0)
 T = TypeVar("T")
 
 
-class Files(Protocol):
-    """The encoded images of one split. Objects are pickled for loader processes, without open files."""
-
-    labels: np.ndarray
-    """(images,) int64."""
-
-    def path(self, index: int) -> str | None:
-        """The file name of an image, now or originally, printable."""
-        ...
-
-    def name(self, index: int) -> str:
-        """Where an image is, for messages."""
-        ...
-
-    def read(self, index: int) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class Found:
-    """A data set that was found.
-
-    Args:
-        kind: the kind of storage, for messages.
-        classes: names in the order of labels.
-        splits: "train" and "val", or the asked one alone.
-        remarks: lines that the user should read, for example what was passed over.
-        in_order: whether images can be read in any order without reading others, and are sorted.
-    """
-
-    kind: str
-    classes: list[str]
-    splits: dict[str, Files]
-    remarks: tuple[str, ...] = ()
-    in_order: bool = True
-
-
 def patiently(read: Callable[[], T], describe: Callable[[], str]) -> T:
     """What `read` returns; it is called again while it fails for a moment.
 
     Raises:
         TransientReadError: it still fails after all WAITS; the message has what `describe` returns.
     """
-    for wait in (*WAITS, None):
+    for wait in (0.0, *WAITS):
+        time.sleep(wait)
         try:
             return read()
         except OSError as error:
             if error.errno not in TRANSIENT:
                 raise
-            if wait is None:
-                tried = f"tried {len(WAITS) + 1} times; the same command may work later"
-                raise TransientReadError(f"cannot read {describe()}: {error.strerror or error} ({tried})") from error
-        time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
+            failure = error
+    tried = f"tried {len(WAITS) + 1} times; the same command may work later"
+    raise TransientReadError(f"cannot read {describe()}: {failure.strerror or failure} ({tried})") from failure
 
 
 @contextmanager
@@ -139,51 +103,90 @@ def printable(name: str | bytes) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def order(labels: np.ndarray, names: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """The permutation that sorts images by label, then by name; images without names keep their order."""
-    stems = pc.replace_substring_regex(names, STEM, "")
-    table = pa.table({"label": pa.array(labels), "stem": stems, "name": names})
-    return pc.sort_indices(table, sort_keys=[(key, "ascending") for key in table.column_names]).to_numpy()
+class Files:
+    """The encoded images of one split, sorted by label, then by name; those without a name keep their order.
 
-
-class PlainFiles:
-    """Images in separate files below `root`.
+    Objects are pickled for loader processes, without open files. Subclasses say where an image is and read it.
 
     Args:
         labels: (images,) int64, in the order of `names`.
-        names: paths below the root.
+        names: the images' names, bytes or null.
+    """
+
+    def __init__(self, labels: np.ndarray, names: pa.Array | pa.ChunkedArray) -> None:
+        stems = pc.replace_substring_regex(names, STEM, "")
+        table = pa.table({"label": pa.array(labels), "stem": stems, "name": names})
+        self.rows = pc.sort_indices(table, sort_keys=[(key, "ascending") for key in table.column_names]).to_numpy()
+        self.labels: np.ndarray = labels[self.rows]
+
+    def of_labels(self, labels: np.ndarray) -> Self:
+        """The images of some labels (ascending), with these labels numbered from 0 on."""
+        part, chosen = copy.copy(self), np.isin(self.labels, labels)
+        part.rows, part.labels = self.rows[chosen], np.searchsorted(labels, self.labels[chosen])
+        return part
+
+    def path(self, index: int) -> str | None:
+        """The file name of an image, now or originally, printable."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """Where an image is, for messages."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> bytes:
+        """An encoded image, read again while the disk fails for a moment.
+
+        Raises:
+            TransientReadError: it still fails.
+            OSError: it cannot be read.
+        """
+        return patiently(lambda: self.read_once(index), lambda: self.name(index))
+
+    def read_once(self, index: int) -> bytes:
+        raise NotImplementedError
+
+
+class PlainFiles(Files):
+    """Images in separate files below `root`.
+
+    Args:
+        names: paths below the root, as `labels` unsorted.
     """
 
     SEPARATOR = "/"
 
     def __init__(self, root: Path, labels: np.ndarray, names: list[str]) -> None:
-        given = pa.array(map(os.fsencode, names), pa.binary())
-        self.by_label = order(labels, given)
-        self.root, self.labels, self.names = os.fsencode(root), labels[self.by_label], given.take(self.by_label)
+        self.root, self.names = os.fsencode(root), pa.array(map(os.fsencode, names), pa.binary())
+        super().__init__(labels, self.names)
 
     def path(self, index: int) -> str:
-        return printable(self.names[index].as_py())
+        return printable(self._name(index))
 
     def name(self, index: int) -> str:
         return printable(self.root) + self.SEPARATOR + self.path(index)
 
-    def read(self, index: int) -> bytes:
-        with open(os.path.join(self.root, self.names[index].as_py()), "rb") as file:
+    def read_once(self, index: int) -> bytes:
+        with open(os.path.join(self.root, self._name(index)), "rb") as file:
             return file.read()
 
+    def _name(self, index: int) -> bytes:
+        return self.names[self.rows[index]].as_py()
 
-class PartOfLabels:
-    """The images of some labels (ascending) of another split, with these labels numbered from 0 on."""
 
-    def __init__(self, files: Files, labels: np.ndarray) -> None:
-        self.files, self.rows = files, np.flatnonzero(np.isin(files.labels, labels))
-        self.labels = np.searchsorted(labels, files.labels[self.rows])
+@dataclass(frozen=True)
+class Found:
+    """A data set that was found.
 
-    def path(self, index: int) -> str | None:
-        return self.files.path(int(self.rows[index]))
+    Args:
+        kind: the kind of storage, for messages.
+        classes: names in the order of labels.
+        splits: "train" and "val", or the asked one alone.
+        remarks: lines that the user should read, for example what was passed over.
+        any_order: whether images can be read in any order without reading others.
+    """
 
-    def name(self, index: int) -> str:
-        return self.files.name(int(self.rows[index]))
-
-    def read(self, index: int) -> bytes:
-        return self.files.read(int(self.rows[index]))
+    kind: str
+    classes: list[str]
+    splits: dict[str, Files]
+    remarks: tuple[str, ...] = ()
+    any_order: bool = True

@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
@@ -39,16 +40,14 @@ def font_files() -> list[Path]:
     return [folder / name for name in ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")]
 
 
-def render(character: str, font: object) -> np.ndarray | None:
+def render(character: str, font: ImageFont.FreeTypeFont) -> np.ndarray | None:
     """One letter as a (TEMPLATE_SIZE, TEMPLATE_SIZE) uint8 image, its ink centred; None if it has no ink."""
-    from PIL import Image, ImageDraw
-
-    left, top, right, bottom = font.getbbox(character)  # type: ignore[attr-defined]
+    left, top, right, bottom = font.getbbox(character)
     if right <= left or bottom <= top:
         return None
     image = Image.new("L", (TEMPLATE_SIZE, TEMPLATE_SIZE))
     corner = (TEMPLATE_SIZE - right - left) / 2, (TEMPLATE_SIZE - bottom - top) / 2
-    ImageDraw.Draw(image).text(corner, character, fill=255, font=font)  # type: ignore[arg-type]
+    ImageDraw.Draw(image).text(corner, character, fill=255, font=font)
     pixels = np.asarray(image)
     return pixels if pixels.max() > 127 else None
 
@@ -63,11 +62,6 @@ def letters(labels: int) -> tuple[str, Tensor]:
     Raises:
         UserError: the fonts have fewer.
     """
-    from PIL import ImageFont
-    from PIL.features import check
-
-    if not check("freetype2"):
-        raise RuntimeError("Pillow was built without FreeType, which draws the letters; install the Pillow wheel")
     chosen, templates, looks = "", [], np.empty((labels, (TEMPLATE_SIZE // 2) ** 2), dtype=np.float32)
     for file in font_files():
         font = ImageFont.truetype(str(file), 22, layout_engine=ImageFont.Layout.BASIC)

@@ -22,7 +22,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from batch_renorm.data.augmentation import AREAS, distort, random_box, resized, resized_centre
-from batch_renorm.data.files import Files, PartOfLabels, patiently, printable
+from batch_renorm.data.files import Files, patiently, printable
 from batch_renorm.data.labels import chosen_labels
 from batch_renorm.data.loaders import Draw, Fetched, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
@@ -120,18 +120,17 @@ class Images(Source):
         if root == "???":
             raise UserError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
         found = find(root, splits, class_list)
-        if not found.in_order:
+        if not found.any_order:
             raise UserError(
                 f"data.root={root} has {found.kind}, which cannot be read in any order: make a store of them with "
                 f"python scripts/prepare_imagenet.py {root} STORE, then data.root=STORE"
             )
         required = {"classes": classes, "train_images": train_images, "val_images": val_images}
         counts = {f"{split}_images": len(files.labels) for split, files in found.splits.items()}
-        words = {"classes": "classes", "train_images": "training images", "val_images": "validation images"}
         for name, count in ({"classes": len(found.classes)} | counts).items():
             if required[name] not in (None, count):
                 raise UserError(
-                    f"data.root={root} has {count:,} {words[name]}, not {required[name]:,} (data.{name}): "
+                    f"data.root={root} has {count:,} {name.replace('_', ' ')}, not {required[name]:,} (data.{name}): "
                     f"{HOW_TO_GET}; for another data set say data=folder"
                 )
         self.size, self.skips_unreadable, self.remarks = size, on_error == "skip", found.remarks
@@ -139,8 +138,8 @@ class Images(Source):
         self.files, names = found.splits, found.classes
         if labels is not None:
             chosen = patiently(partial(chosen_labels, labels, names), partial(str, labels))
+            self.files = {split: files.of_labels(chosen) for split, files in found.splits.items()}
             names = [names[label] for label in chosen]
-            self.files = {split: PartOfLabels(files, chosen) for split, files in found.splits.items()}
         self.classes = len(names)
         if len(self.files) == len(BOTH) and missing_val == "refuse":
             lacking = np.setdiff1d(self.files["train"].labels, self.files["val"].labels)
@@ -162,7 +161,7 @@ class Images(Source):
         colours = torch.empty(len(indices), 5) if draw is not None and self.colours else None
         seconds, replaced = {"read": 0.0, "decode": 0.0, "augment": 0.0}, 0
         for position, index in enumerate(map(int, indices)):
-            image, skipped = self._image(split, index, seconds)
+            image, used = self._image(split, index, seconds)
             start = time.perf_counter()
             if draw is None:
                 pixels[position] = resized_centre(image, self.size)
@@ -170,7 +169,7 @@ class Images(Source):
                 pixels[position], numbers = augmented(image, self.size, draw, position, self.area)
                 if colours is not None:
                     colours.numpy()[position] = numbers
-            replaced += skipped
+            replaced += used != index
             seconds["augment"] += time.perf_counter() - start
         return Fetched(pixels, colours, seconds, replaced)
 
@@ -178,27 +177,27 @@ class Images(Source):
         """An image as it is, (height, width, 3) uint8; another of its label if it cannot be read and may be skipped."""
         return self._image(split, index, {"read": 0.0, "decode": 0.0})[0]
 
-    def _image(self, split: str, index: int, seconds: dict[str, float]) -> tuple[np.ndarray, bool]:
-        """The pixels of an image, or of the one that replaces it, and whether it is replaced."""
+    def _image(self, split: str, index: int, seconds: dict[str, float]) -> tuple[np.ndarray, int]:
+        """The pixels of an image, or of the one that replaces it, and the index of that one."""
         files = self.files[split]
-        for candidate in with_replacements(files, index) if self.skips_unreadable else [index]:
+        for candidate in with_replacements(files, index):
             start = middle = time.perf_counter()
             try:
-                data = patiently(partial(files.read, candidate), partial(files.name, candidate))
+                data = files.read(candidate)
                 middle = time.perf_counter()
-                return decode(data), candidate != index
+                return decode(data), candidate
             except TransientReadError:
                 raise
             except (OSError, UnreadableImage) as error:
-                self._complain(files, candidate, error)
+                self._complain(files.name(candidate), error)
             finally:
                 seconds["read"] += middle - start
                 seconds["decode"] += time.perf_counter() - middle
         raise UnreadableImage(f"no image of the label of {files.name(index)} can be read")
 
-    def _complain(self, files: Files, index: int, error: Exception) -> None:
-        name = files.name(index)
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    def _complain(self, name: str, error: Exception) -> None:
+        """Raise the error of an unreadable image, or print it if the image may be skipped."""
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         if not self.skips_unreadable:
             raise UnreadableImage(
                 f"cannot read the image {name}: {reason}; get it again, or replace what cannot be read by other "
@@ -237,7 +236,7 @@ def augmented(
 
 def with_replacements(files: Files, index: int) -> Iterator[int]:
     """The index of an image, then of the other images of its label in order: the replacements of unreadable images."""
-    label = files.labels[index]
-    first, after = np.searchsorted(files.labels, [label, label + 1])
-    count = int(after - first)
-    return (int(first) + (index - int(first) + step) % count for step in range(count))
+    yield index
+    first, after = np.searchsorted(files.labels, [files.labels[index], files.labels[index] + 1]).tolist()
+    for step in range(1, after - first):
+        yield first + (index - first + step) % (after - first)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from batch_renorm.data.loaders import Fetched, Items, Source, end_with_this_process, outlive_signals
+from batch_renorm.data.loaders import Fetched, Items, Source, in_batches, loader
 
 Visit = tuple[str, np.ndarray]
 """A split, and the indices of some of its images."""
@@ -62,38 +62,30 @@ class KeptImages:
 
     def _visit(self, visits: Sequence[Visit]) -> Iterator[tuple[Tensor | Fetched, Tensor]]:
         chosen: set[tuple[str, int]] = set(self.kept)
-        pieces: list[list[np.ndarray]] = []  # for each visit: positions of images that must be prepared
+        requests: list[Visit] = []
+        prepare: list[set[int]] = []  # positions of each visit's images that must be prepared
         for split, indices in visits:
             new = np.flatnonzero([(split, index) not in chosen for index in indices.tolist()])
             chosen.update((split, index) for index in indices[new][: self.most - len(chosen)].tolist())
-            pieces.append([new[start : start + AT_ONCE] for start in range(0, len(new), AT_ONCE)])
-        requests = [
-            (split, indices[piece])
-            for (split, indices), of_visit in zip(visits, pieces, strict=True)
-            for piece in of_visit
-        ]
-        loaded = iter(self._load(requests) if requests else ())
-        for (split, indices), of_visit in zip(visits, pieces, strict=True):
-            keys = [(split, index) for index in indices.tolist()]
+            requests += [(split, some) for some in in_batches(indices[new], AT_ONCE)]
+            prepare.append(set(new.tolist()))
+        prepared = self._prepared(requests)
+        for (split, indices), positions in zip(visits, prepare, strict=True):
             batch: Tensor | None = None
-            for piece in of_visit:
-                fetched = next(loaded)
-                self._in_fetched = isinstance(fetched, Fetched)
-                pixels = fetched.pixels if isinstance(fetched, Fetched) else fetched
-                batch = _empty(len(keys), pixels, self.pinned) if batch is None else batch
-                batch[torch.from_numpy(piece)] = pixels
-                keep = [place for place, position in enumerate(piece) if keys[position] in chosen]
-                block = _empty(len(keep), pixels)  # a copy: `pixels` may be in shared memory
-                block[:] = pixels[keep]
-                self.kept |= {keys[piece[place]]: image for place, image in zip(keep, block, strict=True)}
-            for position in set(range(len(keys))).difference(*map(np.ndarray.tolist, of_visit)):
-                image = self.kept[keys[position]]
-                batch = _empty(len(keys), image[None], self.pinned) if batch is None else batch
+            for position, index in enumerate(indices.tolist()):
+                image = next(prepared) if position in positions else self.kept[split, index]
+                batch = _empty(len(indices), image, self.pinned) if batch is None else batch
                 batch[position] = image
+                if position in positions and (split, index) in chosen:
+                    self.kept[split, index] = image.clone()  # `image` may be in shared memory
             assert batch is not None
             yield Fetched(batch) if self._in_fetched else batch, self._batch_labels(split, indices)
-        for _ in loaded:
-            raise AssertionError("the loader has more than was asked for")
+
+    def _prepared(self, requests: Sequence[Visit]) -> Iterator[Tensor]:
+        """Image by image what the source fetches."""
+        for fetched in self._load(requests) if requests else ():
+            self._in_fetched = isinstance(fetched, Fetched)
+            yield from fetched.pixels if isinstance(fetched, Fetched) else fetched
 
     def _batch_labels(self, split: str, indices: np.ndarray) -> Tensor:
         labels = self._labels[split][indices]
@@ -105,19 +97,16 @@ class KeptImages:
                 yield self.source.fetch(split, indices, None)
             return
         if self._loader is None:
-            end_with_this_process()
-            self._loader = DataLoader(
-                _Fetching(self.source), batch_size=None, sampler=Items(self._requests), num_workers=self.processes,
-                persistent_workers=True, worker_init_fn=outlive_signals,
-            )  # fmt: skip
+            requested = Items(self._requests)
+            self._loader = loader(_Fetching(self.source), self.processes, sampler=requested, persistent_workers=True)
         self._requests[:] = requests
         yield from self._loader
 
 
-def _empty(count: int, like: Tensor, pinned: bool = False) -> Tensor:
-    """Room for images like others; channels innermost, as images are decoded and networks take them."""
-    layout = torch.channels_last if like.ndim == 4 else torch.contiguous_format
-    return torch.empty(count, *like.shape[1:], dtype=like.dtype, memory_format=layout, pin_memory=pinned)
+def _empty(count: int, like: Tensor, pinned: bool) -> Tensor:
+    """Room for images like another; channels innermost, as images are decoded and networks take them."""
+    layout = torch.channels_last if like.ndim == 3 else torch.contiguous_format
+    return torch.empty(count, *like.shape, dtype=like.dtype, memory_format=layout, pin_memory=pinned)
 
 
 class _Fetching(Dataset[Any]):

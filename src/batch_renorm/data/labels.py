@@ -1,99 +1,106 @@
-"""Lists: the labels of validation images that are all in one folder or archive, and names of classes.
+"""Lists: the classes of validation images that are all in one folder or archive, and names of classes.
 
 A list gives the class of each image: the devkit's ground truth (numbers, whose classes are in meta.mat), a list of
 synsets (one class per line, in the order of file names), or lines with image and class, as in Kaggle's
 LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt. Or names say it: ILSVRC2012_val_00000001_n01751748.JPEG.
 """
 
-import codecs
-import json
+import io
 import os
 import re
-import subprocess
-import sys
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from batch_renorm.data.files import STEM, is_image, printable, reading
+from batch_renorm.data.files import STEM, is_image, looks_like, printable, reading
 from batch_renorm.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12"
-TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 LISTS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "synset_labels.txt",
          "val_annotations.txt")  # fmt: skip
 DEVKIT_AGAIN, LIST_AGAIN = f"download {DEVKIT}.tar.gz again", "get the list again"
 
 
-def flat_labels(names: list[str], classes: list[str] | None, folders: list[Path]) -> tuple[list[str], np.ndarray]:
+def in_order(names: Collection[str]) -> list[str]:
+    """Names of classes in the order of labels: sorted, as numbers if all of them are numbers."""
+    if all(name.isascii() and name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def labelled(of_image: Sequence[str], known: Sequence[str] | None, where: object) -> tuple[Sequence[str], np.ndarray]:
     """The classes in the order of labels, and the label of every image, (images,) int64.
 
     Args:
-        names: the images' names, sorted.
-        classes: names in the order of labels; None takes those that the list names, sorted.
-        folders: folders to search for lists of labels.
+        of_image: the class of every image.
+        known: names in the order of labels; None takes the classes of the images.
+        where: what says so, for messages.
 
     Raises:
-        UserError: no list, or a list that does not fit the images or classes.
+        UserError: a class is none of the known ones.
     """
-    where, chosen = _listed(names, folders)
-    known = sorted(set(chosen)) if classes is None else classes
+    names = set(of_image)
+    known = in_order(names) if known is None else known
     position = {name: label for label, name in enumerate(known)}
-    unknown = next((name for name in chosen if name not in position), None)
-    if unknown is not None:
-        raise UserError(f"{where} names the class {unknown!r}, which the training images do not have")
-    return known, np.array([position[name] for name in chosen], dtype=np.int64)
+    if not names & position.keys() and all(name.isdecimal() and int(name) < len(known) for name in names):
+        position = {name: int(name) for name in names}  # folders 0 to 999 of classes that a list names
+    if unknown := in_order(names - position.keys()):
+        others = f"none of the {len(known):,} classes of the data set"
+        raise UserError(f"{where} has the class {printable(unknown[0])}, which is {others}")
+    return known, np.array([position[name] for name in of_image], dtype=np.int64)
 
 
-def _listed(names: list[str], folders: list[Path]) -> tuple[object, list[str]]:
-    """The first list that there is, and its class for each image."""
-    for folder in dict.fromkeys(folders):
+def classes_of(names: Sequence[str], folders: Iterable[Path]) -> tuple[Path | str, list[str]]:
+    """The first list of validation images' classes that one of the folders has, and what it says of each image.
+
+    Args:
+        names: the images' names, sorted.
+
+    Raises:
+        UserError: there is no list, or one that does not fit the images.
+    """
+    folders = list(dict.fromkeys(filter(Path.is_dir, folders)))
+    for folder in folders:
         for name in LISTS:
             if (folder / name).is_file():
                 return folder / name, _from_list(folder / name, names)
         if (devkit := devkit_in(folder)) is not None:
-            truth, synsets = read_devkit(devkit)
+            truth, _ = read_devkit(devkit)
             _check_number(devkit, len(truth), len(names))
-            return devkit, [synsets[number] for number in truth]
+            return devkit, truth
     behind = [re.search(r"_(n\d{8})\.[^.]*$", name) for name in names]
     if all(behind):
         return "a name among the validation images", [match[1] for match in behind if match]
     raise UserError(
         f"{len(names):,} validation images are in no class folders and have no list of labels: looked for "
-        f"{DEVKIT}.tar.gz, {DEVKIT}/, {', '.join(LISTS)} in {', '.join(map(str, dict.fromkeys(folders)))}"
+        f"{DEVKIT}.tar.gz, {DEVKIT}/, {', '.join(LISTS)} in {', '.join(map(str, folders))}"
     )
 
 
-def text_of(data: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 as editors on Windows write it."""
-    text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
-    if "\0" in text or text.lstrip()[:5].lower() in ("<!doc", "<html"):
-        raise ValueError("no text")  # an HTML page is named by `reading`
-    return text
+def _lines(path: Path, what: str, cure: str) -> list[str]:
+    """The lines of a text file that have something in them."""
+    with reading(path, f"a list of {what}, in UTF-8", cure):
+        if looks_like(path):
+            raise ValueError  # `reading` says what it looks like
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")  # as on Windows
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _from_list(path: Path, names: list[str]) -> list[str]:
-    with reading(path, "a list of labels, in UTF-8", LIST_AGAIN):
-        lines = text_of(path.read_bytes()).replace('"', "").splitlines()
-    rows = [(number, re.split(r"[,\s]+", line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise UserError(f"{path} is empty: {LIST_AGAIN}")
-    if all(len(row) == 1 for _, row in rows):
+def _from_list(path: Path, names: Sequence[str]) -> list[str]:
+    rows = [re.split(r"[,\s]+", line.replace('"', "")) for line in _lines(path, "labels", LIST_AGAIN)]
+    if all(len(row) == 1 for row in rows):
         _check_number(path, len(rows), len(names))
-        return [row[0] for _, row in rows]
-    classes: dict[str, str] = {}
-    for number, row in rows:
-        if len(row) < 2 or not row[1]:
-            raise UserError(f"{path} has no class in line {number} ({row[0]}): {LIST_AGAIN}")
-        if classes.setdefault(stem(row[0]), row[1]) != row[1]:
-            raise UserError(f"{path} has two classes for {row[0]}, the second in line {number}: {LIST_AGAIN}")
+        return [row[0] for row in rows]
+    classes = {stem(row[0]): row[1] for row in rows if len(row) > 1 and row[1]}
     missing = next((name for name in names if stem(name) not in classes), None)
     if missing is not None:
-        raise UserError(f"{path} has no line for {printable(missing)}: {LIST_AGAIN}")
+        raise UserError(f"{path} has no class for {printable(missing)}: {LIST_AGAIN}")
     return [classes[stem(name)] for name in names]
 
 
@@ -106,57 +113,26 @@ def _check_number(path: Path, labels: int, images: int) -> None:
 
 def devkit_in(folder: Path) -> Path | None:
     """A devkit in a folder: its archive, its folder, or the folder itself if it contains `data`."""
-    names = (f"{DEVKIT}.tar.gz", f"{DEVKIT}.tgz", f"{DEVKIT}.tar", f"{DEVKIT}/data/{TRUTH}", f"{DEVKIT}/data/{META}",
-             f"data/{TRUTH}", f"data/{META}")  # fmt: skip
-    path = next((folder / name for name in names if (folder / name).exists()), None)
-    return path.parent.parent if path is not None and path.name in (TRUTH, META) else path
+    archives = sorted(folder.glob(f"{DEVKIT}.t*"))
+    folders = [base for base in (folder / DEVKIT, folder) if (base / TRUTH).exists() or (base / META).exists()]
+    return next(iter(archives + folders), None)
 
 
-def read_devkit(path: Path) -> tuple[list[int], dict[int, str]]:
-    """The devkit's number of each validation image's class, and the synset (wnid) of each number."""
-    contents = {}
-    with reading(path, "the devkit's archive", DEVKIT_AGAIN):
+def read_devkit(path: Path) -> tuple[list[str], list[str]]:
+    """The class (wnid) of each validation image as a devkit's ground truth says, and all of its classes, sorted."""
+    from scipy.io import loadmat
+
+    with reading(path, f"a devkit with {TRUTH} and {META}", DEVKIT_AGAIN):
         if path.is_dir():
-            places = {name: path / "data" / name for name in (TRUTH, META)}
-            contents = {name: place.read_bytes() for name, place in places.items() if place.is_file()}
+            truth, meta = ((path / name).read_bytes() for name in (TRUTH, META))
         else:
             with tarfile.open(path) as archive:
-                for member in archive:
-                    folder, name = os.path.split(member.name)
-                    if member.isfile() and name in (TRUTH, META) and os.path.basename(folder) == "data":
-                        contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-    if len(contents) < 2:
-        raise UserError(f"{path} lacks data/{TRUTH} or data/{META}: {DEVKIT_AGAIN}")
-    with reading(path, "a devkit whose meta.mat can be read", DEVKIT_AGAIN):
-        synsets = _synsets(contents[META])
-    with reading(path, f"a devkit whose {TRUTH} has a number a line", DEVKIT_AGAIN):
-        truth = [int(word) for word in text_of(contents[TRUTH]).split()]
-    unknown = next((number for number in truth if number not in synsets), None)
-    if unknown is not None:
-        raise UserError(f"{path} gives an image the number {unknown}, and its meta.mat no class to it: {DEVKIT_AGAIN}")
-    return truth, synsets
-
-
-READ_META = """
-import io, json, sys
-from scipy.io import loadmat
-rows = loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True)["synsets"]
-print(json.dumps([(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in rows if int(row["num_children"]) == 0]))
-"""
-
-
-@cache
-def _synsets(meta: bytes) -> dict[int, str]:
-    """The table of a devkit's meta.mat: number of a class (1 to 1000) -> its synset (wnid)."""
-    # in a process of its own, because a wrong byte in the file can crash scipy
-    done = subprocess.run([sys.executable, "-c", READ_META], input=meta, capture_output=True, check=False)
-    if done.returncode:
-        raise ValueError("it is not a file of MATLAB with the table synsets")
-    rows = json.loads(done.stdout)
-    result = dict(rows)
-    if sorted(result) != list(range(1, len(rows) + 1)) or len(set(result.values())) != len(rows):
-        raise ValueError("its classes are not numbered from 1 on, each once")
-    return result
+                members = {name: member for member in archive for name in (TRUTH, META) if member.name.endswith(name)}
+                files: Any = [archive.extractfile(members[name]) for name in (TRUTH, META)]
+                truth, meta = (file.read() for file in files)
+        table = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table if int(row["num_children"]) == 0}
+        return [wnids[int(number)] for number in truth.split()], sorted(wnids.values())
 
 
 def class_names(path: Path) -> list[str]:
@@ -166,13 +142,11 @@ def class_names(path: Path) -> list[str]:
         UserError: it names none, or one twice.
     """
     if path.is_dir() or path.suffix in (".gz", ".tgz", ".tar"):
-        return sorted(read_devkit(devkit_in(path) or path)[1].values())
-    with reading(path, "a list of classes, in UTF-8", "it must have the name of a class on each line"):
-        lines = [line.strip() for line in text_of(path.read_bytes()).splitlines() if line.strip()]
+        return read_devkit(devkit_in(path) or path)[1]
+    lines = _lines(path, "classes", "it must have the name of a class on each line")
     names = [line.split()[0] if re.match(r"n\d{8}\b", line) else line for line in lines]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if not names or twice is not None:
-        raise UserError(f"{path} names {f'the class {twice!r} twice' if names else 'no class'}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path} names the class {twice[0]!r} twice")
     return names
 
 
@@ -182,17 +156,11 @@ def chosen_labels(chosen: int | str, classes: Sequence[str]) -> np.ndarray:
     Raises:
         UserError: the data set does not have them.
     """
-    if isinstance(chosen, int):
-        if not 1 <= chosen <= len(classes):
-            raise UserError(
-                f"data.labels={chosen} must be at least 1 and at most {len(classes):,}, the classes there are"
-            )
-        return np.arange(chosen)
-    position = {name: label for label, name in enumerate(classes)}
-    names = class_names(Path(os.path.expanduser(chosen)))
-    if (unknown := next((name for name in names if name not in position), None)) is not None:
-        raise UserError(f"data.labels={chosen} names the class {unknown!r}, which the data set does not have")
-    return np.array(sorted(position[name] for name in names))
+    if isinstance(chosen, str):
+        return np.sort(labelled(class_names(Path(os.path.expanduser(chosen))), classes, f"data.labels={chosen}")[1])
+    if not 1 <= chosen <= len(classes):
+        raise UserError(f"data.labels={chosen} must be at least 1 and at most {len(classes):,}, the classes there are")
+    return np.arange(chosen)
 
 
 def stem(name: str) -> str:

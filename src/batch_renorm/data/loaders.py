@@ -10,10 +10,11 @@ it in several passes. All ranks make the same number of passes, so that collecti
 import itertools
 import multiprocessing
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.util import Finalize
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ class Fetched:
             self.colours.record_stream(stream)
 
 
-class Source(Protocol):
+class Source(ABC):
     """A data set: labelled training and validation images.
 
     A class of one's own derives from this one, has the three numbers and the three methods, and changes the other
@@ -102,41 +103,37 @@ class Source(Protocol):
         """Bytes of an image in what `fetch` returns, of which shared memory holds some."""
         return 4 * self.channels * self.size**2
 
+    @abstractmethod
     def labels(self, split: str) -> np.ndarray:
         """The label of every image of `split` ("train" or "val"), (images,) int64."""
-        ...
 
+    @abstractmethod
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None) -> Tensor | Fetched:
         """Prepare images in a loader process; `draw` determines the augmentation, None is for evaluation.
 
         The result depends on the arguments alone. Its first dimension is the images.
         """
-        ...
 
+    @abstractmethod
     def images(self, fetched: list[Any], device: torch.device) -> Tensor:
         """Finish the results of some calls of `fetch` on the device: (n, channels, size, size) float32."""
-        ...
 
 
 def check_source(source: Source, name: str) -> None:
-    """Check that a data set has what a `Source` has, and labels for its images.
+    """Check the numbers and the labels of a data set, which may be a user's own.
 
     Args:
         name: what to call it in messages, as its `_target_`.
 
     Raises:
-        UserError: it has not; the message names the member.
+        UserError: it is no `Source`, or a member is wrong; the message names the member.
     """
-    methods = ("labels", "fetch", "images")
-    missing = [member for member in (*Source.__annotations__, "image_bytes", *methods) if member not in dir(source)]
-    missing += [name for name in methods if getattr(type(source), name, None) is getattr(Source, name)]
-    if missing:
+    if not isinstance(source, Source):
         raise UserError(
-            f"the data set {name} lacks {', '.join(missing)}: a class that derives from "
-            "batch_renorm.data.loaders.Source has defaults for some of these (docs/experiments.md, A data set)"
+            f"the data set {name} must derive from batch_renorm.data.loaders.Source (docs/experiments.md, A data set)"
         )
     for member in ("classes", "channels", "size"):
-        value = getattr(source, member)
+        value = getattr(source, member, None)
         if not isinstance(value, int | np.integer) or value < 1:
             raise UserError(f"the data set {name} has {member}={value!r}: it must be a whole number of at least 1")
     for split in ("train", "val"):
@@ -213,22 +210,16 @@ def split_evenly(items: range, parts: int) -> list[range]:
 
 
 def balance(workers: int, ranks: int) -> str:
-    """How busy `ranks` ranks are, and which numbers of ranks near it would be better.
+    """How busy ranks with unequal shares are, and which numbers of ranks near theirs would be better.
 
     >>> balance(50, 8)
     'busy 89% of a step, while 7 are computed; 10 or 5 ranks would be busy all of it'
-    >>> balance(50, 10)
-    'busy all of a step'
     """
-    if workers % ranks == 0:
-        return "busy all of a step"
     largest = -(-workers // ranks)
     even = [number for number in range(1, workers + 1) if workers % number == 0]
     more, fewer = min(n for n in even if n > ranks), max(n for n in even if n < ranks)
-    return (
-        f"busy {workers / ranks / largest:.0%} of a step, while {largest} are computed; "
-        f"{more} or {fewer} ranks would be busy all of it"
-    )
+    busy = f"busy {workers / ranks / largest:.0%} of a step, while {largest} are computed"
+    return f"{busy}; {more} or {fewer} ranks would be busy all of it"
 
 
 @dataclass(frozen=True)
@@ -239,7 +230,7 @@ class Division:
         workers_per_pass: at most; None means all of a rank's workers at once.
 
     Raises:
-        UserError: more ranks than workers, so that a rank would have nothing to do; no workers in a pass.
+        UserError: more ranks than workers, so that a rank would have nothing to do.
     """
 
     workers: int
@@ -253,8 +244,6 @@ class Division:
                 f"{self.ranks} ranks but only {self.workers} workers a step: a rank would have no minibatch; "
                 f"use at most {self.workers} devices or raise workers"
             )
-        if self.workers_per_pass is not None and self.workers_per_pass < 1:
-            raise UserError(f"workers_per_pass must be at least 1, got {self.workers_per_pass}")
 
     @property
     def passes(self) -> int:
@@ -328,21 +317,19 @@ def end_with_this_process() -> None:
     Finalize(None, kill, exitpriority=100)  # an atexit function would not run in a process of multiprocessing
 
 
+def loader(dataset: Dataset[Any], processes: int, **options: Any) -> DataLoader[Any]:
+    """Items of a data set, prepared by loader processes that outlive signals and end with this process."""
+    end_with_this_process()
+    return DataLoader(dataset, batch_size=None, num_workers=processes, worker_init_fn=outlive_signals, **options)
+
+
 def training_loader(
     dataset: TrainingPasses, start_step: int, steps: int, processes: int = 0, pin_memory: bool = False
 ) -> DataLoader[Pass]:
     """The rank's passes of steps `start_step` .. `steps` - 1, in order, prepared by `processes` loader processes."""
     passes = dataset.division.passes
-    end_with_this_process()
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=Items(range(start_step * passes, steps * passes)),
-        num_workers=processes,
-        pin_memory=pin_memory,
-        persistent_workers=processes > 0,
-        worker_init_fn=outlive_signals,
-    )
+    items = Items(range(start_step * passes, steps * passes))
+    return loader(dataset, processes, sampler=items, pin_memory=pin_memory, persistent_workers=processes > 0)
 
 
 def in_batches(indices: np.ndarray, size: int) -> list[np.ndarray]:

@@ -10,25 +10,23 @@ Labels follow the sorted names of the classes; names that are all numbers are so
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from batch_renorm.data import archives, tables
-from batch_renorm.data.archives import TarFiles
+from batch_renorm.data.archives import ARCHIVES, TarFiles
 from batch_renorm.data.files import Files, Found, PlainFiles, is_image, patiently, printable
-from batch_renorm.data.labels import LISTS, class_names, flat_labels
-from batch_renorm.errors import TransientReadError, UserError
+from batch_renorm.data.labels import LISTS, class_names, classes_of, in_order, labelled
+from batch_renorm.errors import UserError
 
 VAL_FOLDERS = ("val", "validation", "valid", "test")
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 SYSTEM = ("@eaDir", "#recycle", "@tmp", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 """Folders that NAS, macOS and Windows make; so are hidden ones."""
 BOTH = ("train", "val")
-ARCHIVES = {"train": archives.TRAIN, "val": archives.VAL}
 
 HOW_TO_GET = (
     "download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from image-net.org "
@@ -46,139 +44,125 @@ def find(root: str | Path, splits: Sequence[str] = BOTH, class_list: str | None 
 
     Raises:
         UserError: no known data set, or an incomplete one; the message says what was looked for.
+        OSError: a folder cannot be read.
         TransientReadError: the disk failed for a moment, and again.
     """
     root = Path(os.path.expanduser(root))
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise UserError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
-    try:
-        return patiently(lambda: _find(root, tuple(splits), class_list), lambda: str(root))
-    except TransientReadError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
+    return patiently(lambda: _find(root, splits, class_list), lambda: str(root))
 
 
-def _find(root: Path, splits: tuple[str, ...], class_list: str | None) -> Found:
+def _find(root: Path, splits: Sequence[str], class_list: str | None) -> Found:
     classes = None if class_list is None else class_names(Path(os.path.expanduser(class_list)))
-    arrow = tables.is_arrow(root)
-    if arrow or any(tables.parquet_shards(root, split) for split in splits):
+    if (found := tables.find(root, splits)) is not None:
         if classes is not None:
             raise UserError(f"{root} has a table with its own numbers of classes: leave out data.class_list")
-        return tables.find_arrow(root, splits) if arrow else tables.find_parquet(root, splits)
+        return found
     if any((root / ARCHIVES[split]).is_file() for split in splits):
-        return find_archives(root, splits, classes)
-    for base in (root, root / KAGGLE):
-        train, val = base / "train", next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
-        if "train" in splits and train.is_dir():
-            if "val" in splits and val is None:
-                raise UserError(f"{base} has training images but no validation images: looked for {base}/val/<class>/*")
-            return find_folders(base, val, splits, classes, [root, base])
-        if "train" not in splits and val is not None:
-            if classes is None and train.is_dir():
-                classes = in_order(contents(train, Counter())[0]) or None
-            return find_folders(base, val, splits, classes, [root, base])
-    if "train" not in splits:
-        return find_folders(root, root, splits, classes, [root.parent])
-    raise UserError(
-        f"no images in {root}: looked for train/<class>/*.JPEG, {archives.TRAIN}, Arrow folders "
-        f"(train/state.json) and Parquet files (data/train-*.parquet); {HOW_TO_GET}"
-    )
+        return find_images("archives", root, {split: root / ARCHIVES[split] for split in splits}, classes)
+    base = next((base for base in (root, root / KAGGLE) if (base / "train").is_dir() or val_folder(base)), root)
+    train, val = base / "train", val_folder(base)
+    if "train" in splits and not train.is_dir():
+        raise UserError(
+            f"no images in {root}: looked for train/<class>/*.JPEG, {ARCHIVES['train']}, Arrow folders "
+            f"(train/state.json) and Parquet files (data/train-*.parquet); {HOW_TO_GET}"
+        )
+    if "train" in splits and val is None:
+        raise UserError(f"{base} has training images but no validation images: looked for {base}/val/<class>/*")
+    if classes is None and train.is_dir():  # they also number the classes of validation images alone
+        classes = in_order(contents(train, [])[0]) or None
+    places = {"train": train, "val": val or root}
+    return find_images("folders of classes", root, {split: places[split] for split in splits}, classes)
 
 
-def find_archives(root: Path, splits: tuple[str, ...], classes: list[str] | None) -> Found:
-    """The official archives in a folder."""
-    found: dict[str, Files] = {}
-    for split in splits:
-        if not (root / ARCHIVES[split]).is_file():
-            raise UserError(f"{root} has other archives, not {ARCHIVES[split]}: download it from image-net.org, too")
-    if "train" in splits:
-        archive = root / archives.TRAIN
-        by_class = archives.by_class(archive)
-        classes, labels = labelled(by_class, classes, archive)
-        found["train"] = TarFiles(archive, labels, [member for members in by_class.values() for member in members])
-    if "val" in splits:
-        archive = root / archives.VAL
-        images = sorted(archives.images_in(archive), key=lambda member: os.path.basename(member[0]))
-        classes, labels = flat_labels([name for name, *_ in images], classes, [root])
-        found["val"] = TarFiles(archive, labels, images)
-    return Found("archives", classes or [], found)
+def val_folder(base: Path) -> Path | None:
+    return next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
 
 
-def find_folders(
-    base: Path, val: Path | None, splits: tuple[str, ...], classes: list[str] | None, lists: list[Path]
-) -> Found:
-    """Folders of classes; the folders `lists` may have the labels of validation images that are all in one folder."""
-    passed: Counter[str] = Counter()
-    found: dict[str, Files] = {}
-    names: list[str] = []
-    if "train" in splits:
-        train = base / "train"
-        names, loose = contents(train, passed)
-        passed["images beside the folders of classes"] += len(loose)
-        if not names:
-            raise UserError(f"{train} has no folders: training images must be in train/<class>/*.JPEG")
-        listings = images_of(train, names, passed)
-        empty = next((name for name in names if not listings[name]), None)
-        if empty is not None:
-            raise UserError(f"the class {empty} has no images: {train / empty} has no *.JPEG file")
-        classes, labels = labelled(listings, classes, train)
-        found["train"] = PlainFiles(train, labels, [path for paths in listings.values() for path in paths])
-    if "val" in splits:
-        assert val is not None
-        inside, loose = contents(val, passed)
-        if not loose and inside == ["images"] and "images" not in names:  # as in Tiny ImageNet
-            val, (inside, loose) = val / "images", contents(val / "images", passed)
-        listings = {name: listing for name, listing in images_of(val, inside, passed).items() if listing}
-        if listings and loose:
-            raise UserError(
-                f"{val} has {len(loose):,} images beside {len(listings):,} folders of classes that have some: sorting "
-                "them into folders was interrupted; finish that, or unpack the validation images again"
-            )
-        if not listings and not loose:
-            raise UserError(f"{val} has no images: looked for {val}/<class>/*.JPEG and {val}/*.JPEG")
-        if loose:
-            images = sorted(loose)
-            classes, labels = flat_labels(images, classes, [*lists, val, val.parent])
-        else:
-            names, images = names or list(listings), [path for paths in listings.values() for path in paths]
-            classes, labels = labelled(listings, classes, val)
-        found["val"] = PlainFiles(val, labels, images)
-    remarks = []
-    if sorted(names) != in_order(names):
-        remarks.append(f"the classes of {base} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ...")
-    if +passed:
-        counts = ", ".join(f"{what} ({count:,})" for what, count in passed.most_common() if count)
-        remarks.append(f"passed over in {base}: {counts}")
-    return Found("folders of classes", classes or [], found, tuple(remarks))
+def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequence[str] | None) -> Found:
+    """Archives or folders of images.
 
-
-def in_order(names: Collection[str]) -> list[str]:
-    """Names of classes in the order of labels."""
-    if all(name.isascii() and name.isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
-def labelled(images: dict[str, list[Any]], classes: list[str] | None, where: Path) -> tuple[list[str], np.ndarray]:
-    """The classes in the order of labels, `classes` if they are known, and the label of every image, (n,) int64.
+    Args:
+        places: the archive or folder of each split.
+        classes: names in the order of labels, if they are known.
 
     Raises:
-        UserError: a class is none of the known ones.
+        UserError: something is missing or does not fit.
     """
-    known = in_order(images) if classes is None else classes
-    position = {name: label for label, name in enumerate(known)}
-    if not set(images) & set(known) and all(name.isdecimal() and int(name) < len(known) for name in images):
-        position = {name: int(name) for name in images}  # folders 0 to 999 of classes that a list names
-    extra = next((name for name in in_order(images) if name not in position), None)
-    if extra is not None:
-        raise UserError(f"{where} has the class {printable(extra)}, which the training images or the list do not have")
-    return known, np.repeat([position[name] for name in images], [len(of_class) for of_class in images.values()])
+    found: dict[str, Files] = {}
+    passed: list[str] = []
+    remarks = []
+    for split, place in places.items():
+        make: Callable[..., Files] = PlainFiles
+        if place.is_dir():
+            by_class, beside = images_below(place, passed)
+        elif place.exists():
+            by_class, beside, positions = archives.images_in(place)
+            make = partial(TarFiles, places=positions)
+        else:
+            raise UserError(f"{root} has other archives, not {place.name}: download it from image-net.org, too")
+        if split == "train":
+            passed += ["images beside the folders of classes"] * len(beside)
+            beside = []
+        else:
+            by_class = {name: images for name, images in by_class.items() if images}
+            if not beside and list(by_class) == ["images"] and "images" not in (classes or ()):  # as in Tiny ImageNet
+                beside = by_class.pop("images")
+        check(split, place, by_class, beside)
+        if beside:
+            images = sorted(beside, key=os.path.basename)
+            where, of_image = classes_of(images, (root, place.parent, place))
+        else:
+            images = [image for of_class in by_class.values() for image in of_class]
+            where, of_image = place, [name for name, of_class in by_class.items() for _ in of_class]
+        if sorted(by_class) != in_order(by_class):
+            remarks = [f"the classes of {root} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ..."]
+        classes, labels = labelled(of_image, classes, where)
+        found[split] = make(place, labels, images)
+    if passed:
+        counts = ", ".join(f"{what} ({count:,})" for what, count in Counter(passed).most_common())
+        remarks.append(f"passed over in {root}: {counts}")
+    return Found(kind, list(classes or ()), found, tuple(remarks))
 
 
-def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
-    """Names of the folders, sorted, and of the images in a folder; counts in `passed` what is neither.
+def check(split: str, place: Path, by_class: dict[str, list[str]], beside: list[str]) -> None:
+    """Check that each class has training images, and that all validation images are in folders of classes or none is.
+
+    Raises:
+        UserError: it is not so.
+    """
+    if split == "train":
+        if not by_class:
+            where = "train/<class>/*.JPEG, or in a tar of n01440764.tar and so on"
+            raise UserError(f"{place} has no folders: training images must be in {where}, as image-net.org has it")
+        if empty := [name for name, images in by_class.items() if not images]:
+            raise UserError(f"the class {printable(empty[0])} has no images: {place / empty[0]} has no *.JPEG file")
+    elif by_class and beside:
+        raise UserError(
+            f"{place} has {len(beside):,} images beside {len(by_class):,} folders of classes that have some: sorting "
+            "them into folders was interrupted; finish that, or unpack the validation images again"
+        )
+    elif not by_class and not beside:
+        raise UserError(f"{place} has no images: looked for {place}/<class>/*.JPEG and {place}/*.JPEG")
+
+
+def images_below(folder: Path, passed: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The paths of all images below each folder in a folder, and of the images beside these folders."""
+
+    def below(inner: str) -> list[str]:
+        folders, images = contents(folder / inner, passed)
+        deeper = (path for name in folders for path in below(f"{inner}/{name}"))
+        return [*(f"{inner}/{name}" for name in images), *deeper]
+
+    names, images = contents(folder, passed)
+    with ThreadPoolExecutor(16) as pool:  # a network file system answers many requests at once
+        return dict(zip(names, pool.map(below, names), strict=True)), images
+
+
+def contents(folder: Path, passed: list[str]) -> tuple[list[str], list[str]]:
+    """Names of the folders, sorted, and of the images in a folder; adds the kind of whatever is neither to `passed`.
 
     Raises:
         UserError: an image is a pipe or a device, where reading may never end, or a link leads to nothing or upwards.
@@ -188,13 +172,13 @@ def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
         for entry in entries:
             name = entry.name
             if name in SYSTEM or name.startswith("."):
-                passed["hidden files and folders" if name.startswith(".") else f"folders {name}"] += 1
+                passed.append("hidden files and folders, and those of systems")
             elif entry.is_dir():
                 if entry.is_symlink() and folder.resolve().is_relative_to(os.path.realpath(entry.path)):
                     raise UserError(f"{printable(entry.path)} is a link to a folder above it: remove it")
                 folders.append(name)
             elif not is_image(name) and name not in LISTS:
-                passed[f"files *{os.path.splitext(printable(name))[1]}"] += 1
+                passed.append(f"files *{os.path.splitext(printable(name))[1]}")
             elif entry.is_file():
                 images += [name] if is_image(name) else []
             else:
@@ -202,25 +186,6 @@ def contents(folder: Path, passed: Counter[str]) -> tuple[list[str], list[str]]:
                     f"{printable(entry.path)} is no file but a pipe, a device or a link to nothing: remove it"
                 )
     return sorted(folders), images
-
-
-def images_of(folder: Path, names: list[str], passed: Counter[str]) -> dict[str, list[str]]:
-    """For each folder named in a folder: the paths of all images below it."""
-
-    def below(inner: str) -> tuple[list[str], Counter[str]]:
-        here: Counter[str] = Counter()
-        folders, images = contents(folder / inner, here)
-        paths = [f"{inner}/{name}" for name in images]
-        for name in folders:
-            more, others = below(f"{inner}/{name}")
-            paths, here = paths + more, here + others
-        return paths, here
-
-    with ThreadPoolExecutor(16) as pool:  # a network file system answers many requests at once
-        listings = dict(zip(names, pool.map(below, names), strict=True))
-    for _, others in listings.values():
-        passed.update(others)
-    return {name: paths for name, (paths, _) in listings.items()}
 
 
 def on_this_node(data: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,6 @@ from torch import Tensor
 from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
 from batch_renorm.errors import UserError
-
-NAMES = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 
 
 class TorchvisionSet(Source):
@@ -32,7 +30,7 @@ class TorchvisionSet(Source):
         mirrored: whether half of the training images are mirrored.
 
     Raises:
-        UserError: an unknown name, or a download that fails.
+        UserError: a download that fails.
     """
 
     needs_loader_processes = False  # the images are in memory
@@ -40,14 +38,12 @@ class TorchvisionSet(Source):
 
     def __init__(
         self,
-        name: str,
+        name: Literal["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST"],
         root: str,
         size: Annotated[int, Field(ge=1, le=1024)],
         shift: Annotated[int, Field(ge=0, le=1024)],
         mirrored: bool,
     ) -> None:
-        if name not in NAMES:
-            raise UserError(f"data.name={name} is none of {', '.join(NAMES)}")
         self.size, self.shift, self.mirrored = size, shift, mirrored
         splits = {"train": obtained(name, root, train=True), "val": obtained(name, root, train=False)}
         self._labels = {split: np.asarray(data.targets, dtype=np.int64) for split, data in splits.items()}
@@ -99,10 +95,10 @@ def obtained(name: str, root: str, train: bool) -> Any:
             return getattr(torchvision.datasets, name)(root, train=train, download=True)
     except Exception as error:  # from the network, or from readers of truncated files
         reason = " ".join(str(getattr(error, "reason", "") or error).split())[:200] or type(error).__name__
+        command = f"python -c \"import torchvision; torchvision.datasets.{name}('{root}', download=True)\""
         raise UserError(
-            f'cannot get {name} into data.root={root}: {reason}; on a machine with a network say python -c "import '
-            f"torchvision; torchvision.datasets.{name}('{root}', download=True)\" and copy the "
-            "folder, or delete it and begin again"
+            f"cannot get {name} into data.root={root}: {reason}; on a machine with a network say {command} and copy "
+            "the folder, or delete it and begin again"
         ) from error
 
 

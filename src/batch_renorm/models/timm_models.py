@@ -6,7 +6,9 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any
 
+import timm
 from pydantic import Field, NonNegativeInt
+from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,7 +24,6 @@ def create(
     channels: int,
     norm: partial[Any],
     learned_gamma: bool = False,
-    aux_logits: bool = False,
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     checkpoint: str | None = None,
     frozen: NonNegativeInt = 0,
@@ -32,18 +33,17 @@ def create(
 
     Args:
         norm: makes the norm layer for a number of channels; for BatchRenorm2d only its settings are used.
-        learned_gamma: keep and learn each norm's gamma, for networks that start some at 0; the paper fixes gamma
-            at 1.
-        aux_logits, drop_rate: Inception-v3's auxiliary head; dropout before the classifier.
+        learned_gamma: keep and learn each norm's gamma, for networks that start some at 0; the paper fixes it at 1.
+        drop_rate: dropout before the classifier.
         checkpoint: a file of weights to start from, see `load_weights`. On trained weights the classifier starts at 0.
-        frozen: this many blocks, as timm counts them, the stem included, keep their weights and their batchnorm's
-            averages.
+        frozen: so many blocks, as timm counts them from the stem on, keep their weights and batchnorm's averages.
         options: passed to `timm.create_model`.
 
     Raises:
         UserError: no such model or option, a model without batchnorm, or weights that do not fit.
     """
-    options |= ({"aux_logits": True} if aux_logits else {}) | ({"drop_rate": drop_rate} if drop_rate else {})
+    if drop_rate:
+        options["drop_rate"] = drop_rate
     model: Any = stock(name, num_classes=classes, in_chans=channels, **options)
     norms = {place: module for place, module in model.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:
@@ -53,7 +53,7 @@ def create(
     if checkpoint is not None or options.get("pretrained"):
         for parameter in model.get_classifier().parameters():  # timm's start makes losses as large as the features are
             nn.init.zeros_(parameter)
-    kept = freeze(model, frozen)
+    kept = freeze(model, frozen) if frozen else set()
     trained = {place: module for place, module in norms.items() if place not in kept}
     gammas = [module.weight for module in trained.values() if module.weight is not None]
     if not learned_gamma and any(bool((gamma != 1).any()) for gamma in gammas):
@@ -89,19 +89,14 @@ def freeze(model: Any, blocks: int) -> set[str]:
 
     Their weights get no gradient, and their batchnorm stays in evaluation mode.
     """
-    if not blocks:
-        return set()
-    from timm.models import group_parameters
-
     block_of = group_parameters(model, model.group_matcher(), reverse=True)
-    most = max(block_of.values())  # the last one has the classifier
-    if not 0 < blocks <= most:
+    if blocks > (most := max(block_of.values())):  # the last one has the classifier
         raise UserError(f"model.frozen={blocks}: the network has {most} blocks that can be frozen, stem included")
-    names = {name for name, block in block_of.items() if block < blocks}
-    for name in names:
+    places = set()
+    for name in (name for name, block in block_of.items() if block < blocks):
         model.get_parameter(name).requires_grad_(False)
-    places = {name.rpartition(".")[0] for name in names}
-    for place in places:
+        place = name.rpartition(".")[0]
+        places.add(place)
         if isinstance(module := model.get_submodule(place), _BatchNorm):
             frozen_norm(module)
     return places
@@ -116,27 +111,19 @@ def load_weights(model: Any, file: str) -> None:
     Raises:
         UserError: no such file, or weights of another network.
     """
-    from timm.models import load_state_dict
-
     try:
         given = load_state_dict(os.path.expanduser(file))
     except Exception as error:  # reading a file that is none of weights may raise anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"cannot load weights from model.checkpoint={file}: {reason}") from error
-    wanted = model.state_dict()
-    names = model.pretrained_cfg["classifier"]
+        raise UserError(f"cannot load weights from model.checkpoint={file}: {reason(error)}") from error
+    own, names = model.state_dict(), model.pretrained_cfg["classifier"]
     classifier = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-    if not given.keys() >= {key for key in wanted if not key.startswith(classifier)} and len(given) == len(wanted):
-        given = dict(zip(wanted, given.values(), strict=True))
-    weights = {key: given.get(key) for key in wanted if not key.startswith(classifier)}
-    for key, value in weights.items():
-        if not isinstance(value, Tensor) or value.shape != wanted[key].shape:
-            has = tuple(value.shape) if isinstance(value, Tensor) else "nothing"
-            raise UserError(
-                f"model.checkpoint={file} does not fit the network: {key} is {tuple(wanted[key].shape)}, "
-                f"the file has {has} in its place"
-            )
-    model.load_state_dict(weights, strict=False)
+    kept = {key: value for key, value in own.items() if key.startswith(classifier)}
+    if len(given) == len(own) and not given.keys() >= own.keys() - kept.keys():
+        given = dict(zip(own, given.values(), strict=True))
+    try:
+        model.load_state_dict({key: given[key] for key in own if key in given} | kept)
+    except RuntimeError as error:
+        raise UserError(f"model.checkpoint={file} does not fit the network: {reason(error)}") from error
 
 
 def stock(name: str, **options: Any) -> nn.Module:
@@ -145,24 +132,24 @@ def stock(name: str, **options: Any) -> nn.Module:
     Raises:
         UserError: timm has no such model or option, or cannot load the weights.
     """
-    import timm
-
     if not timm.is_model(name):
-        known = timm.list_models() + timm.list_pretrained()
-        close = get_close_matches(name, known, n=3, cutoff=0.6)
+        close = get_close_matches(name, timm.list_models() + timm.list_pretrained())
         raise UserError(f"timm has no model {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
     try:
         return timm.create_model(name, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise UserError(f"timm's {name} has no option {str(error).rpartition('argument ')[2]} (model)") from error
     except Exception as error:  # the download or a file of weights may raise anything
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            option = str(error).rpartition("argument ")[2]
+            raise UserError(f"timm's {name} has no option {option} (model)") from error
         if not (options.get("pretrained") or options.get("checkpoint_path")):
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         what = options.get("checkpoint_path") or "timm's weights, which are downloaded once"
-        raise UserError(f"cannot load {name} from {what}: {reason}") from error
+        raise UserError(f"cannot load {name} from {what}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def stock_weights(model: nn.Module, name: str, classes: int, channels: int = 3) -> dict[str, Tensor]:
