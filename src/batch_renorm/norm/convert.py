@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from batch_renorm.norm.layers import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd
+from batch_renorm.norm.base import BatchRenorm
+from batch_renorm.norm.layers import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd
 
 PLAIN = {layer.folds_into: layer for layer in (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd)}
 
