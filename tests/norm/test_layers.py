@@ -8,30 +8,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from norm_reference import algorithm1, as_matrix, state
+from norm_reference import as_matrix, by_groups, filled
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from batch_renorm.norm import (
-    BatchRenorm1d,
-    BatchRenorm2d,
-    BatchRenorm3d,
-    StepStatistics,
-    batch_statistics,
-    set_limits,
-)
-
-
-def filled(layer):
-    """The layer with some statistics and parameters."""
-    with torch.no_grad():
-        values = state(layer.num_features)
-        layer.mu, layer.sigma = values["mu"], values["sigma"]
-        for parameter, name in ((layer.weight, "gamma"), (layer.bias, "beta")):
-            if parameter is not None:
-                parameter.copy_(values[name])
-    return layer
+from batch_renorm.norm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, StepStatistics, batch_statistics, set_limits
 
 
 def network():
@@ -44,17 +26,12 @@ def network():
 @pytest.mark.parametrize("group_size", [None, 2])
 def test_training_is_algorithm_1(group_size):
     layer = filled(BatchRenorm2d(5, momentum=0.1, group_size=group_size, rmax=1.5, dmax=0.5, dtype=torch.float64))
-    start = {"mu": layer.mu.clone(), "sigma": layer.sigma.clone()}
+    mu, sigma = layer.mu.clone(), layer.sigma.clone()
     x = torch.randn(6, 5, 4, 3, dtype=torch.float64) * 2 + 1
-    y = layer(x)
-    parts = [
-        algorithm1(as_matrix(part), **start, gamma=layer.weight, beta=layer.bias, rmax=1.5, dmax=0.5, eps=1e-3)
-        for part in x.split(group_size or 6)
-    ]
-    torch.testing.assert_close(as_matrix(y), torch.cat([part.y for part in parts]))
-    for name, values in (("mu", [p.mu_b for p in parts]), ("sigma", [p.sigma_b for p in parts])):
-        mean = torch.stack(values).mean(0)
-        torch.testing.assert_close(getattr(layer, name), start[name] + 0.1 * (mean - start[name]))
+    y, mu_b, sigma_b, *_ = by_groups(x, x, 6 // (group_size or 6), 1.5, 0.5, mu, sigma, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), y)
+    torch.testing.assert_close(layer.mu, mu + 0.1 * (mu_b.mean(0) - mu))
+    torch.testing.assert_close(layer.sigma, sigma + 0.1 * (sigma_b.mean(0) - sigma))
 
 
 def test_evaluation_uses_mu_and_sigma():

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from norm_reference import state
+from norm_reference import filled
 from torch import nn
 from torch.func import functional_call, grad, jacfwd, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -254,13 +254,7 @@ def plain(x, layer):
 
 @pytest.fixture
 def layer():
-    layer = BatchRenorm1d(4, rmax=2.0, dmax=0.5, dtype=torch.float64)
-    values = state(4)
-    layer.mu, layer.sigma = values["mu"], values["sigma"]
-    with torch.no_grad():
-        layer.weight.copy_(values["gamma"])
-        layer.bias.copy_(values["beta"])
-    return layer
+    return filled(BatchRenorm1d(4, rmax=2.0, dmax=0.5, dtype=torch.float64))
 
 
 def test_torch_func(layer):
