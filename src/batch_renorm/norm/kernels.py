@@ -19,9 +19,10 @@ NATIVE_FROM = 50_000
 # Most values of a channel in one float32 accumulator of the native kernel for channels-last tensors on a CPU. With
 # 700,000 values in one accumulator the variance has a relative error of 3e-4; with merged chunks of this size, 4e-6.
 CHUNK = 1 << 12
-# Values in a plane for which native sums of half precision are faster than sums of a float32 copy, and as exact: more
-# values in one accumulator, which has eight lanes, have a larger error than 2e-6.
-PLANES = range(256, (1 << 16) + 1)
+# From this number of values in a plane on, native sums of half precision are faster than sums of a float32 copy.
+PLANE_FROM = 256
+# Most values of a plane of half precision in one accumulator, which has eight lanes: an error of 2e-6.
+PLANE = 1 << 16
 
 
 def is_in_rows(x: Tensor) -> bool:
@@ -67,11 +68,13 @@ def statistics_of_rows(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 def statistics_of_planes(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The same of a contiguous tensor: one native call takes the planes of all examples as channels."""
-    means, variances = native_statistics(x.view(1, len(x) * x.shape[1], -1))
-    means, variances = (t.view(groups, -1, x.shape[1]) for t in (means, variances))
-    mean = means.mean(1, keepdim=True)
-    var = (variances + (means - mean).square()).mean(1)
-    return mean.squeeze(1).squeeze(0), var.squeeze(0)
+    planes = len(x) * x.shape[1]
+    lines = x.shape[2] if x.dim() > 3 and x.numel() > planes * PLANE else 1  # of a large plane, each by itself
+    means, variances = native_statistics(x.view(1, planes * lines, -1))
+    means, variances = (t.view(groups, -1, x.shape[1], lines) for t in (means, variances))
+    mean = means.mean((1, 3), keepdim=True)
+    var = (variances + (means - mean).square()).mean((1, 3))
+    return mean.view(groups, -1).squeeze(0), var.squeeze(0)
 
 
 class Native:
@@ -91,7 +94,7 @@ class Native:
         if is_in_rows(x):
             return statistics_of_rows(x, groups)
         plane = x.numel() // (len(x) * x.shape[1])
-        if plane in PLANES:
+        if plane >= PLANE_FROM:
             return statistics_of_planes(x, groups)
         mean, var = Matrices(x.float(), groups, plane).statistics()
         return mean.squeeze(0), var.squeeze(0)
