@@ -47,6 +47,17 @@ def as_input(matrix: Tensor, shape) -> Tensor:
     return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
+def by_groups(x, g, groups, rmax, dmax, mu, sigma, gamma, beta, eps=1e-3) -> list[Tensor]:
+    """y, mu_b, sigma_b and the gradients of x, gamma and beta for dL/dy = g; x and g are (N, C, *)."""
+    outs = []
+    for xs, gs in zip(x.chunk(groups), g.chunk(groups), strict=True):
+        result = algorithm1(as_matrix(xs), mu, sigma, gamma, beta, rmax, dmax, eps)
+        gx, *rest = printed_gradients(as_matrix(gs), as_matrix(xs), gamma, result)
+        outs.append((as_input(result.y, xs.shape), *result[1:3], as_input(gx, xs.shape), *rest))
+    y, mu_b, sigma_b, gx, g_gamma, g_beta = zip(*outs, strict=True)
+    return [torch.cat(y), torch.stack(mu_b), torch.stack(sigma_b), torch.cat(gx), sum(g_gamma), sum(g_beta)]
+
+
 def state(channels: int, dtype=torch.float64, seed: int = 0) -> dict[str, Tensor]:
     """Some mu, sigma, gamma, beta; with bounds of 1.5 and 0.5 about half of the r and d clip."""
     generator = torch.Generator().manual_seed(seed)
@@ -61,3 +72,14 @@ def state(channels: int, dtype=torch.float64, seed: int = 0) -> dict[str, Tensor
         "gamma": random(0.5, 2),
         "beta": random(-1, 1),
     }
+
+
+def filled(layer):
+    """The layer with some statistics and parameters."""
+    with torch.no_grad():
+        values = state(layer.num_features)
+        layer.mu, layer.sigma = values["mu"], values["sigma"]
+        for parameter, name in ((layer.weight, "gamma"), (layer.bias, "beta")):
+            if parameter is not None:
+                parameter.copy_(values[name])
+    return layer

@@ -7,6 +7,7 @@ import torch
 import torch._dynamo
 from norm_reference import state
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from batch_renorm.norm import BatchRenorm2d, Ramp, StepStatistics, batch_renorm, layers_of, set_limits
@@ -29,16 +30,6 @@ def network():
     return model
 
 
-def counting(counter):
-    from torch._dynamo.backends.debugging import aot_eager
-
-    def backend(graph, inputs):
-        counter.append(1)
-        return aot_eager(graph, inputs)
-
-    return backend
-
-
 @pytest.mark.parametrize(("deferred", "in_the_layers"), [(False, False), (True, False), (False, True)])
 def test_compiled_training_equals_eager_without_recompiling_as_the_ramp_moves(deferred, in_the_layers):
     """The gradients too: the compiler must not recompute r and d from the moved mu and sigma."""
@@ -46,8 +37,8 @@ def test_compiled_training_equals_eager_without_recompiling_as_the_ramp_moves(de
     models = [network(), network()]
     for layer in (layer for model in models for layer in layers_of(model).values() if in_the_layers):
         layer.ramp = ramp
-    graphs = []
-    run = torch.compile(models[1], backend=counting(graphs), fullgraph=True, dynamic=False)
+    backend = CompileCounterWithBackend("aot_eager")
+    run = torch.compile(models[1], backend=backend, fullgraph=True, dynamic=False)
     statistics = [StepStatistics(model) for model in models] if deferred else []
     for step in range(5):
         x = torch.randn(4, 3, 8, 8) * 3 + 1
@@ -67,24 +58,19 @@ def test_compiled_training_equals_eager_without_recompiling_as_the_ramp_moves(de
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
         for a, b in zip(models[0].buffers(), models[1].buffers(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert len(graphs) == 1
+    assert backend.frame_count == 1
 
 
-def test_compiled_evaluation_equals_eager():
-    model = network()
-    model(torch.randn(4, 3, 8, 8))
-    model.eval()
-    x = torch.randn(3, 3, 8, 8)
-    run = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(run(x), model(x))
-
-
-def test_compiled_batch_that_is_not_finite_poisons_nothing():
-    model = BatchRenorm2d(3)
+def test_compiled_evaluation_equals_eager_and_a_batch_that_is_not_finite_poisons_nothing():
+    model, x = BatchRenorm2d(3), torch.randn(4, 3, 2, 2)
+    model(x)
     before = copy.deepcopy(model.state_dict())
-    torch.compile(model, backend="aot_eager", fullgraph=True)(torch.full((4, 3, 2, 2), torch.nan))
+    run = torch.compile(model, backend="aot_eager", fullgraph=True)
+    run(x * torch.nan)
     assert torch.equal(model.running_mean, before["running_mean"])
     assert torch.equal(model.running_var, before["running_var"])
+    model.eval()
+    torch.testing.assert_close(run(x), model(x))
 
 
 def test_checkpointing_in_a_graph_is_exact_once_a_step_and_else_an_error():
@@ -102,8 +88,7 @@ def test_checkpointing_in_a_graph_is_exact_once_a_step_and_else_an_error():
         run(x).square().sum().backward()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("group_size", [None, 2])
+@pytest.mark.parametrize(("dtype", "group_size"), [(torch.float64, 2), (torch.bfloat16, None)])
 def test_compiled_function_equals_eager(dtype, group_size):
     values = state(5, torch.promote_types(dtype, torch.float32))
     x = (torch.randn(4, 5, 3, 3) * 2 + 1).to(dtype)

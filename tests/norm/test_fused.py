@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from norm_reference import algorithm1, as_input, as_matrix, printed_gradients, state
+from norm_reference import by_groups, state
 from torch import nn
 
 from batch_renorm.norm import BatchRenorm2d, StepStatistics, functional
@@ -32,16 +32,9 @@ def case(shape, ratio=1.0, dtype=torch.float32):
 
 
 def expected(x, g, groups, rmax, dmax, values):
-    """y, mu_b, sigma_b, and the gradients of x, gamma, beta, in float64."""
+    """Algorithm 1 in float64."""
     wide = {name: t.double() for name, t in values.items()}
-    outs = []
-    for xs, gs in zip(x.double().chunk(groups), g.double().chunk(groups), strict=True):
-        result = algorithm1(as_matrix(xs), **wide, rmax=rmax, dmax=dmax, eps=EPS)
-        y = as_input(result.y, xs.shape)
-        gx, *rest = printed_gradients(as_matrix(gs), as_matrix(xs), wide["gamma"], result)
-        outs.append((y, *result[1:3], as_input(gx, xs.shape), *rest))
-    y, mu_b, sigma_b, gx, g_gamma, g_beta = zip(*outs, strict=True)
-    return [torch.cat(y), torch.stack(mu_b), torch.stack(sigma_b), torch.cat(gx), sum(g_gamma), sum(g_beta)]
+    return by_groups(x.double(), g.double(), groups, rmax, dmax, **wide)
 
 
 def found(x, g, groups, rmax, dmax, values):
@@ -64,8 +57,7 @@ SHAPES = [
     ((6, 70, 5, 3), 3),  # channels and rows that are no multiple of a tile
     ((8, 3), 4),  # a matrix
     ((3, 1, 2, 2), 3),  # one channel
-    ((2, 130, 24, 11), 2),  # several splits, the last one shorter
-    ((1, 3, 300, 280), 1),  # so many that few channels fit a tile of them
+    ((2, 34, 24, 11), 2),  # several splits, the last one shorter
 ]
 
 
@@ -73,6 +65,15 @@ SHAPES = [
 def test_algorithm_1_and_its_printed_gradients(shape, groups):
     x, g, values = case(shape)
     arguments = x, g, groups, 1.5, 0.5, values
+    assert_near(found(*arguments), expected(*arguments), 3e-5)
+
+
+def test_splits_so_many_that_few_channels_fit_a_tile_of_them(monkeypatch):
+    monkeypatch.setattr(fused, "TILE", 64)
+    x, g, values = case((1, 9, 7, 8))
+    plan = fused.Plan(x, 1)
+    assert plan.settling[1]["BC"] == 4 < plan.reduction[1]["BC"] == 16
+    arguments = x, g, 1, 1.5, 0.5, values
     assert_near(found(*arguments), expected(*arguments), 3e-5)
 
 
@@ -113,8 +114,7 @@ def test_no_gamma_and_no_beta_and_a_nan_stays_one():
     y, mu_b, _ = fused.FusedBatchRenorm.apply(x, values["mu"], values["sigma"], None, None, 1.0, 0.0, EPS, 2)
     assert y[:2, 1].isnan().all()
     assert mu_b[0, 1].isnan()
-    others = y[:, [0, 2, 3, 4]]
-    assert others.isfinite().all()
+    assert y[:, [0, 2, 3, 4]].isfinite().all()
 
 
 def test_a_gpu_s_layers_use_them(monkeypatch):
@@ -144,18 +144,18 @@ import triton
 from batch_renorm.norm import triton_kernels
 
 tile = {"BM": 64, "BC": 64}
-for name, constants in {
-    "statistics": tile,
-    "settle": {"GAMMA": True, "BETA": True, "BS": 512, "BC": 8},
-    "apply": tile,
-    "backward_sums": tile,
-    "backward_settle": {"BS": 512, "BC": 8},
-    "backward_apply": tile,
-}.items():
+for name, constants in [
+    ("statistics", tile),
+    ("settle", {"gamma": None, "BS": 512, "BC": 8}),
+    ("apply", tile | {"g": None, "g_slope": None}),
+    ("backward_sums", tile),
+    ("backward_settle", {"BS": 512, "BC": 8}),
+    ("apply", tile),
+]:
     kernel = getattr(triton_kernels, name)
     kinds = dict.fromkeys(kernel.arg_names, "*fp32")
     kinds |= dict.fromkeys({"x", "y", "g", "gx"} & set(kinds), "*bf16")
-    kinds |= dict.fromkeys({"groups", "M", "C", "rows", "splits"} & set(kinds), "i32")
+    kinds |= dict.fromkeys(("M", "C", "rows", "splits"), "i32")
     kinds |= dict.fromkeys({"eps"} & set(kinds), "fp32") | dict.fromkeys(constants, "constexpr")
     made = triton.compile(ASTSource(kernel, kinds, constants), target=GPUTarget("cuda", 90, 32))
     print(name, "cubin" in made.asm)

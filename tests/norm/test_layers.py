@@ -8,30 +8,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from norm_reference import algorithm1, as_matrix, state
+from norm_reference import as_matrix, by_groups, filled
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from batch_renorm.norm import (
-    BatchRenorm1d,
-    BatchRenorm2d,
-    BatchRenorm3d,
-    StepStatistics,
-    batch_statistics,
-    set_limits,
-)
-
-
-def filled(layer):
-    """The layer with some statistics and parameters."""
-    with torch.no_grad():
-        values = state(layer.num_features)
-        layer.mu, layer.sigma = values["mu"], values["sigma"]
-        for parameter, name in ((layer.weight, "gamma"), (layer.bias, "beta")):
-            if parameter is not None:
-                parameter.copy_(values[name])
-    return layer
+from batch_renorm.norm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, StepStatistics, batch_statistics, set_limits
 
 
 def network():
@@ -44,17 +26,12 @@ def network():
 @pytest.mark.parametrize("group_size", [None, 2])
 def test_training_is_algorithm_1(group_size):
     layer = filled(BatchRenorm2d(5, momentum=0.1, group_size=group_size, rmax=1.5, dmax=0.5, dtype=torch.float64))
-    start = {"mu": layer.mu.clone(), "sigma": layer.sigma.clone()}
+    mu, sigma = layer.mu.clone(), layer.sigma.clone()
     x = torch.randn(6, 5, 4, 3, dtype=torch.float64) * 2 + 1
-    y = layer(x)
-    parts = [
-        algorithm1(as_matrix(part), **start, gamma=layer.weight, beta=layer.bias, rmax=1.5, dmax=0.5, eps=1e-3)
-        for part in x.split(group_size or 6)
-    ]
-    torch.testing.assert_close(as_matrix(y), torch.cat([part.y for part in parts]))
-    for name, values in (("mu", [p.mu_b for p in parts]), ("sigma", [p.sigma_b for p in parts])):
-        mean = torch.stack(values).mean(0)
-        torch.testing.assert_close(getattr(layer, name), start[name] + 0.1 * (mean - start[name]))
+    y, mu_b, sigma_b, *_ = by_groups(x, x, 6 // (group_size or 6), 1.5, 0.5, mu, sigma, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), y)
+    torch.testing.assert_close(layer.mu, mu + 0.1 * (mu_b.mean(0) - mu))
+    torch.testing.assert_close(layer.sigma, sigma + 0.1 * (sigma_b.mean(0) - sigma))
 
 
 def test_evaluation_uses_mu_and_sigma():
@@ -90,15 +67,12 @@ def test_limits_of_1_and_0_with_averages_of_the_variance_are_nn_batchnorm():
 
 
 def test_the_state_is_that_of_nn_batchnorm():
-    layer = BatchRenorm2d(5)
-    assert list(layer.state_dict()) == list(nn.BatchNorm2d(5).state_dict())
-    assert [name for name, _ in layer.named_buffers()] == [name for name, _ in nn.BatchNorm2d(5).named_buffers()]
+    layer, stock = BatchRenorm2d(5), nn.BatchNorm2d(5)
+    assert list(layer.state_dict()) == list(stock.state_dict())
+    assert [name for name, _ in layer.named_buffers()] == [name for name, _ in stock.named_buffers()]
     averages = ["running_mean", "running_var", "num_batches_tracked"]
-    assert list(BatchRenorm2d(5, scale=False).state_dict()) == ["bias", *averages]
-    assert list(BatchRenorm2d(5, center=False).state_dict()) == ["weight", *averages]
-    assert list(BatchRenorm2d(5, bias=False).state_dict()) == ["weight", *averages]
-    assert list(BatchRenorm2d(5, affine=False).state_dict()) == averages
-    assert isinstance(layer, nn.BatchNorm2d)
+    for option, parameters in (("scale", ["bias"]), ("center", ["weight"]), ("bias", ["weight"]), ("affine", [])):
+        assert list(BatchRenorm2d(5, **{option: False}).state_dict()) == parameters + averages
 
 
 def test_mu_and_sigma_are_the_running_statistics_in_the_papers_terms():
@@ -110,14 +84,14 @@ def test_mu_and_sigma_are_the_running_statistics_in_the_papers_terms():
 
 
 def test_sigma_averaged_and_stored_as_a_variance_is_sigma_averaged():
-    """The same distance from float64 as storing sigma, over 20,000 steps at the paper's rate."""
+    """The same distance from float64 as storing sigma, over many times the 1 / rate steps of an average."""
     torch.manual_seed(0)
-    layer, batches = BatchRenorm1d(4, momentum=0.01), torch.rand(200, 4, dtype=torch.float64) * 3 + 0.01
+    layer, batches = BatchRenorm1d(4, momentum=0.1), torch.rand(200, 4, dtype=torch.float64) * 3 + 0.01
     exact, stored = layer.sigma.double(), layer.sigma.clone()
-    for step in range(20_000):
+    for step in range(2_000):
         sigma_b = (batches[step % 200].square() + 1e-3).sqrt()
-        exact.lerp_(sigma_b, 0.01)
-        stored.lerp_(sigma_b.float(), 0.01)
+        exact.lerp_(sigma_b, 0.1)
+        stored.lerp_(sigma_b.float(), 0.1)
         half = batches[step % 200].float()
         with torch.no_grad():
             layer(torch.stack([-half, half]))  # whose variance is half squared
@@ -149,8 +123,6 @@ def test_dimensions_and_switches(kind, shape, options):
         (lambda: BatchRenorm2d(3, momentum=2), "momentum.*2"),
         (lambda: BatchRenorm2d(3, track_running_stats=False), "track_running_stats.*True"),
         (lambda: BatchRenorm2d(3, rmax=0.9), "rmax.*0.9"),
-        (lambda: BatchRenorm2d(3, dmax=-1), "dmax.*-1"),
-        (lambda: BatchRenorm2d(3, group_size=0), "group_size.*0"),
         (lambda: BatchRenorm2d(3, averages="mean"), "averages.*'mean'"),
         (lambda: BatchRenorm2d(3)(torch.zeros(4, 3)), r"BatchRenorm2d.*\(N, C, H, W\).*\(4, 3\)"),
         (lambda: BatchRenorm1d(3)(torch.zeros(4, 3, 2, 2)), "BatchRenorm1d"),
@@ -169,7 +141,6 @@ def test_repr():
     assert "group_size=None, scale=True, center=True, rmax=3, dmax=5, averages='sigma')" in repr(BatchRenorm2d(8))
     layer = BatchRenorm2d(8, group_size=4, scale=False, averages="variance", rmax=1, dmax=0)
     assert "group_size=4, scale=False, center=True, rmax=1, dmax=0, averages='variance'" in repr(layer)
-    assert "affine=False" in repr(BatchRenorm2d(8, affine=False))
 
 
 # ---- limits --------------------------------------------------------------------------------------
@@ -178,25 +149,19 @@ def test_repr():
 def test_limits_are_filled_in_place_and_only_those_of_the_layers_that_are_set():
     """A CUDA graph reads them where they were when it was recorded."""
     model = network()
-    assert set_limits(model, 1.0, 0.0) == 3
     layers = [m for m in model if isinstance(m, BatchRenorm2d | BatchRenorm1d)]
-    shared = layers[0].limits
-    set_limits(model, 2.0, 1.0)
-    assert all(layer.limits is shared for layer in layers)
-    other = copy.deepcopy(model)
-    part = copy.deepcopy(layers[0])
+    tensors = [layer.limits for layer in layers]
+    assert set_limits(model, 1.0, 0.0) == 3
+    other, part = copy.deepcopy(model), copy.deepcopy(layers[0])
     set_limits(other, 3.0, 5.0)
     set_limits(part, 1.5, 0.5)
-    assert [layer.rmax for layer in layers] == [2.0, 2.0, 2.0]
     set_limits(layers[:1], 4.0, 5.0)
-    assert [layer.rmax for layer in layers] == [4.0, 2.0, 2.0]
-    set_limits(model, 1.25, 0.0)
-    assert {(layer.rmax, layer.dmax) for layer in layers} == {(1.25, 0.0)}
-    assert part.rmax == 1.5
+    assert [layer.rmax for layer in layers] == [4.0, 1.0, 1.0]
     with torch.inference_mode():
-        set_limits(model, 3.0, 5.0)
-    set_limits(model, 2.0, 5.0)
-    assert layers[2].rmax == 2.0
+        set_limits(model, 1.25, 0.0)
+    assert {(layer.rmax, layer.dmax) for layer in layers} == {(1.25, 0.0)}
+    assert all(layer.limits is tensor for layer, tensor in zip(layers, tensors, strict=True))
+    assert part.rmax == 1.5
 
 
 # ---- copies, dtypes, devices ---------------------------------------------------------------------
@@ -232,7 +197,7 @@ def test_mu_and_sigma_stay_float32_in_half_precision(dtype):
     assert layer.weight.dtype == dtype
     assert layer.mu.dtype == layer.sigma.dtype == layer.limits.dtype == torch.float32
     assert torch.equal(layer.mu, exact)
-    for _ in range(700):
+    for _ in range(600):
         y = layer(torch.full((2, 3, 2, 2), 3.0, dtype=dtype))
     assert y.dtype == dtype
     torch.testing.assert_close(layer.mu, torch.full((3,), 3.0), rtol=1e-2, atol=1e-2)
@@ -267,15 +232,6 @@ def test_input_and_parameters_of_different_precision(shape, memory_format):
         torch.testing.assert_close(exact(x), expected)
 
 
-def test_meta_device():
-    layer = BatchRenorm2d(3, device="meta")
-    assert layer.mu.is_meta
-    layer.to_empty(device="cpu")
-    layer.reset_parameters()
-    assert layer(torch.randn(4, 3, 2, 2)).isfinite().all()
-    assert layer.rmax == 3
-
-
 @pytest.mark.parametrize("group_size", [None, 2])
 def test_tensors_without_values(group_size):
     """Tools that count operations or memory train a model on the meta device or in FakeTensorMode."""
@@ -286,6 +242,10 @@ def test_tensors_without_values(group_size):
             layer(x).sum().backward()
             assert x.grad.shape == x.shape
             assert "BatchRenorm2d(3" in repr(layer)
+    layer = BatchRenorm2d(3, device="meta", group_size=group_size)
+    layer.to_empty(device="cpu").reset_parameters()
+    assert layer(torch.randn(4, 3, 2, 2)).isfinite().all()
+    assert layer.rmax == 3
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -328,43 +288,28 @@ def test_a_batch_that_is_not_finite_never_poisons_mu_and_sigma(value, group_size
 # ---- batch statistics in evaluation --------------------------------------------------------------
 
 
-def test_batch_statistics_is_batchnorm_of_the_whole_batch():
+def test_batch_statistics_is_batchnorm_of_the_whole_batch_or_of_groups():
     model = filled(BatchRenorm2d(3, group_size=2)).eval()
     before = copy.deepcopy(model.state_dict())
-    x = torch.randn(5, 3, 2, 2) * 3 + 1  # 5 examples: one group, whatever group_size
-    with batch_statistics(model):
-        y = model(x)
-    expected = nn.functional.batch_norm(x, None, None, model.weight, model.bias, True, eps=1e-3)
-    torch.testing.assert_close(y, expected)
+    x = torch.randn(9, 3, 2, 2) * 3 + 1  # no multiple of the layer's own group_size
+    for group_size in (None, 3):
+        with batch_statistics(model, group_size):
+            y = model(x)
+        parts = [
+            nn.functional.batch_norm(part, None, None, *model.parameters(), True, eps=1e-3)
+            for part in x.split(group_size or 9)
+        ]
+        torch.testing.assert_close(y, torch.cat(parts))
+        assert not torch.allclose(model(x), y)
     assert all(torch.equal(a, before[k]) for k, a in model.state_dict().items())
-    assert not torch.allclose(model(x), expected)
-
-
-def test_batch_statistics_of_groups():
-    model = filled(BatchRenorm2d(3)).eval()
-    x = torch.randn(6, 3, 2, 2) * 3 + 1
-    with batch_statistics(model, group_size=2):
-        together = model(x)
-    with batch_statistics(model):
-        separate = torch.cat([model(part) for part in x.split(2)])
-    torch.testing.assert_close(together, separate)
 
 
 # ---- activation checkpointing --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_with_moved_statistics_is_an_error(use_reentrant):
+def test_checkpointing_is_exact_with_the_deferred_update_and_else_an_error(use_reentrant):
     """Recomputed with mu and sigma that the first forward has moved, gradients were 12% off."""
-    layer = BatchRenorm2d(3, momentum=0.1)
-    x = torch.randn(4, 3, 2, 2, requires_grad=True)
-    y = checkpoint(layer, x, use_reentrant=use_reentrant)
-    with pytest.raises(RuntimeError, match="StepStatistics"):
-        y.square().sum().backward()
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_with_the_deferred_update_is_exact(use_reentrant):
     x = (torch.randn(4, 3, 2, 2) * 3 + 1).requires_grad_()
     results = []
     for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=use_reentrant)):
@@ -377,3 +322,6 @@ def test_checkpointing_with_the_deferred_update_is_exact(use_reentrant):
         results.append((x.grad, layer.weight.grad, layer.mu, layer.sigma))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+    statistics.release()
+    with pytest.raises(RuntimeError, match="StepStatistics"):
+        run(layer, x).square().sum().backward()

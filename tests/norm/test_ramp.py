@@ -30,15 +30,11 @@ def test_the_paper_s_ramp():
     assert ramp(40000) == ramp(10**9) == (3, 5)
 
 
-def test_knees_scale_with_the_run():
+def test_knees_scale_with_the_run_and_may_coincide():
     ramp = Ramp.of_length(1400, rmax=2.0, dmax=1.0)
     assert (ramp.start, ramp.rmax_end, ramp.dmax_end) == (50, 400, 250)
     assert ramp(1400) == (2, 1)
-
-
-def test_a_ramp_without_length_is_a_step():
-    ramp = Ramp(0, 0, 0)
-    assert ramp(0) == (3, 5)
+    assert Ramp(0, 0, 0)(0) == (3, 5)
     assert Ramp(10, 10, 10)(9) == (1, 0)
 
 

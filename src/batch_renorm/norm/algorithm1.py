@@ -4,6 +4,8 @@ Departures from the paper: every ``group_size`` consecutive examples are a minib
 least ``sqrt(eps)``, because r and d of a sigma of 0 are undefined. A channel may have a single value.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -47,6 +49,28 @@ def correction(mu_b, sigma_b, mu, sigma, rmax, dmax, moves: bool = False) -> tup
     rmin = rmax.reciprocal() if tensor else 1 / rmax
     mu, sigma = in_dtype(mu_b.dtype, mu, sigma)
     return (sigma_b / sigma).clamp_(rmin, rmax), (mu_b - mu).div_(sigma).clamp_(-dmax, dmax)
+
+
+def spread(sigma_b: Tensor, averages: str, eps: float) -> Tensor:
+    """The value of a batch that is averaged: sigmaB, or its variance."""
+    return sigma_b.square() - eps if averages == "variance" else sigma_b
+
+
+def moved(mean, var, mu_b, target, alpha, eps, variance: bool | Tensor) -> tuple[Tensor, Tensor]:
+    """running_mean and running_var after a step of rate alpha. Channels that would not be finite stay."""
+    new_mean, new_var = mean.lerp(mu_b, alpha), var.lerp(target, alpha)
+    if variance is not True:
+        of_sigma = (var + eps).sqrt_().lerp_(target, alpha).square_().sub_(eps).clamp_min_(0)
+        new_var = torch.where(variance, new_var, of_sigma) if variance is not False else of_sigma
+    kept = torch.isfinite(new_mean + new_var)
+    return torch.where(kept, new_mean, mean), torch.where(kept, new_var, var)
+
+
+def warn_not_finite(layer: str, moments: Tensor) -> None:
+    """Warn if the mean or spread over the groups is not finite in some channels."""
+    if bad := int((~torch.isfinite(moments)).sum()):
+        text = f"{layer}({len(moments)}): not finite in {bad} of {len(moments)} channels, which keep their mu and sigma"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def can_read_values(x: Tensor) -> bool:

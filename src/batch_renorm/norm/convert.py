@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from batch_renorm.norm.layers import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd
+from batch_renorm.norm.base import BatchRenorm
+from batch_renorm.norm.layers import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd
 
 PLAIN = {layer.folds_into: layer for layer in (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormNd)}
 
@@ -58,11 +59,10 @@ def _renorm(module: _BatchNorm, where: str, options: dict) -> BatchRenorm:
         raise ValueError(f"{where} is not initialised yet: run the model once before converting")
     if plain is None or not (plain.forward is cls.forward or cls.__module__.startswith("timm.layers.")):
         raise TypeError(f"{where} is a {cls.__name__}, a batchnorm with a forward of its own: replace it by hand first")
-    if computed := [n for n in ("weight", "bias") if getattr(module, n) is not None and n not in module._parameters]:
-        raise TypeError(f"{where} computes its {computed[0]} (pruned or parametrised): make it a parameter again first")
     parts = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "drop", "act"}
     if more := [name for name in module.state_dict() if name.partition(".")[0] not in parts]:
-        raise TypeError(f"{where} is a {cls.__name__}, whose {more[0]} would be lost: replace it by hand first")
+        text = f"{where} is a {cls.__name__}, whose {more[0]} would be lost"
+        raise TypeError(f"{text}: replace it by hand first, or make a pruned or parametrised weight plain again")
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
         raise ValueError(f"{where} has no running statistics: it normalises with the batch in evaluation too")

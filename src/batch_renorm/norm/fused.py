@@ -12,8 +12,6 @@ No GPU has run these kernels yet: tests run them through Triton's interpreter.
 Suffixes as in :mod:`kernels`, and S: splits of a group's M rows.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 from torch import Tensor
@@ -34,36 +32,29 @@ def takes(x: Tensor) -> bool:
     return x.dtype in DTYPES and is_in_rows(x) and x.numel() < 2**31
 
 
-class Plan(NamedTuple):
-    """How the kernels divide (G, M, C): tiles, and grids of programs."""
+class Plan:
+    """How the kernels divide (G, M, C): for each kind of kernel a grid of programs, and the tile of each of them."""
 
-    M: int
-    C: int
-    split_rows: int
-    splits: int
-    tile: dict[str, int]
-    reduction: tuple[int, int]
-    elementwise: tuple[int, int]
-    settling_tile: dict[str, int]  # of the kernel that adds the splits: with many splits, few channels
-    settling: tuple[int, int]
+    def __init__(self, x: Tensor, groups: int) -> None:
+        C = x.shape[1]
+        M = x.numel() // (groups * C)
+        # 64 or 32 channels, whichever leaves less of the last tile empty: rows of at least 64 bytes
+        BC = min(64 if -C % 64 <= -C % 32 else 32, triton.next_power_of_2(C))
+        BM = min(TILE // BC, triton.next_power_of_2(M))
+        tiles, channel_tiles = triton.cdiv(M, BM), triton.cdiv(C, BC)
+        rows = BM * triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, groups * channel_tiles)))
+        splits = triton.cdiv(M, rows)
+        BS = triton.next_power_of_2(splits)
+        few = min(BC, TILE // BS)  # channels: with many splits, few
+        self.sizes = M, C, rows, splits
+        self.partial_sums = groups, splits, C
+        self.reduction = (groups * splits, channel_tiles), {"BM": BM, "BC": BC}
+        self.settling = (groups, triton.cdiv(C, few)), {"BS": BS, "BC": few}
+        self.elementwise = (groups * tiles, channel_tiles), {"BM": BM, "BC": BC}
 
-
-def plan(x: Tensor, groups: int) -> Plan:
-    C = x.shape[1]
-    M = x.numel() // (groups * C)
-    # 64 or 32 channels, whichever leaves less of the last tile empty: rows of at least 64 bytes
-    BC = min(64 if -C % 64 <= -C % 32 else 32, triton.next_power_of_2(C))
-    BM = min(TILE // BC, triton.next_power_of_2(M))
-    tiles, channel_tiles = triton.cdiv(M, BM), triton.cdiv(C, BC)
-    split_rows = BM * triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, groups * channel_tiles)))
-    splits = triton.cdiv(M, split_rows)
-    BS = triton.next_power_of_2(splits)
-    few = min(BC, TILE // BS)
-    return Plan(
-        M, C, split_rows, splits,
-        {"BM": BM, "BC": BC}, (groups * splits, channel_tiles), (groups * tiles, channel_tiles),
-        {"BS": BS, "BC": few}, (groups, triton.cdiv(C, few)),
-    )  # fmt: skip
+    def launch(self, kernel, kind: tuple[tuple[int, int], dict[str, int]], *arguments) -> None:
+        grid, tile = kind
+        kernel[grid](*arguments, *self.sizes, **tile)
 
 
 class FusedBatchRenorm(torch.autograd.Function):
@@ -72,18 +63,16 @@ class FusedBatchRenorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mu, sigma, gamma, beta, rmax, dmax, eps, groups):
         rmax, dmax = (t if isinstance(t, Tensor) else x.new_full((), t, dtype=torch.float32) for t in (rmax, dmax))
-        p = plan(x, groups)
-        means, squares = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
-        triton_kernels.statistics[p.reduction](x, means, squares, groups, p.M, p.C, p.split_rows, p.splits, **p.tile)
+        plan = Plan(x, groups)
+        sums = x.new_empty((2, *plan.partial_sums), dtype=torch.float32).unbind()
+        plan.launch(triton_kernels.statistics, plan.reduction, x, *sums)
         # (G, C) each; y = (x - mu_b) * slope + bias
-        vectors = mu_b, sigma_b, r, d, slope, bias = [torch.empty_like(means[0]) for _ in range(6)]
-        triton_kernels.settle[p.settling](
-            means, squares, mu, sigma, gamma, beta, rmax, dmax, *vectors,
-            groups, p.M, p.C, p.split_rows, p.splits, eps,
-            GAMMA=gamma is not None, BETA=beta is not None, **p.settling_tile,
-        )  # fmt: skip
+        vectors = mu_b, sigma_b, r, d, slope, bias = [
+            x.new_empty((groups, x.shape[1]), dtype=torch.float32) for _ in range(6)
+        ]
+        plan.launch(triton_kernels.settle, plan.settling, *sums, mu, sigma, gamma, beta, rmax, dmax, *vectors, eps)
         y = torch.empty_like(x)
-        triton_kernels.apply[p.elementwise](x, y, mu_b, slope, bias, p.M, p.C, **p.tile)
+        plan.launch(triton_kernels.apply, plan.elementwise, x, y, mu_b, slope, bias, None, None)
         ctx.save_for_backward(x, gamma, beta, mu_b, sigma_b, r, d, slope)
         ctx.eps = eps
         ctx.mark_non_differentiable(mu_b, sigma_b)
@@ -99,19 +88,13 @@ class FusedBatchRenorm(torch.autograd.Function):
         if derivatives_follow(g):
             gx, *parameters = gradients_of_algorithm1(g, (x, gamma, beta), needed, r, d, ctx.eps)
             return gx, None, None, *parameters, *(None,) * 4
-        g, groups = like(g, x), len(mu_b)
-        p = plan(x, groups)
-        totals, products = x.new_empty((2, p.splits, groups, p.C), dtype=torch.float32)
-        triton_kernels.backward_sums[p.reduction](
-            g, x, mu_b, totals, products, groups, p.M, p.C, p.split_rows, p.splits, **p.tile
-        )
-        tilt, offset, g_gamma, g_beta = (torch.empty_like(mu_b) for _ in range(4))
-        triton_kernels.backward_settle[p.settling](
-            totals, products, sigma_b, r, d, slope, tilt, offset, g_gamma, g_beta,
-            groups, p.M, p.C, p.splits, **p.settling_tile,
-        )  # fmt: skip
+        g, plan = like(g, x), Plan(x, len(mu_b))
+        sums = x.new_empty((2, *plan.partial_sums), dtype=torch.float32).unbind()
+        plan.launch(triton_kernels.backward_sums, plan.reduction, g, x, mu_b, *sums)
+        vectors = tilt, offset, g_gamma, g_beta = [torch.empty_like(mu_b) for _ in range(4)]
+        plan.launch(triton_kernels.backward_settle, plan.settling, *sums, sigma_b, r, d, slope, *vectors)
         gx = torch.empty_like(x)
-        triton_kernels.backward_apply[p.elementwise](g, x, gx, mu_b, slope, tilt, offset, p.M, p.C, **p.tile)
+        plan.launch(triton_kernels.apply, plan.elementwise, x, gx, mu_b, tilt, offset, g, slope)
         # the sums over the groups, which autograd converts to the parameter's dtype
         parameters = [t.sum(0) if need else None for t, need in zip((g_gamma, g_beta), needed[1:], strict=True)]
         return gx, None, None, *parameters, *(None,) * 4

@@ -5,34 +5,29 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from batch_renorm.norm.base import BatchRenorm
 from batch_renorm.norm.functional import check_options
-from batch_renorm.norm.layers import BatchRenorm, layers_of
+from batch_renorm.norm.layers import layers_of
 
 
 def set_limits(model: nn.Module | Iterable[BatchRenorm], rmax: float, dmax: float) -> int:
     """Sets the bounds of r and d in every BatchRenorm layer of a model, or in given layers; call it once a step.
 
-    A ramp of the layers' own ends. The layers of a device share one small tensor, filled without waiting; a CUDA
-    graph that reads it stays valid.
-    Returns the number of layers. ValueError: rmax below 1, dmax below 0, or a model without BatchRenorm layers.
+    A ramp of the layers' own ends. The bounds are filled in place without waiting: a CUDA graph that reads them stays
+    valid. Returns the number of layers.
+    Raises ValueError for an rmax below 1, a dmax below 0, or a model without BatchRenorm layers.
     """
     check_options(rmax, dmax)
     layers = list(layers_of(model).values() if isinstance(model, nn.Module) else model)
-    by_device: dict[torch.device, list[BatchRenorm]] = {}
+    by_device: dict[torch.device, list[Tensor]] = {}
     for layer in layers:
-        by_device.setdefault(layer.fixed_limits.device, []).append(layer)
-    for some in by_device.values():
-        shared = some[0].fixed_limits
-        if getattr(shared, "layers", 0) != len(some) or any(layer.limits is not shared for layer in some):
-            shared = torch.empty_like(shared)
-            shared.layers = len(some)  # type: ignore[attr-defined]  # only a call for all of these layers may refill it
-            for layer in some:
-                vars(layer).update(fixed_limits=shared, ramp=None)  # nn.Module's __setattr__ takes much longer
-        with torch.inference_mode(shared.is_inference()):
-            shared[0].fill_(rmax)
-            shared[1].fill_(dmax)
+        vars(layer)["ramp"] = None  # nn.Module's __setattr__ takes much longer
+        by_device.setdefault(layer.fixed_limits.device, []).append(layer.fixed_limits)
+    for device, limits in by_device.items():
+        values = torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in (rmax, dmax)])
+        torch._foreach_copy_(limits, [values] * len(limits))
     return len(layers)
 
 

@@ -6,52 +6,37 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from batch_renorm.norm.layers import BatchRenorm, layers_of, moved, spread, warn_not_finite
-
-UNSUMMED = 64  # forwards of a layer that are kept before they are summed: there are more if nobody calls `update`
+from batch_renorm.norm.algorithm1 import moved, spread, warn_not_finite
+from batch_renorm.norm.base import BatchRenorm
+from batch_renorm.norm.layers import layers_of
 
 
 class GroupSums:
-    """One layer's sums over the groups of the step so far, on its device.
-
-    Eager forwards are kept: ``update`` sums those of all layers in a few operations. A compiled one adds in its graph.
-    """
+    """One layer's sums over the groups of the step so far, on its device."""
 
     def __init__(self, layer: BatchRenorm) -> None:
         new = layer.mu.new_zeros
         self.moments = new(2, layer.num_features)  # sum of muB; sum of sigmaB or the variance
         self.groups = new(1)
-        self.momentum = layer.momentum
         self.clipped = new(2)  # number of r, and of d, outside the bounds; one per group and channel
-        self.seen: list[tuple[Tensor, Tensor]] = []  # muB and sigmaB of forwards that are not summed yet
+        self.measure_clipping = False
+        self.momentum = layer.momentum
 
     def add(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
         """Add muB and sigmaB of shape (G, C), or (C) for one group."""
         if layer.momentum == 1 != self.momentum:
             raise RuntimeError("momentum=1 estimates mu and sigma anew: release() StepStatistics before it")
-        if mu_b.dim() == 1:
-            mu_b, sigma_b = mu_b.unsqueeze(0), sigma_b.unsqueeze(0)
-        seen = [(mu_b, sigma_b)]
-        if not torch.compiler.is_compiling():
-            self.seen += seen
-            if len(self.seen) < UNSUMMED:
-                return
-            seen, self.seen = self.seen, []
-        for mu_b, sigma_b in seen:
-            moments = torch.stack([mu_b, spread(sigma_b, layer.averages, layer.eps)])
-            self.moments.add_(moments.sum(1))
-            self.groups.add_(moments.shape[1])
-            self.count_clipped(layer, mu_b, sigma_b)  # always: a condition would compile a second graph
-
-    def count_clipped(self, layer: BatchRenorm, mu_b: Tensor, sigma_b: Tensor) -> None:
-        rmax, dmax = layer.limits.unbind()
-        r, d = sigma_b / layer.sigma, (mu_b - layer.mu) / layer.sigma
-        r_out = ((r > rmax) | (r < 1 / rmax)).sum()
-        self.clipped.add_(torch.stack([r_out, (d.abs() > dmax).sum()]))
+        moments = torch.stack([mu_b, spread(sigma_b, layer.averages, layer.eps)]).view(2, -1, layer.num_features)
+        self.moments.add_(moments.sum(1))
+        self.groups.add_(moments.shape[1])
+        if torch.compiler.is_compiling() or self.measure_clipping:  # a condition would compile a second graph
+            rmax, dmax = layer.limits.unbind()
+            r, d = sigma_b / layer.sigma, (mu_b - layer.mu) / layer.sigma
+            r_out = ((r > rmax) | (r < 1 / rmax)).sum()
+            self.clipped.add_(torch.stack([r_out, (d.abs() > dmax).sum()]))
 
     def to(self, device: torch.device) -> None:
         self.moments, self.groups, self.clipped = (t.to(device) for t in (self.moments, self.groups, self.clipped))
-        self.seen = [(mu_b.to(device), sigma_b.to(device)) for mu_b, sigma_b in self.seen]
 
     def __setstate__(self, state: dict) -> None:  # pickled for another process, tensors share their memory
         vars(self).update({name: t.clone() if isinstance(t, Tensor) else t for name, t in state.items()})
@@ -90,10 +75,19 @@ class StepStatistics:
         self._sums = [GroupSums(layer) for layer in self.layers.values()]
         for layer, sums in zip(self.layers.values(), self._sums, strict=True):
             layer.deferred = sums
-        self.measure_clipping = False  # whether `update` also counts the r and d that were clipped
         self._clipped: tuple[Tensor, Tensor] | None = None
         self._settings: tuple = ()
         self._copied = False  # and not used since
+
+    @property
+    def measure_clipping(self) -> bool:
+        """Whether the r and d that the bounds clip are counted; set it before a step."""
+        return self._sums[0].measure_clipping
+
+    @measure_clipping.setter
+    def measure_clipping(self, value: bool) -> None:
+        for sums in self._sums:
+            sums.measure_clipping = value
 
     def __getstate__(self) -> dict:
         if self.process_group is not None:
@@ -116,10 +110,9 @@ class StepStatistics:
         """
         if extra is not None and extra.dim() != 1:
             raise ValueError(f"extra must be 1-d, got shape {tuple(extra.shape)}")
-        if not any(sums.seen for sums in self._sums) and set(self.layers.values()).isdisjoint(self.model.modules()):
+        if set(self.layers.values()).isdisjoint(self.model.modules()):
             text = "a tool has replaced every BatchRenorm layer since StepStatistics was made (sync_batchnorm, freeze)"
             raise RuntimeError(f"{text}: leave it off, or call convert_batchnorm and make StepStatistics after it")
-        self._sum_seen()
         sums = [[s.moments for s in self._sums], [s.groups for s in self._sums], [s.clipped for s in self._sums]]
         parts = [torch.cat(some, -1).view(-1) for some in sums]
         parts += [] if extra is None else [extra.detach().to(parts[0].device)]
@@ -135,23 +128,6 @@ class StepStatistics:
         self._clipped = (groups, clipped.view(-1, 2)) if self.measure_clipping else None
         torch._foreach_zero_([t for some in sums for t in some])  # pyright: ignore[reportPrivateImportUsage]
         return None if extra is None else rest[0].to(extra.dtype)
-
-    def _sum_seen(self) -> None:
-        """Add the eager forwards to the layers' sums; layers with as many groups are summed together."""
-        alike: dict[tuple, list[tuple[GroupSums, Tensor, Tensor]]] = {}
-        for layer, sums in zip(self.layers.values(), self._sums, strict=True):
-            for forward, (mu_b, sigma_b) in enumerate(sums.seen):
-                key = forward, len(mu_b), layer.averages, layer.eps
-                alike.setdefault(key, []).append((sums, mu_b, sigma_b))
-                if self.measure_clipping:
-                    sums.count_clipped(layer, mu_b, sigma_b)
-            sums.seen.clear()
-        for (_, groups, averages, eps), forwards in sorted(alike.items(), key=lambda item: item[0]):
-            some, mu_bs, sigma_bs = zip(*forwards, strict=True)
-            moments = torch.stack([torch.cat(mu_bs, 1), spread(torch.cat(sigma_bs, 1), averages, eps)]).sum(1)
-            parts = moments.split([t.shape[1] for t in mu_bs], 1)
-            torch._foreach_add_([sums.moments for sums in some], parts)  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_add_([sums.groups for sums in some], groups)  # pyright: ignore[reportPrivateImportUsage]
 
     def _move(self, moments: Tensor, groups: Tensor) -> None:
         layers = list(self.layers.values())

@@ -13,13 +13,11 @@ class BatchRenormAct2d(BatchRenorm2d, BatchNormAct2d):
         super().__init__(*args, **options)
         self.drop, self.act = (getattr(source, part, None) or nn.Identity() for part in ("drop", "act"))
 
-    def as_batchnorm(self, kind: type[nn.Module] | None = None) -> nn.Module:
-        module = super().as_batchnorm(kind)
-        if kind is None:
-            module.drop, module.act = self.drop, self.act
+    def as_batchnorm(self) -> nn.Module:
+        module = super().as_batchnorm()
+        module.drop, module.act = self.drop, self.act
         return module
 
     def forward(self, x: Tensor) -> Tensor:  # timm's name
-        if self.training and not isinstance(x, Tensor):
-            return super().forward(x)  # torch.fx: the whole layer is one node
-        return self.act(self.drop(super().forward(x)))
+        y = super().forward(x)
+        return self.act(self.drop(y)) if isinstance(x, Tensor) else y  # for torch.fx the whole layer is one node
