@@ -174,6 +174,11 @@ TABLE = "\r\n".join(ROWS)
             TABLE.replace(",", "\t", 1).encode()[:300],
             "has no class for ILSVRC2012_val_00000007.JPEG",
         ),
+        (
+            "LOC_val_solution.csv",
+            f"{TABLE}\r\n{ROWS[0].split(',')[0]},n99999999 1".encode(),
+            "has two classes for ILSVRC",
+        ),
         ("LOC_val_solution.csv", b"ImageId,PredictionString\n", "has no class for ILSVRC2012_val_00000001.JPEG"),
     ],
 )

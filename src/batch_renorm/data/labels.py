@@ -97,7 +97,10 @@ def _from_list(path: Path, names: Sequence[str]) -> list[str]:
     if all(len(row) == 1 for row in rows):
         _check_number(path, len(rows), len(names))
         return [row[0] for row in rows]
-    classes = {stem(row[0]): row[1] for row in rows if len(row) > 1 and row[1]}
+    classes: dict[str, str] = {}
+    for name, of_image, *_ in (row for row in rows if len(row) > 1 and row[1]):
+        if classes.setdefault(stem(name), of_image) != of_image:
+            raise UserError(f"{path} has two classes for {printable(name)}: {LIST_AGAIN}")
     missing = next((name for name in names if stem(name) not in classes), None)
     if missing is not None:
         raise UserError(f"{path} has no class for {printable(missing)}: {LIST_AGAIN}")

@@ -33,12 +33,14 @@ def opening(
     where = f"{world.devices} on each of {world.nodes} nodes" if world.nodes > 1 else "on this machine"
     passes = run.passes(0, world.ranks, memory.workers_per_pass).division.passes
     shares = [len(part) for part in split_evenly(range(run.size.workers), world.ranks)]
-    busy = balance(run.size.workers, world.ranks)
+    of_a_rank = str(shares[0])
+    if shares[0] != shares[-1]:
+        of_a_rank += f" or {shares[-1]}: {balance(run.size.workers, world.ranks)}"
     most = f"{memory.workers_per_pass} worker{'s' * (memory.workers_per_pass > 1)}"
     rows = {
         "images a step": f"{examples:,}: {run.size.workers} workers x {run.minibatch.size}, {normalised}",
         "ranks": "1" if world.ranks == 1 else f"{world.ranks}, {where} (started by {world.launcher})",
-        "workers a rank": str(shares[0]) if shares[0] == shares[-1] else f"{shares[0]} or {shares[-1]}: {busy}",
+        "workers a rank": of_a_rank,
         "passes a step": f"{passes}, of at most {most} ({memory.because})",
         "arithmetic": ", ".join(f"{name} {value}" for name, value in execution.arithmetic.items()),
         "loader processes": f"{loading.processes} a rank ({loading.because})",
