@@ -210,6 +210,7 @@ def complaint(monkeypatch, capsys, tmp_path):
         (["minibatch=halves", "size.minibatch=7"], "size.minibatch must be even"),
         (["size.steps=soon"], "size.steps"),
         (["scale=imagenet"], "data.root"),
+        (["trainer.threads=5000"], "trainer.threads=5000 for "),
     ],
 )
 def test_wrong_commands_get_one_clear_line(complaint, monkeypatch, arguments, answer):

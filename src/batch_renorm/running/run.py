@@ -1,6 +1,7 @@
 """One run, from a composed config to a finished run folder; train.py calls it."""
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def train(config: DictConfig | Config, world: World | None = None) -> None:
     settings = with_places(settings)
     options = read(settings)
     machine = options.trainer
+    if (machine.threads or 1) > 4 * (cores := os.cpu_count() or 1):
+        raise UserError(f"trainer.threads={machine.threads} for {cores} cores: say null, or fewer")
     if world is None:
         world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
         Division(options.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
