@@ -2,7 +2,6 @@
 
 import copy
 import math
-import multiprocessing
 import pickle
 
 import pytest
@@ -14,9 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from batch_renorm.norm import BatchRenorm1d, BatchRenorm2d, StepStatistics, set_limits
-
-PROCESSES = multiprocessing.get_context("forkserver")  # from a server that has imported torch: seconds less for each
-PROCESSES.set_forkserver_preload(["torch", "torch.distributed", "pytest", "batch_renorm.norm"])
+from tests.conftest import FORKS
 
 
 def network(dtype=torch.float64):
@@ -203,8 +200,8 @@ def test_a_copy_with_its_model_moves_it_once_a_step(duplicate, inside):
 
 
 def test_another_process_moves_it_once_a_step():
-    queue, task = PROCESSES.SimpleQueue(), Task(True)
-    process = PROCESSES.Process(target=in_a_child, args=(task, queue))
+    queue, task = FORKS.SimpleQueue(), Task(True)
+    process = FORKS.Process(target=in_a_child, args=(task, queue))
     process.start()
     result = queue.get()
     process.join()
