@@ -293,7 +293,7 @@ def test_a_sweeps_job_leaves_the_error_to_the_command_that_waits_for_it(monkeypa
     ("error", "status", "line"),
     [
         (UserError("a bad option"), 2, "error: a bad option"),
-        (TransientReadError("/a: Input/output error"), 75, "error: /a: Input/output error; this may pass"),
+        (TransientReadError("cannot read /a: later, perhaps"), 75, "error: cannot read /a: later, perhaps"),
         (OSError(errno.ESTALE, "Stale file handle", "/data/a"), 75, "error: /data/a: Stale file handle; this may pass"),
         (OSError(errno.EACCES, "Permission denied", "/a"), 2, "error: cannot read or write /a: Permission denied"),
         (OSError(errno.EBADF, "Bad file descriptor", "/a"), None, ""),
@@ -329,7 +329,11 @@ def in_groups(channels: int, group_size: int, eps: float):
     return BatchRenorm2d(channels, eps=eps, group_size=group_size)
 
 
-@pytest.mark.parametrize("norm", ["plain", "with_averages", "OfThePass"])
+def centred(channels: int, group_size: int):
+    return torch.nn.Sequential(BatchRenorm2d(channels, group_size=group_size), OfThePass(channels))
+
+
+@pytest.mark.parametrize("norm", ["plain", "with_averages", "OfThePass", "centred"])
 def test_a_norm_that_sees_whole_passes_is_refused(compose, norm):
     """Its statistics would depend on the numbers of passes and ranks, and minibatch.group would have no effect."""
     config = compose("minibatch=micro4", *TINY) | {"norm": {"_target_": f"tests.test_configs.{norm}", "name": "mine"}}

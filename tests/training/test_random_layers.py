@@ -1,14 +1,14 @@
 """Dropout and drop path keep the promises: masks are functions of (seed, step, worker, slot), like the images."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropBlock2d, DropPath
 from torch import nn
 
 from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
-from batch_renorm.running.build import build
 from batch_renorm.training.random_layers import Masks, RandomLayers, image_keys
 from tests.conftest import TINY
 from tests.running.checkpoint_files import assert_bit_equal, assert_close, final_state
@@ -69,13 +69,28 @@ class Noisy(nn.Module):
         return x + torch.randn_like(x)
 
 
+class NumpyNoise(nn.Module):
+    def forward(self, x):
+        return x + float(np.random.rand())  # noqa: NPY002
+
+
+class Literal(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
 class OneMask(nn.Dropout):
     def forward(self, x):
         return x * x.new_empty(1, *x.shape[1:]).bernoulli_(self.p)
 
 
 @pytest.mark.parametrize(
-    ("layer", "message"), [(Noisy(), "by other means than dropout and drop path"), (OneMask(), "for 4 images, and not")]
+    ("layer", "message"),
+    [
+        (Noisy(), "by other means than dropout and drop path"),
+        (NumpyNoise(), "by other means than dropout and drop path"),
+        (OneMask(), "for 4 images, and not"),
+    ],
 )
 def test_other_random_numbers_are_refused(layer, message):
     random_layers, images = RandomLayers(layer), torch.ones(4, 3, 8, 8)
@@ -83,9 +98,18 @@ def test_other_random_numbers_are_refused(layer, message):
         layer(images)
 
 
-def test_networks_without_random_layers_pay_nothing(compose):
-    assert build(compose(*TINY)).training.random_layers.masks is None
-    assert build(compose(*TINY, *NETWORK)).training.random_layers.masks is not None
+@pytest.mark.parametrize(("layer", "is_random"), [(nn.Identity(), False), (nn.Dropout(), True), (Literal(), True)])
+def test_networks_without_random_layers_pay_nothing(layer, is_random):
+    """Whether a layer is random shows in the first forward, not in its attributes."""
+    random_layers, images = RandomLayers(layer), torch.ones(4, 3, 8, 8)
+    with random_layers.drawing(Draw(0, 0, 0), 4, images.device):
+        layer(images)
+    assert (random_layers.masks is not None) == is_random
+
+
+def test_dropblock_which_sees_the_pass_is_refused():
+    with pytest.raises(UserError, match="scales an image by the others of its pass: use drop path"):
+        RandomLayers(nn.Sequential(DropBlock2d(0.3)))
 
 
 @pytest.mark.slow

@@ -79,8 +79,9 @@ class LabelsTimesImages:
         if (self.counts < images_per_label).any():
             poorest = int(self.counts.argmin())
             raise UserError(
-                f"label {poorest} has {self.counts[poorest]} training images, fewer than the "
-                f"{images_per_label} images per label that the regime draws"
+                f"label {poorest} (of 0, 1, ..., by class) has {self.counts[poorest]} training images, and minibatches "
+                f"have {images_per_label} of a label (minibatch.images_per_label): add some, or leave the class out "
+                "(data.labels)"
             )
 
     def __call__(self, seed: int, step: int, worker: int) -> Indices:
@@ -125,7 +126,8 @@ def paired_minibatches(labels: np.ndarray, labels_per_minibatch: int, images_per
     whole = len(pairs) // labels_per_minibatch
     if not whole:
         raise UserError(
-            f"{len(labels)} images give no minibatch of {labels_per_minibatch} labels x {images_per_label} images"
+            f"the {len(labels)} validation images give no minibatch of {labels_per_minibatch} labels x "
+            f"{images_per_label} images: choose fewer of a label (evaluation or minibatch.images_per_label)"
         )
     minibatches = pairs[: whole * labels_per_minibatch].reshape(whole, labels_per_minibatch, images_per_label)
     return minibatches.transpose(0, 2, 1).reshape(whole, -1)

@@ -119,6 +119,8 @@ def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequenc
             where, of_image = place, [name for name, of_class in by_class.items() for _ in of_class]
         if sorted(by_class) != in_order(by_class):
             remarks = [f"the classes of {root} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ..."]
+        if split == "train" and (absent := in_order(set(classes or ()) - set(of_image))):
+            raise UserError(f"{where} has no images of the class {printable(absent[0])}, which data.class_list names")
         classes, labels = labelled(of_image, classes, where)
         found[split] = make(place, labels, images)
     if passed:

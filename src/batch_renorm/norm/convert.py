@@ -31,9 +31,11 @@ def convert_batchnorm(model: nn.Module, **options) -> nn.Module:
             A ``ramp`` begins at the conversion: ``num_batches_tracked`` is set to 0.
 
     Raises ValueError, naming the layer, for a gamma not 1 with ``scale=False``, a beta not 0 with ``center=False``,
-    an eps above a variance, no running statistics, a lazy layer; TypeError for a pruned layer, or a subclass with a
-    forward or parameters of its own, such as timm's SplitBatchNorm2d.
+    an eps above a variance, no running statistics, a lazy layer; TypeError for a scripted model, a pruned layer, or a
+    subclass with a forward or parameters of its own, such as timm's SplitBatchNorm2d.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("the model is scripted or traced: convert it before that")
     made = {
         module: _renorm(module, f"layer {name!r}" if name else "the model", options)
         for name, module in model.named_modules()

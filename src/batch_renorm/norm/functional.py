@@ -80,8 +80,8 @@ def check_options(rmax: float | Tensor, dmax: float | Tensor, eps: float = 1.0, 
         raise ValueError(f"dmax must be at least 0 (0 is batchnorm), got {dmax}")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}: it bounds sigma away from 0")
-    if group_size is not None and group_size < 1:
-        raise ValueError(f"group_size must be at least 1, got {group_size}")
+    if group_size is not None and (group_size < 1 or group_size != int(group_size)):
+        raise ValueError(f"group_size must be a whole number from 1, got {group_size}")
 
 
 def check_input(x: Tensor, channels: int, group_size: int | None) -> int:

@@ -140,16 +140,18 @@ NO_GROUPS = (
 def sees_the_minibatch(layer: nn.Module) -> bool:
     """Whether a layer's output for an image depends on other images of its pass, or of earlier ones.
 
-    Tries one image with two neighbours, in training and then in evaluation. BatchRenorm layers keep to their groups.
+    Tries one image with two neighbours, in training and then in evaluation. BatchRenorm layers, which keep to their
+    groups, are in evaluation.
     """
-    if has_layers(layer):
-        return False
     image, *neighbours = torch.randn(3, 2, CHANNELS, 5, 5)
     outputs = []
     for neighbour in neighbours:
-        images, tried = torch.cat([image, neighbour]), copy.deepcopy(layer)
+        images, tried = torch.cat([image, neighbour]), copy.deepcopy(layer).train()
+        for part in tried.modules():
+            if isinstance(part, BatchRenorm):
+                part.eval()
         with torch.no_grad():
-            outputs.append([mode(tried)(images)[: len(image)] for mode in (nn.Module.train, nn.Module.eval)])
+            outputs.append([tried(images)[: len(image)], tried.eval()(images)[: len(image)]])
     return any(not torch.allclose(a, b, atol=1e-5) for a, b in zip(*outputs, strict=True))
 
 

@@ -55,8 +55,6 @@ def explained() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         exit_with(composition(error))
     except (UserError, DiskFullError, NotFiniteError, yaml.YAMLError) as error:
-        if isinstance(error, NotFiniteError) and os.environ.get("RANK", "0") != "0":
-            raise SystemExit(2) from None  # every rank raises it; rank 0 prints it
         exit_with(" ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else str(error))
     except UnicodeDecodeError as error:
         if (path := not_utf8()) is None:

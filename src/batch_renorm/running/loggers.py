@@ -67,9 +67,11 @@ def rewind(path: Path, step: int) -> None:
     A run that resumes from a checkpoint repeats the steps after it, so that no row is lost or doubled.
 
     Raises:
-        UserError: a row up to `step`, which the run would not repeat, is damaged.
+        UserError: a row up to `step`, which the run would not repeat, is damaged, or the file is missing.
     """
     if not path.exists():
+        if step:
+            raise UserError(f"{path} is missing, with its rows up to step {step:,}: get it, or say fresh=true")
         return
     kept, bad = [], None
     for number, line in enumerate(lines_of(path)[1:], 2):

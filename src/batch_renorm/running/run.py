@@ -116,6 +116,8 @@ def explaining(settings: Config, world: World) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
+        if world.rank:
+            raise SystemExit(2) from error  # rank 0 says why
         raise NotFiniteError(f"{error}.{last_checkpoint(Path(settings['folder']))}") from error
     except RuntimeError as error:
         if not re.search("Kernel size can't be greater than actual input size|Output size is too small", str(error)):

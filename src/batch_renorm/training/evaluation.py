@@ -96,8 +96,8 @@ class Evaluation:
         if size > present:
             raise UserError(
                 f"evaluation with batch statistics needs minibatches of {size} images with different labels, and the "
-                f"validation images have {present} labels: choose evaluation.labels_per_minibatch="
-                f"{max(1, present // self.images_per_label)} or fewer"
+                f"validation images have {present} labels: evaluation.labels_per_minibatch times "
+                "evaluation.images_per_label must be as many or fewer"
             )
         pairs = paired_minibatches(val, self.labels_per_minibatch, self.images_per_label)
         of_the_minibatch = partial(batch_statistics, group_size=size)

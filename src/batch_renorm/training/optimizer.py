@@ -50,6 +50,6 @@ class RMSProp(RMSpropTF):
 def decayed_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The weights of convolutions and linear layers, found by type, and all other parameters."""
     layers = (nn.modules.conv._ConvNd, nn.Linear)
-    weights: list[nn.Parameter] = [m.weight for m in model.modules() if isinstance(m, layers)]  # type: ignore[misc]
+    weights = [m.weight for m in model.modules() if isinstance(m, layers) and isinstance(m.weight, nn.Parameter)]
     decayed = {id(weight) for weight in weights}
     return weights, [parameter for parameter in model.parameters() if id(parameter) not in decayed]

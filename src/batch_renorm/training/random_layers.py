@@ -3,6 +3,7 @@
 So a resumed run drops what an uninterrupted one would have dropped, and ranks, passes and devices change no mask.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.layers import DropBlock2d
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -31,6 +33,7 @@ class Masks(TorchFunctionMode):
 
     keys: Tensor
     """(n,) int64, one for each image of the pass."""
+    draws = 0
 
     def __enter__(self) -> "Masks":
         self.draws = 0
@@ -78,10 +81,16 @@ def image_keys(draw: Draw, images: int) -> Tensor:
 
 
 class RandomLayers:
-    """The random layers of a network, if it has any: `drawing` is around each forward of its training."""
+    """The random layers of a network, if it has any: `drawing` is around each forward of its training.
+
+    Raises:
+        UserError: the network has timm's DropBlock, whose scale depends on the other images of a pass.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.masks = Masks() if has_random_layers(model) else None
+        if any(isinstance(module, DropBlock2d) and module.drop_prob for module in model.modules()):
+            raise UserError("the network's DropBlock scales an image by the others of its pass: use drop path (model)")
+        self.masks: Masks | None = Masks()
         self._checked = False
 
     def drawing(self, draw: Draw | None, images: int, device: torch.device) -> AbstractContextManager[Any]:
@@ -100,24 +109,16 @@ class RandomLayers:
         before = random_states(device)
         with self.drawing(draw, images, device):
             yield
-        if any(not torch.equal(a, b) for a, b in zip(before, random_states(device), strict=True)):
+        if draw is not None and not self.masks.draws:  # type: ignore[union-attr]
+            self.masks = None  # the network has no random layers: it pays nothing from now on
+        if any(not np.array_equal(a, b) for a, b in zip(before, random_states(device), strict=True)):
             raise UserError(
                 "the network draws random numbers by other means than dropout and drop path, which a resumed run and "
                 "other ranks could not repeat: use F.dropout, nn.Dropout or timm's DropPath (model)"
             )
 
 
-def random_states(device: torch.device) -> list[Tensor]:
-    """The states of torch's generators that a forward on the device may use."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if torch.cuda.is_initialized() else [])
-
-
-def has_random_layers(model: nn.Module) -> bool:
-    """Whether a module is dropout, or has an option of that kind above 0, such as timm's drop_prob and drop_rate."""
-    options = [
-        value
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if "drop" in name or isinstance(module, nn.modules.dropout._DropoutNd)
-    ]
-    return any(type(value) in (int, float) and value > 0 for value in options)
+def random_states(device: torch.device) -> list[Any]:
+    """The states of the global generators that a forward on the device may use: torch's, NumPy's and Python's."""
+    states: list[Any] = [torch.get_rng_state(), list(np.random.get_state(legacy=True))[1], random.getstate()[1]]  # noqa: NPY002
+    return states + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
