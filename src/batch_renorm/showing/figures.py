@@ -59,7 +59,7 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
     canvas = canvas_with(figure.title, height)
     bottom, tall = (legend + foot + 0.15) / height, plot / height
     low, high = _limits(figure, runs)
-    heading = ours_heading(scale, "mean and range over seeds")
+    heading = ours_heading(scale)
     if alone or on_imagenet:
         how = heading if alone else "Thick: ours, mean and range over seeds. Thin: the paper's."
         ours = theirs = canvas.add_axes((LEFT, bottom, RIGHT - LEFT, tall), title=how)

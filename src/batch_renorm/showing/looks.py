@@ -62,7 +62,6 @@ def looks_of(lines: Iterable[Series]) -> dict[Series, Look]:
     return looks
 
 
-def ours_heading(scale: str, how: str) -> str:
+def ours_heading(scale: str) -> str:
     """The title of our panel; a long name of a scale leaves no room to say how seeds are shown."""
-    heading = f"Ours: {scale}, {how}"
-    return heading if len(heading) <= 44 else f"Ours: {scale}"
+    return f"Ours: {scale}" + ", mean and range over seeds" * (len(scale) <= 11)

@@ -10,12 +10,12 @@ from batch_renorm.reporting.lists import CONTROLS, MINIBATCHES, title
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, VAL, Published
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.showing.figures import canvas_with
-from batch_renorm.showing.looks import FAINT, PAPERS_HEADING, look, ours_heading
+from batch_renorm.showing.looks import FAINT, PAPERS_HEADING, look
 
 FALL = 1.5  # a ring marks the best if the end is this many points below it
 ROW, GAP = 0.345, 0.15  # inches: a row, and the space between minibatches
 EDGE = 0.012  # of the width: where texts begin
-LEGEND = "Dashed: batchnorm's end on i.i.d. minibatches, the baseline. Dots: where curves end. Rings: a higher best."
+LEGEND = "Dashed: the end of batchnorm on i.i.d. minibatches. Dots: ends of curves, one a seed. Rings: a higher best."
 LABEL: dict[str, Any] = {"va": "center_baseline", "fontsize": 11.5}
 
 
@@ -32,7 +32,7 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
         {name: list(values_by_seed(runs, (name, VAL), which).values()) for _, name in rows}
         for which in ("final", "best")
     )
-    panels = {ours_heading(scale, "a dot a seed"): (finals, bests)}
+    panels = {f"Ours: {scale}": (finals, bests)}
     if not any(run.data for run in runs):  # on another data set the paper's accuracies do not apply
         ends, best = ({name: [float(end(v))] for name, v in curves.items()} for end in (lambda v: v[-1], max))
         panels = {PAPERS_HEADING: (ends, best)} | panels
