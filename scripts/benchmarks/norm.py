@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from batch_renorm.norm import BatchRenorm2d
 from benchmarks.measure import BATCHNORM, cell, clock, interleaved, ratios, table
@@ -17,11 +17,33 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+class PlainBatchRenorm2d(BatchRenorm2d):
+    """Algorithm 1 as in the paper, differentiated by autograd, like most implementations."""
+
+    def _train(self, x: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1)
+        var, mu_b = torch.var_mean(x, (0, 2, 3), correction=0)
+        sigma_b = (var + self.eps).sqrt()
+        rmax, dmax = self.limits
+        with torch.no_grad():
+            r = torch.clamp(sigma_b / self.sigma, 1 / rmax, rmax)
+            d = torch.clamp((mu_b - self.mu) / self.sigma, -dmax, dmax)
+        x = (x - mu_b.view(shape)) / sigma_b.view(shape) * r.view(shape) + d.view(shape)
+        assert self.momentum is not None
+        with torch.no_grad():
+            self.mu += self.momentum * (mu_b - self.mu)
+            self.sigma += self.momentum * (sigma_b - self.sigma)
+        assert self.weight is not None
+        assert self.bias is not None
+        return x * self.weight.view(shape) + self.bias.view(shape)
+
+
 VARIANTS: dict[str, Callable[[int], nn.Module]] = {
     BATCHNORM: nn.BatchNorm2d,
     "whole batch": BatchRenorm2d,
     "groups of 16": partial(BatchRenorm2d, group_size=16),
     "groups of 4": partial(BatchRenorm2d, group_size=4),
+    "plain autograd": PlainBatchRenorm2d,
 }
 
 
@@ -82,7 +104,8 @@ def time_norms(shape, dtype, layout, args: Namespace) -> dict[str, list[float]]:
             return
         x.grad = None
         layer.zero_grad()
-        layer(x).backward(g)
+        y = layer(x)
+        y.backward(g.to(y.dtype))  # the plain formula gives float32 for bfloat16
 
     layers = {name: make(shape[1]).to(args.device).train(not args.inference) for name, make in VARIANTS.items()}
     runs = {name: partial(once, layer) for name, layer in layers.items()}
