@@ -33,6 +33,11 @@ TINY = [
 """Overrides that make any glyphs run a matter of a second and change nothing else."""
 
 
+def pytest_collection_modifyitems(items):
+    """First those that mostly wait, for SLURM: at the end they would keep one process waiting for the other."""
+    items.sort(key=lambda item: item.path.parent.name != "slurm")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Tests run side by side; one thread each is fastest."""

@@ -67,10 +67,13 @@ def test_where_a_steps_time_goes_is_said():
     [
         (
             ["data.labels=10"],
-            r"24 images with different labels, and the validation images have 10 labels: choose "
-            r"evaluation.labels_per_minibatch=5 or fewer",
+            "24 images with different labels, and the validation images have 10 labels: "
+            "evaluation.labels_per_minibatch times evaluation.images_per_label must be as many or fewer",
         ),
-        (["data.train_images=1"], "label 0 has 1 training images, fewer than the 2 images per label"),
+        (
+            ["data.train_images=1"],
+            r"has 1 training images, and minibatches have 2 of a label \(minibatch.images_per_label\)",
+        ),
         (["data.val_images=1"], "give no minibatch of 12 labels x 2 images"),
     ],
 )
