@@ -29,9 +29,11 @@ LATE = {"the record", "the end"}  # another rank may have finished
 ON_RANK_0 = {"a row", "a checkpoint", "the record"}
 
 
-CASES = [(moment, 2, UserError, 2) for moment in MOMENTS]
-CASES += [(moment, 1, UserError, 2) for moment in list(MOMENTS)[:2]]
-CASES += [("a training image", 1, TransientReadError, 75), ("a validation image", 2, TransientReadError, 75)]
+CASES = [(moment, 2, 1, UserError, 2) for moment in MOMENTS]
+CASES += [
+    (m, ranks, processes, UserError, 2) for m in list(MOMENTS)[:2] for ranks, processes in ((1, 0), (1, 1), (2, 0))
+]
+CASES += [("a training image", 1, 1, TransientReadError, 75), ("a validation image", 2, 1, TransientReadError, 75)]
 
 
 def train_and_fail(world, config, moment, error):
@@ -60,10 +62,12 @@ def left_behind(group):
             yield path.parent.name
 
 
-@pytest.mark.parametrize(("moment", "ranks", "error", "status"), CASES)
-def test_a_failure_ends_the_processes_of_a_run_with_its_status(compose, tmp_path, moment, ranks, error, status):
+@pytest.mark.parametrize(("moment", "ranks", "processes", "error", "status"), CASES)
+def test_a_failure_ends_the_processes_of_a_run_with_its_status(
+    compose, tmp_path, moment, ranks, processes, error, status
+):
     """The line is printed once; what another rank notices of it is status 1, or the same."""
-    config = compose(*TINY, "data.labels=24", f"folder={tmp_path}/run", "trainer.loader_processes=1")
+    config = compose(*TINY, "data.labels=24", f"folder={tmp_path}/run", f"trainer.loader_processes={processes}")
     begin, groups = time.monotonic(), []
     statuses, _, err = in_forks(train_and_fail, ranks, config, moment, error("a thing is broken"), started=groups)
     assert max(statuses) == status
