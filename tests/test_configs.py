@@ -127,6 +127,13 @@ def test_every_norm_of_inception_v3_is_ours_and_gamma_is_fixed(compose):
     assert not any("BatchNorm" in type(module).__name__ for module in model.modules())
 
 
+def test_groupnorm_sees_no_group(compose):
+    """An image's answer is the same in any minibatch, also in training."""
+    model = build(compose("experiment=noniid_groupnorm", *TINY)).training.model.train()
+    images = torch.randn(6, 1, 16, 16)
+    torch.testing.assert_close(model(images)[:2], model(images[:2]), rtol=1e-4, atol=1e-5)
+
+
 def test_groupnorm_takes_the_place_of_every_norm_and_wrong_options_of_it_are_named(compose):
     config = compose("experiment=noniid_groupnorm", *TINY)
     model = build(config).training.model
@@ -248,7 +255,7 @@ CHOICES = {  # of each group's files, those whose options differ
     "model": ["glyph_inception", "inception_v3", "timm"], "data": ["glyphs", "imagenet", "cifar100"],
     "scale": ["glyphs", "imagenet"],
 }  # fmt: skip
-ODD = [0, -1, float("nan"), float("inf"), "text", None, [1], True, 10**30]
+ODD = [0, -1, float("nan"), float("inf"), "text", "", None, [1], True, 10**30]
 
 
 @pytest.mark.parametrize("group", CHOICES)

@@ -119,6 +119,17 @@ def test_wrong_folders_are_named(copied):
     assert complaint(root) == f"{root / 'train' / WNIDS[0] / 'all'} is a link to a folder above it: remove it"
 
 
+def test_a_class_that_is_twice_in_an_archive_is_named(copied):
+    """Else the images of its first tar would be left out in silence."""
+    archive = copied("archives") / "ILSVRC2012_img_train.tar"
+    with tarfile.open(archive) as tar:
+        first = tar.next()
+        data = tar.extractfile(first).read()
+    with tarfile.open(archive, "a") as tar:
+        tar.addfile(first, io.BytesIO(data))
+    assert complaint(archive.parent) == f"{archive} has the class {Path(first.name).stem} twice: download it again"
+
+
 def packed_again(data, change):
     """A devkit's archive with other names of its members."""
     buffer = io.BytesIO()

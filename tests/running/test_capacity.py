@@ -1,5 +1,6 @@
 """What fits a machine: workers in a pass, loader processes, images in shared memory; and that a run says so."""
 
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from batch_renorm.running.arithmetic import entries
 from batch_renorm.running.capacity import Execution, Loading, Memory, loading_of, memory_of
 from batch_renorm.running.progress import opening
 from batch_renorm.running.ranks import ALONE, World
+from batch_renorm.training.module import Training
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 EIGHT = World(0, 0, 8, 1, 0, "torchrun")
@@ -42,6 +44,28 @@ def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
     monkeypatch.setattr(capacity, "fits", lambda *_: False)
     with pytest.raises(ValueError, match=r"one worker's minibatch \(16 images\) does not fit the memory of H200"):
         memory_of(run, ALONE, CUDA, {})
+
+
+def test_a_try_frees_what_it_takes_and_changes_nothing(made, monkeypatch):
+    """On a GPU played by this CPU: 50 workers are too many, 25 leave too little free, 12 fit."""
+    run, tried, losses = made("size.workers=50"), [], Training.losses
+    before = {name: value.clone() for name, value in run.training.state_dict().items()}
+
+    def small(self, model, images, labels):
+        tried.append(len(images) // 16)
+        if tried[-1] > 25:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(self, model, images[:16], labels[:16])
+
+    monkeypatch.setattr(Training, "losses", small)
+    for name in ("reset_peak_memory_stats", "synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 4 * tried[-1])
+    assert [capacity.fits(run, workers, CPU, ALONE) for workers in (50, 25, 12)] == [False, False, True]
+    for name, value in run.training.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_the_opening_says_what_will_happen(made):

@@ -104,12 +104,22 @@ def test_networks_without_random_layers_pay_nothing(layer, is_random):
     random_layers, images = RandomLayers(layer), torch.ones(4, 3, 8, 8)
     with random_layers.drawing(Draw(0, 0, 0), 4, images.device):
         layer(images)
-    assert (random_layers.masks is not None) == is_random
+    assert random_layers.is_random == is_random
 
 
 def test_dropblock_which_sees_the_pass_is_refused():
     with pytest.raises(UserError, match="scales an image by the others of its pass: use drop path"):
         RandomLayers(nn.Sequential(DropBlock2d(0.3)))
+
+
+def test_a_compiled_network_without_random_layers_is_compiled_once():
+    network, x = nn.Linear(6, 6), torch.ones(4, 6)
+    random_layers, graphs = RandomLayers(network, compiled=True), []
+    compiled = torch.compile(network, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for step in range(3):
+        with random_layers.drawing(Draw(0, step, 0), 4, x.device):
+            compiled(x)
+    assert len(graphs) == 1
 
 
 @pytest.mark.slow

@@ -58,7 +58,9 @@ def images_in(archive: Path) -> tuple[dict[str, list[str]], list[str], dict[str,
             if name.endswith(".tar"):
                 members = _members(file, f"{archive}:{name}", start, size)
                 inner = {f"{name}/{member}": place for member, *place in members}
-                by_class[Path(name).stem] = list(filter(is_image, inner))
+                if (wnid := Path(name).stem) in by_class:
+                    raise UserError(f"{archive} has the class {printable(wnid)} twice: {AGAIN}")
+                by_class[wnid] = list(filter(is_image, inner))
                 places |= inner
             elif is_image(name):
                 beside.append(name)

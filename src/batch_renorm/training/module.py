@@ -86,7 +86,7 @@ class Training(LightningModule):
         if compile:  # in place: names in checkpoints, and the inference model, stay as they are
             model.compile(dynamic=False, mode=None if compile is True else compile)
         self.statistics = StepStatistics(model) if self.layers else None
-        self.random_layers = RandomLayers(model)
+        self.random_layers = RandomLayers(model, bool(compile))
         self.latest: dict[str, float] = {}
         self.vote = vote
         self.stages = Stages()

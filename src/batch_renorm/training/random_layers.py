@@ -83,21 +83,26 @@ def image_keys(draw: Draw, images: int) -> Tensor:
 class RandomLayers:
     """The random layers of a network, if it has any: `drawing` is around each forward of its training.
 
+    The first forward shows whether anything is random. If nothing is, later ones pay nothing.
+
+    Args:
+        compiled: the network is; without the mode of its first forward it would be compiled again.
+
     Raises:
         UserError: the network has timm's DropBlock, whose scale depends on the other images of a pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         if any(isinstance(module, DropBlock2d) and module.drop_prob for module in model.modules()):
             raise UserError("the network's DropBlock scales an image by the others of its pass: use drop path (model)")
-        self.masks: Masks | None = Masks()
-        self._checked = False
+        self.masks, self.is_random, self._checked = Masks(), True, False
+        self._unused: AbstractContextManager[Any] = self.masks if compiled else nullcontext()
 
     def drawing(self, draw: Draw | None, images: int, device: torch.device) -> AbstractContextManager[Any]:
         if not self._checked:
             return self._check(draw, images, device)
-        if self.masks is None or draw is None:
-            return nullcontext()
+        if not self.is_random or draw is None:
+            return self._unused
         keys = image_keys(draw, images)
         self.masks.keys = keys.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else keys
         return self.masks
@@ -109,8 +114,7 @@ class RandomLayers:
         before = random_states(device)
         with self.drawing(draw, images, device):
             yield
-        if draw is not None and not self.masks.draws:  # type: ignore[union-attr]
-            self.masks = None  # the network has no random layers: it pays nothing from now on
+        self.is_random = draw is None or self.masks.draws > 0
         if any(not np.array_equal(a, b) for a, b in zip(before, random_states(device), strict=True)):
             raise UserError(
                 "the network draws random numbers by other means than dropout and drop path, which a resumed run and "
