@@ -1,8 +1,15 @@
 """Errors that are no bugs. The commands print them in one line; every other exception has a traceback and status 1."""
 
+import errno
 import os
 import signal
 from pathlib import Path
+
+TRANSIENT = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ECONNRESET, errno.EREMOTEIO,
+    errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN,
+}  # fmt: skip
+"""Errors of files that may pass: a disk, a network or a file server has failed for a moment."""
 
 
 class UserError(ValueError):

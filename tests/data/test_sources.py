@@ -368,6 +368,13 @@ def test_validation_images_half_in_folders_are_not_half_a_data_set(copied):
     assert f"{root / 'val'} has 5 images beside 1 folders of classes that have some" in complaint(root)
 
 
+def test_a_list_of_classes_that_train_lacks_is_refused(copied, tmp_path):
+    """Else the network would have an output that nothing trains."""
+    (tmp_path / "list").write_text("\n".join([*WNIDS, "n99999999"]))
+    with pytest.raises(UserError, match=r"train has no images of the class n99999999, which data.class_list names"):
+        find(copied("folders"), class_list=str(tmp_path / "list"))
+
+
 def test_classes_that_val_lacks_are_refused_unless_they_are_meant(copied):
     root = copied("folders")
     shutil.rmtree(root / "val" / WNIDS[0])

@@ -193,6 +193,11 @@ class WithTemperature(nn.BatchNorm2d):
         self.temperature = nn.Parameter(torch.ones(1))
 
 
+def test_a_scripted_model_is_refused():
+    with pytest.raises(TypeError, match="scripted or traced: convert it before that"):
+        convert_batchnorm(torch.jit.script(nn.Sequential(nn.BatchNorm2d(3))))
+
+
 def pruned(norm):
     prune.l1_unstructured(norm, "weight", 1)
 
@@ -210,6 +215,7 @@ def pruned(norm):
         (pruned, {}, TypeError, "'1'.*weight.*pruned"),
         (lambda n: WithTemperature(3), {}, TypeError, "'1'.*WithTemperature.*temperature"),
         (lambda n: SplitBatchNorm2d(3), {}, TypeError, "'1'.*SplitBatchNorm2d.*aux_bn"),
+        (lambda n: None, {"group_size": 3.5}, ValueError, "group_size must be a whole number from 1, got 3.5"),
         (lambda n: None, {"ramp": (0, 1, 1)}, TypeError, "ramp.*Ramp"),
         (lambda n: None, {"ramp": Ramp(0, 1, 1), "rmax": 2.0}, ValueError, r"Ramp\(..., rmax=2.0"),
     ],

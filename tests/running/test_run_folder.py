@@ -124,6 +124,10 @@ def test_a_damaged_curve_loses_no_row_in_silence(folder):
     folder.curve.write_bytes(head.encode() + b"2,lo\xff\n2,val_top1,1\n")
     with pytest.raises(ValueError, match=f"{folder.curve} is damaged in line 3: take that line out"):
         rewind(folder.curve, 2)
+    folder.curve.unlink()
+    rewind(folder.curve, 0)  # before the first row
+    with pytest.raises(ValueError, match=f"{folder.curve} is missing, with its rows up to step 2"):
+        rewind(folder.curve, 2)
 
 
 def test_harmed_checkpoints_load_as_they_were_or_not_at_all(tmp_path):

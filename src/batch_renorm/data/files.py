@@ -6,7 +6,6 @@ reference counts would copy a million Python objects, page by page, into every l
 """
 
 import copy
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,16 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batch_renorm.errors import TransientReadError, UserError
+from batch_renorm.errors import TRANSIENT, TransientReadError, UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 STEM = r"^.*/|(_n\d{8})?\.[^./]*$"
 """Parts of a name that are not its stem: folders, extension, and the class that Hugging Face's copy appends."""
-TRANSIENT = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ECONNRESET, errno.EREMOTEIO,
-    errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN,
-}  # fmt: skip
-"""Errors that a network disk reports for a moment."""
 WAITS = (0.1, 1.0, 5.0)
 """Seconds before a read that failed for a moment is tried again."""
 

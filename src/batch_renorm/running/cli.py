@@ -21,20 +21,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from batch_renorm.errors import DiskFullError, NotFiniteError, Stopped, TransientReadError, UserError
+from batch_renorm.errors import TRANSIENT, DiskFullError, NotFiniteError, Stopped, TransientReadError, UserError
 from batch_renorm.records import naming
 from batch_renorm.records.config import flat_options
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 MENDABLE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EROFS,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
 """Errors of files that a user can mend."""
-TRANSIENT = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
-}  # fmt: skip
-"""Errors of files that may pass: a disk, a network or a file server has failed for a moment."""
 PATHS = ("folder", "data.root")
 IN_EVERY_PLACE = ("scale", "experiment", "seed")
 """The parts of the default folder."""
