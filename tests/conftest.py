@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,7 @@ class Forked:
 
     def _run(self, do, arguments, environment):
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal; the tests may run under nohup
         multiprocessing.set_start_method(None, force=True)  # for loader processes
         os.environ.clear()
         os.environ.update(environment)
