@@ -14,13 +14,10 @@ from batch_renorm.running.cli import as_hydra_reads, debugged, explained
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train, or print the result of a finished run; return the final val_top1, the objective of a search."""
-    from batch_renorm.running.screen import final_accuracy, print_remark, print_result, result_if_finished
+    from batch_renorm.running.screen import final_accuracy, print_remark
 
     with explained():
         settings: Any = OmegaConf.to_container(debugged(config), resolve=True)
-        if (result := result_if_finished(settings)) is not None:
-            print_result(result)
-            return final_accuracy(Path(settings["folder"]))
         if "torch" not in sys.modules and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             print_remark(f"{settings['experiment']}, scale {settings['scale']}, seed {settings['seed']}: loading torch")
         from batch_renorm.running.run import train

@@ -14,7 +14,6 @@ order.
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,9 @@ import numpy as np
 import torch
 import yaml
 from torch import nn
-from tqdm import tqdm
 
 from batch_renorm.data.images import Images
-from batch_renorm.data.kept import KeptImages
-from batch_renorm.data.loaders import in_batches
+from batch_renorm.data.loaders import Batches, in_batches, loader
 from batch_renorm.errors import UserError
 from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import stock
@@ -37,7 +34,7 @@ from batch_renorm.running.checkpoints import step_of, trained_model
 from batch_renorm.running.cli import explained
 from batch_renorm.running.schema import checked
 from batch_renorm.training.distance import activation_distances
-from batch_renorm.training.evaluation import count, evaluate, values
+from batch_renorm.training.evaluation import count, evaluate, values, watched
 
 OVERRIDE = re.compile(r"(model|data)\.(\w+)=(.*)", re.DOTALL)
 
@@ -144,16 +141,10 @@ def validation_images(data: dict[str, Any]) -> Images:
 
 def accuracy(model: nn.Module, source: Any, options: argparse.Namespace) -> dict[str, float]:
     batches = in_batches(np.arange(len(source.labels("val"))), options.batch_size)
-    loaded = KeptImages(source, options.processes, room=0).visit([("val", indices) for indices in batches])
-    sums = count(model, source, watched(loaded, len(batches)), torch.device(options.device))
+    loaded = loader(Batches(source, [("val", indices) for indices in batches]), options.processes)
+    sums = count(model, source, watched(loaded), torch.device(options.device))
     print(f"{int(sums['images']):,} images")
     return {f"val_{metric}": value for metric, value in values(sums).items()}
-
-
-def watched(loaded: Iterable[Any], batches: int) -> Iterator[Any]:
-    """The batches, with their progress on standard error."""
-    seconds = 0.2 if sys.stderr.isatty() else 30  # between two lines of a log file
-    return iter(tqdm(loaded, total=batches, desc="evaluating", unit="batch", leave=False, mininterval=seconds))
 
 
 if __name__ == "__main__":

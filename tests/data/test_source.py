@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from batch_renorm.data.kept import KeptImages
-from batch_renorm.data.loaders import Source, check_source
+from batch_renorm.data.loaders import Batches, Source, check_source, loader
 from batch_renorm.errors import UserError
 
 
@@ -24,17 +23,15 @@ class Mine(Source):
         return torch.cat(fetched).to(device)
 
 
-def test_a_data_set_of_ones_own_gets_loader_processes_and_is_kept_for_evaluation():
+def test_a_data_set_of_ones_own_gets_loader_processes():
     source = Mine()
     check_source(source, "mine.Mine")
     assert source.needs_loader_processes
     assert source.image_bytes == 4 * 1 * 4 * 4
-    kept, visits = KeptImages(source, 1), [("val", np.array([2, 0])), ("train", np.array([5, 0, 1]))]
-    for _ in range(2):
-        first, second = kept.visit(visits)
-        assert torch.equal(first[0], source.fetch("val", np.array([2, 0]), None))
-        assert torch.equal(second[0], source.fetch("train", np.array([5, 0, 1]), None))
-        assert second[1].tolist() == [2, 0, 1]
+    first, second = loader(Batches(source, [("val", np.array([2, 0])), ("train", np.array([5, 0, 1]))]), 1)
+    assert torch.equal(first[0], source.fetch("val", np.array([2, 0]), None))
+    assert torch.equal(second[0], source.fetch("train", np.array([5, 0, 1]), None))
+    assert second[1].tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from batch_renorm.running.arithmetic import Arithmetic, check_ranks, choose_arithmetic, entries
+from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic, entries
 from tests.conftest import TINY
 from tests.running.checkpoint_files import assert_close, final_state
 from tests.running.forked import trained
@@ -12,9 +12,9 @@ CPU = torch.device("cpu")
 
 
 def test_auto_is_what_the_run_began_with(made):
-    began = {"precision": "bf16", "channels_last": False, "compile": False}
-    assert choose_arithmetic(made().machine, CPU, None) == Arithmetic(32, True, False, True, False)
-    assert choose_arithmetic(made().machine, CPU, began) == Arithmetic("bf16", False, False, True, False)
+    began = {"precision": "bf16", "compile": False}
+    assert choose_arithmetic(made().machine, CPU, None) == Arithmetic(32, False, True, False)
+    assert choose_arithmetic(made().machine, CPU, began) == Arithmetic("bf16", False, True, False)
     assert choose_arithmetic(made("trainer.precision=32").machine, CPU, began).precision == 32
 
 
@@ -22,9 +22,7 @@ def test_auto_is_what_the_run_began_with(made):
     ("option", "tolerance"),
     [
         ("precision=bf16", 0.3),
-        ("channels_last=false", 3e-5),
         ("compile=true", 3e-5),
-        ("compile=reduce-overhead", 3e-5),
         ("deterministic=true", 0),
     ],
 )
@@ -57,23 +55,10 @@ def test_a_gpu_without_bfloat16_says_so_and_computes_in_float32(made, monkeypatc
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla V100")
     assert choose_arithmetic(made().machine, gpu, None).precision == 32
-    choice = choose_arithmetic(made().machine, gpu, {"precision": "bf16", "channels_last": True, "compile": False})
+    choice = choose_arithmetic(made().machine, gpu, {"precision": "bf16", "compile": False})
     assert choice.precision == 32
     assert entries(choice, gpu)["lacks"] == "bfloat16"
     with pytest.raises(ValueError, match=r"trainer.precision=bf16, but Tesla V100 has no bfloat16: say 32, or auto"):
         choose_arithmetic(made("trainer.precision=bf16").machine, gpu, None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     assert choose_arithmetic(made().machine, gpu, None).precision == "bf16"
-
-
-def test_ranks_that_would_compute_differently_are_refused():
-    ours, other = Arithmetic("bf16", True, False, True, False), Arithmetic(32, True, False, True, False)
-    check_ranks([ours, ours])
-    with pytest.raises(ValueError, match=r"rank 0 computes with trainer.precision=bf16, rank 2 with 32: say"):
-        check_ranks([ours, ours, other])
-
-
-def test_cuda_graphs_of_several_passes_are_refused(compose, tmp_path):
-    words = "trainer.compile=reduce-overhead records CUDA graphs, which take one pass a step, and this run makes 2"
-    with pytest.raises(ValueError, match=words):
-        trained(compose(*TINY, "trainer.compile=reduce-overhead", "trainer.workers_per_pass=1"), tmp_path)

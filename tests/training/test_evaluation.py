@@ -1,6 +1,7 @@
 """When which metrics are measured."""
 
 from batch_renorm.records.curve import read_rows
+from batch_renorm.training.evaluation import watched
 from tests.conftest import TINY
 from tests.running.forked import trained
 
@@ -21,3 +22,10 @@ def test_only_some_evaluations_measure_on_minibatches(compose, tmp_path):
         ),
     ):
         assert [step for step, name, _ in rows if name == f"val_top1{kind}"] == expected
+
+
+def test_a_long_evaluation_says_how_far_it_is(capfd):
+    assert list(watched(range(3), quiet=60)) == [0, 1, 2]
+    assert capfd.readouterr().err == ""
+    assert list(watched(range(3))) == [0, 1, 2]
+    assert "evaluating:   0%" in capfd.readouterr().err

@@ -30,7 +30,7 @@ def run(compose, tmp_path, rows):
     """The paper's Inception-v3 in bfloat16, as on one of 8 ranks, with empty images in place of files'."""
     run = build(compose(
         "experiment=noniid_renorm", "scale=imagenet", "data=folder", f"data.root={write_folders(tmp_path)}",
-        "size.minibatch=4", "evaluation.labels_per_minibatch=2", "trainer.precision=bf16", "trainer.channels_last=true",
+        "size.minibatch=4", "evaluation.labels_per_minibatch=2", "trainer.precision=bf16",
     ))  # fmt: skip
 
     def fetch(split, indices, draw):

@@ -332,6 +332,21 @@ def training_loader(
     return loader(dataset, processes, sampler=items, pin_memory=pin_memory, persistent_workers=processes > 0)
 
 
+class Batches(Dataset[Any]):
+    """For each batch, a split and the indices of its images: what the source fetches, and the labels, (n,) int64."""
+
+    def __init__(self, source: Source, batches: Sequence[tuple[str, np.ndarray]]) -> None:
+        self.source, self.batches = source, batches
+        self.labels = {split: torch.from_numpy(source.labels(split)) for split in {split for split, _ in batches}}
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, item: int) -> tuple[Tensor | Fetched, Tensor]:
+        split, indices = self.batches[item]
+        return self.source.fetch(split, indices, None), self.labels[split][indices]
+
+
 def in_batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
     """Cut indices into consecutive batches of `size`; the last one may be shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]

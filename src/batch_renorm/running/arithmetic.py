@@ -1,11 +1,10 @@
-"""How a device computes: number formats, memory layout, compiler. Each run records its choice in run.json.
+"""How a device computes: number formats and compiler. Each run records its choice in run.json.
 
 With `auto` in configs/trainer a new run takes what suits its device. A resumed run keeps the first choice, so that
 its rounding stays the same on other hardware as far as possible.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,9 +19,7 @@ class Arithmetic:
     """The chosen options, named as in configs/trainer."""
 
     precision: Literal[32, "bf16"]
-    channels_last: bool
-    compile: bool | str
-    """True, False, or a mode of torch.compile."""
+    compile: bool
     tf32: bool
     deterministic: bool
 
@@ -32,16 +29,15 @@ def choose_arithmetic(machine: Machine, device: torch.device, began_with: dict[s
 
     On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under bfloat16
     autocast; mu, sigma, the loss, the weights and evaluation stay float32. GPUs without it (V100, T4) would
-    emulate it in software, so they use float32, even if the run began with bfloat16 elsewhere. Convolutions are
-    channels-last everywhere. Nothing is compiled by default: nobody has measured it on a GPU here, and
-    on a CPU the compilation takes longer than a run of the embedded scale.
+    emulate it in software, so they use float32, even if the run began with bfloat16 elsewhere. Nothing is compiled by
+    default: nobody has measured it on a GPU here, and on a CPU the compilation takes longer than a run of the embedded
+    scale.
     """
     bf16 = has_bf16(device)
     if machine.precision == "bf16" and not bf16:
         name = torch.cuda.get_device_name(device)
         raise UserError(f"trainer.precision=bf16, but {name} has no bfloat16: say 32, or auto")
-    choice: dict[str, Any] = {"precision": "bf16" if device.type == "cuda" and bf16 else 32}
-    choice |= {"channels_last": True, "compile": False}
+    choice: dict[str, Any] = {"precision": "bf16" if device.type == "cuda" and bf16 else 32, "compile": False}
     for name in choice:
         if getattr(machine, name) != "auto":
             choice[name] = getattr(machine, name)
@@ -52,27 +48,6 @@ def choose_arithmetic(machine: Machine, device: torch.device, began_with: dict[s
 
 def has_bf16(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def check_passes(arithmetic: Arithmetic, passes: int) -> None:
-    """Raise UserError if CUDA graphs would have to accumulate the gradients of several passes.
-
-    The next recorded pass overwrites the memory of the gradients (pytorch/pytorch#169545).
-    """
-    if arithmetic.compile in ("reduce-overhead", "max-autotune") and passes > 1:
-        raise UserError(
-            f"trainer.compile={arithmetic.compile} records CUDA graphs, which take one pass a step, and this run makes "
-            f"{passes}: more ranks, trainer.workers_per_pass=null, or trainer.compile=true"
-        )
-
-
-def check_ranks(choices: Sequence[Arithmetic]) -> None:
-    """Raise UserError if the ranks would compute differently, as GPUs with and without bfloat16 do."""
-    for rank, choice in enumerate(choices):
-        for (name, first), value in zip(asdict(choices[0]).items(), asdict(choice).values(), strict=True):
-            if value != first:
-                how = f"rank 0 computes with trainer.{name}={first}, rank {rank} with {value}"
-                raise UserError(f"{how}: say trainer.{name}=... for all ranks")
 
 
 def configure_torch(arithmetic: Arithmetic) -> None:

@@ -79,7 +79,7 @@ def build(
     training = Training(
         model, source, options.loss, optimization, None if batchnorm else options.ramp.ramp, options.average.decay,
         examples=size.workers * minibatch.size, log_every=options.trainer.log_every, vote=stop,
-        bf16=arithmetic.precision == "bf16", channels_last=arithmetic.channels_last, compile=arithmetic.compile,
+        bf16=arithmetic.precision == "bf16", compile=arithmetic.compile,
     )  # fmt: skip
     evaluation = Evaluation(
         **options.arguments["evaluation"],

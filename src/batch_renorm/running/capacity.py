@@ -1,4 +1,4 @@
-"""What a machine holds: workers in a pass, images in an evaluation's batch, loader processes, kept images.
+"""What a machine holds: workers in a pass, images in an evaluation's batch, loader processes.
 
 `trainer.workers_per_pass=auto` on a GPU is a try, and half of it after "out of memory"; everything else is a formula.
 """
@@ -22,7 +22,7 @@ from batch_renorm.running.build import Run
 from batch_renorm.running.ranks import World, gather
 
 SPARE = 0.9  # fraction of a GPU's memory that may be used: the rest is for fragments, DDP and the loaders
-FOR_PASSES, FOR_KEPT_IMAGES = 0.5, 0.25  # fractions of a computer's free memory: other programs come and go
+FOR_PASSES = 0.5  # fraction of a computer's free memory: other programs come and go
 ACTIVATIONS = 500  # numbers that a forward keeps and a backward adds, for each number of an image
 MOST_PROCESSES = 16  # of a rank: each prepares some 500 images a second, and no GPU is known to need 8,000
 PREFETCHED = 2  # passes that a loader process prepares in advance; torch's default
@@ -92,7 +92,7 @@ def fits(run: Run, workers: int, device: torch.device, world: World) -> bool:
         # stands for the optimiser's two copies of the weights, DDP's one, and the inference model
         later = [torch.empty_like(p) for p in model.parameters() for _ in range(4)]
         with torch.random.fork_rng([device]):
-            images = torch.rand(shape, device=device).contiguous(memory_format=run.training.memory_format)
+            images = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
             run.training.losses(model, images, torch.zeros(shape[0], dtype=torch.int64, device=device)).sum().backward()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_reserved(device) <= SPARE * torch.cuda.get_device_properties(device).total_memory
@@ -113,29 +113,23 @@ def fits_free_memory(run: Run, workers: int, device: torch.device, world: World)
 def loading_of(run: Run, world: World, device: torch.device, images: int) -> Loading:
     """The loader processes of this rank, by its cores and the shared memory, in which they pass images on.
 
-    `images` are those of the largest pass, and those that an evaluation requests from a process at once. Far more
-    processes than cores, or than shared memory holds, are a UserError: they would die in a run.
+    `images` are those of the largest pass and of an evaluation's batch. Far more processes than cores, or than shared
+    memory holds, are a UserError: they would die in a run.
     """
     asked, have = run.machine.loader_processes, cores(world)
-    needed = run.source.image_bytes * images * PREFETCHED * world.devices  # bytes for one process of each rank
-    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else float("inf")
+    if asked == "auto" and not run.source.needs_loader_processes:
+        return Loading(0, "the device makes the images")
+    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else 1 << 60
+    fit = int(0.8 * free / (run.source.image_bytes * images * PREFETCHED * world.devices))
+    full = f"{SHARED_MEMORY} holds the images of {fit} loader processes a rank: give it more (docker run --shm-size)"
     if asked == "auto":
-        if not run.source.needs_loader_processes:
-            return Loading(0, "the device makes the images")
         least, most = (0, 1) if device.type == "cpu" else (1, MOST_PROCESSES)  # on a CPU the network uses all cores
         processes = min(most, max(least, int(have) - 1))
-        if 0.8 * free < processes * needed:
-            fit = int(0.8 * free / needed)
-            return Loading(fit, f"{SHARED_MEMORY} holds no more than {fit}: give it more (docker run --shm-size)")
-        return Loading(processes, f"{have:.3g} cores of this rank")
+        return Loading(fit, full) if fit < processes else Loading(processes, f"{have:.3g} cores of this rank")
     if asked > max(MOST_PROCESSES, 8 * have):
         raise UserError(f"trainer.loader_processes={asked} for the {have:.3g} cores of a rank: say auto, or fewer")
-    if asked * needed > free:
-        raise UserError(
-            f"{asked} loader processes of {world.devices} ranks need {asked * needed / 1e9:.1f} GB of {SHARED_MEMORY}, "
-            f"{free / 1e9:.1f} GB are free: give it more (docker run --shm-size={asked * needed // 10**9 + 1}g), or "
-            "lower trainer.loader_processes or trainer.workers_per_pass"
-        )
+    if asked > fit:
+        raise UserError(f"{full}, or lower trainer.loader_processes={asked} or trainer.workers_per_pass")
     return Loading(asked, "trainer.loader_processes")
 
 
@@ -153,12 +147,6 @@ def free_memory() -> float:
     with suppress(OSError, ValueError):  # "max" means no limit
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return free
-
-
-def room_for_images(world: World) -> int | None:
-    """Bytes of this rank's memory that evaluation's images may take; None if the free memory is unknown."""
-    free = free_memory()
-    return None if free == float("inf") else int(FOR_KEPT_IMAGES * free / world.devices)
 
 
 def keep_freed_memory() -> bool:

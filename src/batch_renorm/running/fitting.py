@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,21 @@ from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from batch_renorm.data.kept import AT_ONCE, KeptImages
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
 from batch_renorm.errors import DiskFullError
 from batch_renorm.running import arithmetic, checkpoints
 from batch_renorm.running.build import Run
-from batch_renorm.running.capacity import Execution, loading_of, memory_of, room_for_images
+from batch_renorm.running.capacity import Execution, loading_of, memory_of
 from batch_renorm.running.folder import Folder, provenance
 from batch_renorm.running.launch import device_of
 from batch_renorm.running.loggers import CurveLogger, WandbLogger
 from batch_renorm.running.progress import Progress, opening
-from batch_renorm.running.ranks import ALONE, World, from_rank_0, gather, together
+from batch_renorm.running.ranks import ALONE, World, from_rank_0
 from batch_renorm.running.screen import print_line
 from batch_renorm.training.distance import activation_distances
-from batch_renorm.training.evaluation import ON_MINIBATCHES, evaluate
+from batch_renorm.training.evaluation import ON_MINIBATCHES, evaluate, watched
 
+LONG_EVALUATION = 60.0  # seconds after which it says how far it is
 PROFILERS: dict[str | None, Callable[..., Profiler]] = {
     "simple": SimpleProfiler, "advanced": AdvancedProfiler, "torch": PyTorchProfiler,
 }  # fmt: skip
@@ -40,17 +41,15 @@ class AfterStep(Callback):
     """Evaluates when due, writes a checkpoint after each evaluation and before a stop, updates run.json, stops.
 
     Args:
-        kept: validation images that stay in memory between evaluations.
-        progress: says how far a long evaluation is.
         execution, facts: how and on what the run computes, for run.json.
         record: run.json as it was before this start.
     """
 
     def __init__(
-        self, run: Run, folder: Folder, world: World, kept: KeptImages, progress: Progress, execution: Execution,
-        facts: dict[str, Any], record: dict[str, Any],
+        self, run: Run, folder: Folder, world: World, execution: Execution, facts: dict[str, Any],
+        record: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.run, self.folder, self.world, self.kept, self.progress = run, folder, world, kept, progress
+        self.run, self.folder, self.world = run, folder, world
         self.execution, self.facts, self.record = execution, facts, record
         evaluation = replace(run.evaluation, batch_size=execution.memory.evaluation_batch)
         self.measurements = evaluation.measurements(run.source)
@@ -84,7 +83,8 @@ class AfterStep(Callback):
         model, device = run.training.inference_model(step), run.training.device
         if not run.evaluation.minibatches_due(step, run.size.steps):
             due = {name: due[name] for name in due if name not in ON_MINIBATCHES}
-        metrics = evaluate(model, run.source, due, device, 0, rank, ranks, self.kept, self.progress.watch)
+        watch = partial(watched, quiet=LONG_EVALUATION) if rank == 0 else iter
+        metrics = evaluate(model, run.source, due, device, self.execution.loading.processes, rank, ranks, watch)
         metrics |= activation_distances(model, run.source, self.as_trained, device, rank, ranks)
         run.training.record(metrics, step)
         run.training.restart_clock(step)
@@ -118,15 +118,11 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     record = from_rank_0(folder.record(), world)  # on a shared disk another rank may see an older file
     device = device_of(world, run.machine.accelerator)
     gpu = device.type == "cuda"
-    choices = gather(run.arithmetic, world)
-    together(lambda: arithmetic.check_ranks(choices), world)
     arithmetic.configure_torch(run.arithmetic)
     memory = memory_of(run, world, device, record)
     passes = run.passes(world.rank, world.ranks, memory.workers_per_pass)
-    arithmetic.check_passes(run.arithmetic, passes.division.passes)
-    loading = loading_of(run, world, device, memory.workers_per_pass * run.minibatch.size + AT_ONCE)
+    loading = loading_of(run, world, device, memory.workers_per_pass * run.minibatch.size + memory.evaluation_batch)
     execution = Execution(arithmetic.entries(run.arithmetic, device), memory, loading)
-    kept = KeptImages(run.source, loading.processes, room_for_images(world), pinned=gpu)
     machine = torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads"
     facts = provenance(machine) if world.rank == 0 else {}
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -135,7 +131,6 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         parameters = sum(parameter.numel() for parameter in run.training.model.parameters())
         told = {"ranks": world.ranks, "precision": run.arithmetic.precision, "parameters": parameters, **facts}
         loggers.append(WandbLogger(run, run.logging.wandb, folder, step, told))
-    progress = Progress(run, world.rank == 0)
     profiler = PROFILERS.get(run.machine.profile)
     trainer = Trainer(
         accelerator=device.type,  # with "auto" Lightning would use a Mac's GPU while everything else is on the CPU
@@ -145,7 +140,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
         strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world.ranks > 1 else "auto",
         max_steps=run.size.steps,
         logger=loggers,
-        callbacks=[AfterStep(run, folder, world, kept, progress, execution, facts, record), progress],
+        callbacks=[AfterStep(run, folder, world, execution, facts, record), Progress(run, world.rank == 0)],
         # launch.py has set torchrun's variables: Lightning need not guess the launcher
         plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
         profiler=profiler and profiler(dirpath=folder.path, filename="profile"),
@@ -158,10 +153,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     disable_lightnings_signal_handling(trainer)
     loader = training_loader(passes, step, run.size.steps, loading.processes, pin_memory=gpu)
     data = SentAhead(loader, device) if gpu else loader
-    try:
-        trainer.fit(run.training, data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        kept.close()
+    trainer.fit(run.training, data, ckpt_path=checkpoint, weights_only=True)
     return trainer.global_step
 
 

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from batch_renorm.running.ranks import World
 from batch_renorm.running.screen import duration, print_line, waiting, wrapped
 
 QUIET = 300.0  # seconds without a line after which a log file gets one, even without an evaluation
-LONG_EVALUATION = 60.0  # seconds between the lines of an evaluation
 OFTEN = 0.2  # seconds between two forms of a terminal's line
 CLEAR = "\x1b[K"  # a terminal's line, from here to its end
 
@@ -108,17 +106,6 @@ class Progress(Callback):
         if self.begin is None or step <= self.begin[0]:
             return None
         return (self.run.size.steps - step) * (now - self.begin[1]) / (step - self.begin[0])
-
-    def watch(self, batches: Iterable[Any], number: int) -> Iterator[Any]:
-        """Pass an evaluation's batches on; if that takes more than a minute, say each minute how far it is."""
-        start = last = time.perf_counter()
-        for done, batch in enumerate(batches):
-            now = time.perf_counter()
-            if self.talkative and now - last > LONG_EVALUATION:
-                last = now
-                left = duration((number - done) * (now - start) / done) if done else "an unknown time"
-                self.print(f"evaluating, batch {done:,} of {number:,}, {left} left", stays=False)
-            yield batch
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.until_first_batch.close()

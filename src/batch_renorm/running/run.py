@@ -28,7 +28,7 @@ from batch_renorm.running.launch import connected, device_of, find_world, start_
 from batch_renorm.running.loggers import rewind
 from batch_renorm.running.ranks import Stop, World, on_rank_0, together
 from batch_renorm.running.schema import Config, Machine, read
-from batch_renorm.running.screen import FINISHED, print_remark, print_result, summary
+from batch_renorm.running.screen import print_remark, print_result, summary
 
 
 def train(config: DictConfig | Config, world: World | None = None) -> None:
@@ -88,7 +88,7 @@ def start_or_resume(settings: Config, machine: Machine, world: World, stop: Stop
                 print_remark(str(stopped))
             raise stopped
     if world.rank == 0:
-        print_result(f"{FINISHED}\n" * finished + summary(folder))
+        print_result("This run is finished; fresh=true repeats it.\n" * finished + summary(folder))
 
 
 def remove_if_empty(folder: Path) -> None:

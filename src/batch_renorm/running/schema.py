@@ -152,8 +152,7 @@ class Machine:
     threads: Annotated[int, Field(ge=1, le=10_000)] | None
     log_every: Count
     precision: Literal["auto", 32, "bf16"]
-    channels_last: bool | Literal["auto"]
-    compile: bool | Literal["auto", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+    compile: bool | Literal["auto"]
     tf32: bool
     deterministic: bool
     profile: Literal["simple", "advanced", "torch"] | None

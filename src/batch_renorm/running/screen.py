@@ -1,7 +1,4 @@
-"""Text for the user: remarks on standard error, results on standard output, wrapped between words.
-
-Without torch and Lightning, so that a finished run prints its result at once.
-"""
+"""Text for the user: remarks on standard error, results on standard output, wrapped between words."""
 
 import os
 import shutil
@@ -11,16 +8,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from batch_renorm.errors import UserError
 from batch_renorm.records import curve
-from batch_renorm.running.folder import Folder, differences, read_config, with_places
+from batch_renorm.running.folder import Folder
 
 WIDEST = 100  # characters of a line, even on a wider terminal
 SILENCE = 10.0  # seconds of waiting after which it is said what is waited for
-FINISHED = "This run is finished; fresh=true repeats it."
-LOADING = ("read", "decode", "augment")
 OTHERS = {
     "val_top5": "top-5", "train_top1": "on training images", "val_top1_batch_statistics": "with batch statistics",
 }  # fmt: skip
@@ -94,21 +89,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours < 24 else days
 
 
-def result_if_finished(settings: dict[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
-    """The result of a config's run if it has finished without problems; None if `run.train` must handle it.
-
-    Several processes of torchrun or srun, which the `environment` shows, leave it to rank 0 there.
-    """
-    if "RANK" in environment or environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" or settings["fresh"] is not False:
-        return None
-    with suppress(ValueError, OSError):  # `run.train` explains it
-        settings = with_places(settings)
-        folder = Folder(Path(settings["folder"]))
-        if folder.record().get("state") == "finished" and not differences(read_config(folder.config), settings):
-            return f"{FINISHED}\n{summary(folder)}"
-    return None
-
-
 def final_accuracy(path: Path) -> float | None:
     """The final val_top1 of a run folder, percent; None if it has none."""
     values = [value for _, metric, value in curve.read_rows(Folder(path.expanduser()).curve) if metric == "val_top1"]
@@ -131,25 +111,16 @@ def summary(folder: Folder) -> str:
     lines = [
         f"validation top-1 {final['val_top1']:.1f}% at the end, {best:.1f}% at best (step {step:,})",
         others,
-        account(final, record.get("loading", {}).get("processes", 0)),
+        waited(final),
         f"{record.get('wall_seconds', 0) / 60:.1f} minutes; curve, config, checkpoints: {folder.path}",
         "figures and table: python scripts/report.py",
     ]
     return "\n  ".join(filter(None, lines))
 
 
-def account(final: Mapping[str, float], processes: int) -> str:
-    """Where a step's time goes, from the last values of the metrics and the loader processes; empty without them."""
-    if "seconds_step" not in final:
+def waited(final: Mapping[str, float]) -> str:
+    """How much of a step waits for images, from the last values of the metrics; empty without them."""
+    if "seconds_wait" not in final:
         return ""
-    parts = {"network": "step", "transfer and colours": "transfer", "waiting for images": "wait"}
-    seconds = {part: final[f"seconds_{stage}"] for part, stage in parts.items()}
-    total = sum(seconds.values())
-    text = f"a step takes {total:.3g} s: " + ", ".join(f"{part} {some / total:.0%}" for part, some in seconds.items())
-    loading = {stage: final.get(f"seconds_{stage}", 0.0) for stage in LOADING}
-    if any(loading.values()):
-        shares = ", ".join(f"{stage} {some:.3g}" for stage, some in loading.items())
-        text += (
-            f"; its images take {sum(loading.values()):.3g} s of loading ({shares}) in {max(1, processes)} processes"
-        )
-    return text
+    wait, step = final["seconds_wait"], final["seconds_step"]
+    return f"a step takes {wait + step:.3g} s, of which {wait / (wait + step):.0%} waits for images"

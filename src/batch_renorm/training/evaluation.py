@@ -14,6 +14,7 @@ The last three are of some evaluations (`minibatches_every`), and not of network
 there they would equal val_top1.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ import torch
 import torch.distributed as dist
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from batch_renorm.data.kept import KeptImages
-from batch_renorm.data.loaders import Source, in_batches, rank_share
+from batch_renorm.data.loaders import Batches, Source, in_batches, loader, rank_share
 from batch_renorm.data.minibatches import EVALUATION, distinct_minibatches, generator, paired_minibatches
 from batch_renorm.errors import UserError
 from batch_renorm.norm import batch_statistics, training_normalization
@@ -146,7 +147,7 @@ def count(
     """The sums of some metrics, and the number of `images`, on the device; the host does not wait for it.
 
     Args:
-        loaded: for every batch what the source fetched, and the labels, see `data/kept.py`.
+        loaded: for every batch what the source fetched, and the labels, see `loaders.Batches`.
     """
     sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in (*metrics, "images")}
     for fetched, labels in loaded:
@@ -165,6 +166,12 @@ def values(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: total.item() / images for name, total in sums.items() if name != "images"}
 
 
+def watched(loaded: Iterable[Any], quiet: float = 0.0) -> Iterator[Any]:
+    """Pass batches on; after `quiet` seconds, say on standard error how far it is."""
+    seconds = 0.2 if sys.stderr.isatty() else 30  # between two lines of a log file
+    return iter(tqdm(loaded, "evaluating", unit="batch", leave=False, mininterval=seconds, delay=quiet))
+
+
 def evaluate(
     model: nn.Module,
     source: Source,
@@ -173,19 +180,18 @@ def evaluate(
     processes: int = 0,
     rank: int = 0,
     ranks: int = 1,
-    kept: KeptImages | None = None,
-    watch: Callable[[Iterable[Any], int], Iterator[Any]] = lambda loaded, batches: iter(loaded),
+    watch: Callable[[Iterable[Any]], Iterator[Any]] = iter,
 ) -> dict[str, float]:
     """The metrics of some measurements of one model, in evaluation mode; ranks share the images and agree.
 
-    `kept` has the images of earlier evaluations; without it, `processes` processes load them. `watch` gets the batches
-    and their number, and passes the batches on.
+    Args:
+        processes: that load the images; none besides this one by default.
+        watch: passes the batches on, such as `watched`.
     """
     model.eval()
-    kept = kept or KeptImages(source, processes, pinned=device.type == "cuda")
     mine = {name: rank_share(measurement.batches, rank, ranks) for name, measurement in measurements.items()}
-    visits = [(measurements[name].split, indices) for name, batches in mine.items() for indices in batches]
-    loaded = watch(kept.visit(visits), len(visits))
+    every = [(measurements[name].split, indices) for name, batches in mine.items() for indices in batches]
+    loaded = watch(loader(Batches(source, every), processes, pin_memory=device.type == "cuda"))
     sums = {}
     for name, batches in mine.items():
         with measurements[name].normalization(model):

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from batch_renorm.data.loaders import Pass, Source
+from batch_renorm.data.loaders import Fetched, Pass, Source
 from batch_renorm.errors import NotFiniteError
 from batch_renorm.norm import StepStatistics, set_limits
 from batch_renorm.norm.layers import has_layers, layers_of
@@ -24,7 +24,6 @@ from batch_renorm.training.averaging import InferenceModel
 from batch_renorm.training.loss import Loss
 from batch_renorm.training.optimizer import Optimization
 from batch_renorm.training.random_layers import RandomLayers
-from batch_renorm.training.stages import Stages
 
 STEPS_ALWAYS_CHECKED = 10  # after a start; on a GPU later steps are checked only when recorded
 
@@ -52,8 +51,7 @@ class Training(LightningModule):
         examples: workers x minibatch size, the number of examples in a step's loss.
         log_every: steps between recorded rows of loss, rates and clipping.
         bf16: run the network's forward and backward under bfloat16 autocast.
-        channels_last: the memory layout, which is the faster one for convolutions on CPU and GPU.
-        compile: compile the network when it trains: True, or a mode of torch.compile.
+        compile: compile the network when it trains.
     """
 
     def __init__(
@@ -68,8 +66,7 @@ class Training(LightningModule):
         log_every: int,
         vote: Vote | None = None,
         bf16: bool = False,
-        channels_last: bool = True,
-        compile: bool | str = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -80,20 +77,19 @@ class Training(LightningModule):
         self.ramp = ramp if self.layers else None
         set_limits(self.layers.values(), 1.0, 0.0)
         self.bf16 = bf16
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        model.to(memory_format=self.memory_format)
+        model.to(memory_format=torch.channels_last)  # faster for convolutions on CPU and GPU
         self.average = InferenceModel(model, average_decay)
         if compile:  # in place: names in checkpoints, and the inference model, stay as they are
-            model.compile(dynamic=False, mode=None if compile is True else compile)
+            model.compile(dynamic=False)
         self.statistics = StepStatistics(model) if self.layers else None
-        self.random_layers = RandomLayers(model, bool(compile))
+        self.random_layers = RandomLayers(model, compile)
         self.latest: dict[str, float] = {}
         self.vote = vote
-        self.stages = Stages()
+        self._sums: Tensor | None = None
+        """Of a step: the losses, and the number of unreadable images that were replaced."""
         self._replaced: Tensor | float = 0.0
-        self._loss_sum: Tensor | None = None
-        self._clock = (0, time.perf_counter())
         self._first = 0
+        self.restart_clock(0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimization.optimizer(self.model)
@@ -115,9 +111,9 @@ class Training(LightningModule):
         self.restart_clock(self.trainer.global_step)
 
     def restart_clock(self, step: int) -> None:
-        """Count images per second from now on, without the time before, such as an evaluation."""
-        self._clock = (step, time.perf_counter())
-        self.stages.restart()
+        """Measure speed and waiting from now on, without the time before, such as an evaluation."""
+        self._clock, self._waited = (step, time.perf_counter()), 0.0
+        self._idle_since = time.perf_counter()
 
     def losses(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of each example, float32 (n,)."""
@@ -126,32 +122,28 @@ class Training(LightningModule):
         return self.loss(output, labels)
 
     def transfer_batch_to_device(self, batch: Pass, device: torch.device, dataloader_idx: int) -> Pass:
-        """Do nothing: `SentAhead` has started the copy, and the step waits for it and counts the time."""
+        """Do nothing: `SentAhead` has started the copy, and the step waits for it."""
         return batch
 
     def training_step(self, batch: Pass, index: int) -> None:
-        if self._loss_sum is None:
+        if self._sums is None:
             self._begin_step(batch.step)
-        self.stages.start("step", self.device)
-        self.stages.loaded(batch.fetched)
+        self._waited += time.perf_counter() - self._idle_since
         if len(batch.labels):  # a rank may own fewer workers than there are passes
             self._backward(batch)
         if batch.last:
             self._end_step(batch.step)
-        else:
-            self.stages.stop("step", self.device)
+        self._idle_since = time.perf_counter()
 
     def _begin_step(self, step: int) -> None:
-        self._loss_sum = torch.zeros(1, device=self.device)
+        self._sums = torch.zeros(2, device=self.device)
         if self.ramp is not None and self.statistics is not None:
             set_limits(self.layers.values(), *self.ramp(step))
             self.statistics.measure_clipping = self._recorded(step + 1)
 
     def _backward(self, batch: Pass) -> None:
-        self.stages.start("transfer", self.device)
         batch.arrive(self.device)
-        images = self.source.images(batch.fetched, self.device).contiguous(memory_format=self.memory_format)
-        self.stages.stop("transfer", self.device)
+        images = self.source.images(batch.fetched, self.device).contiguous(memory_format=torch.channels_last)
         with self.random_layers.drawing(batch.draw, len(images), self.device):
             losses = self.losses(self.model, images, batch.labels.to(self.device, non_blocking=True))
         # DDP takes the mean over ranks, whatever their shares; multiplied by the ranks it is the sum.
@@ -159,8 +151,9 @@ class Training(LightningModule):
         ddp = self.trainer.world_size > 1
         with nullcontext() if batch.last or not ddp else self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
             self.manual_backward(loss)
-        assert self._loss_sum is not None
-        self._loss_sum += losses.detach().sum()
+        assert self._sums is not None
+        self._sums[0] += losses.detach().sum()
+        self._sums[1] += sum(part.replaced for part in batch.fetched if isinstance(part, Fetched))
 
     def _end_step(self, step: int) -> None:
         """Update weights, then mu and sigma, then the inference model; `step` updates came before."""
@@ -173,17 +166,15 @@ class Training(LightningModule):
         norm = nn.utils.clip_grad_norm_(parameters, self.optimization.clip_norm, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
-        assert self._loss_sum is not None
-        replaced = torch.full_like(self._loss_sum, self.stages.replaced())
+        assert self._sums is not None
         ballot = [] if self.vote is None else [self.vote.ballot(self.device)]
-        sums = self._move_statistics(torch.cat([self._loss_sum, replaced, *ballot]))
+        sums = self._move_statistics(torch.cat([self._sums, *ballot]))
         loss, replaced, *votes = sums.split([1, 1, *map(len, ballot)])
         self._replaced += replaced
         if self.vote is not None:
             self.vote.decide(votes[0] if self.trainer.world_size > 1 else None)
-        self._loss_sum = None
+        self._sums = None
         self.average.update_parameters(self.model)
-        self.stages.stop("step", self.device)
         recorded = self._recorded(step + 1)
         # On an accelerator reading a value waits for the device: only for recorded steps and the first ones.
         if recorded or self.device.type == "cpu" or step < self._first + STEPS_ALWAYS_CHECKED:
@@ -208,7 +199,8 @@ class Training(LightningModule):
         wall, steps = time.perf_counter() - start, step - since
         row = {"loss": loss, "gradient_norm": gradient_norm, "lr": rate}
         row |= dict(zip(("rmax", "dmax"), self.limits(step - 1), strict=True)) if self.layers else {}
-        row |= {"images_per_second": steps * self.examples / wall} | self.stages.take(wall, steps)
+        row |= {"images_per_second": steps * self.examples / wall}
+        row |= {"seconds_wait": self._waited / steps, "seconds_step": (wall - self._waited) / steps}
         self.restart_clock(step)
         if self.source.skips_unreadable:
             row["images_replaced"] = float(self._replaced)

@@ -1,65 +1,22 @@
-"""Where time goes is measured and said; what is known before a run is refused before it."""
+"""Runs on files of images, and what is known before a run is refused before it."""
 
-import time
+import re
 
 import pytest
-import torch
 
-from batch_renorm.data.loaders import Fetched
 from batch_renorm.records.curve import read_rows
 from batch_renorm.running.build import build
 from batch_renorm.running.folder import Folder
-from batch_renorm.running.screen import account
-from batch_renorm.training.stages import Stages
 from tests.conftest import TINY
 from tests.data import imagenet_files
 from tests.running.forked import train_in_forks, trained
 
-CPU = torch.device("cpu")
 FILES = [
     *[override for override in TINY if not override.startswith("data.")],
     "scale=imagenet", "data=folder", "minibatch.size=4", "minibatch.group=4", "size.steps=1",
     "evaluation.labels_per_minibatch=2", "size.evaluation_batch=4", "size.train_sample=4", "trainer.workers_per_pass=1",
 ]  # fmt: skip
 """The paper's scale on files, shrunk in steps, workers and images."""
-
-
-LOADED = Fetched(torch.empty(0), seconds={"read": 0.5, "decode": 2.0, "augment": 1.5}, replaced=3)
-
-
-def test_seconds_are_means_over_steps_and_do_not_overlap():
-    watch = Stages()
-    for _ in range(2):
-        watch.start("step", CPU)
-        watch.loaded([LOADED])
-        watch.start("transfer", CPU)
-        time.sleep(0.02)
-        watch.stop("transfer", CPU)
-        time.sleep(0.03)
-        watch.stop("step", CPU)
-    row = watch.take(wall=1.0, steps=2)
-    assert row["seconds_decode"] == 2.0
-    assert row["seconds_transfer"] >= 0.02
-    assert row["seconds_step"] >= 0.03
-    assert row["seconds_step"] + row["seconds_transfer"] + row["seconds_wait"] == pytest.approx(0.5)
-    assert watch.replaced() == 6
-    assert watch.replaced() == 0
-    assert "seconds_decode" not in watch.take(1.0, 1)  # forgotten
-
-
-def test_where_a_steps_time_goes_is_said():
-    final = {
-        "seconds_transfer": 0.1,
-        "seconds_step": 1.0,
-        "seconds_wait": 0.5,
-        "seconds_read": 0.1,
-        "seconds_decode": 3.0,
-    }
-    assert account(final, processes=4) == (
-        "a step takes 1.6 s: network 62%, transfer and colours 6%, waiting for images 31%; its images take 3.1 s of "
-        "loading (read 0.1, decode 3, augment 0) in 4 processes"
-    )
-    assert account({}, 4) == ""
 
 
 @pytest.mark.parametrize(
@@ -113,10 +70,10 @@ def test_real_files_give_the_same_curve_from_folders_and_from_a_store(run_script
         compose(*small, "trainer.loader_processes=1", f"data.root={folders}", f"folder={tmp_path}/run"), 2
     )
     assert statuses == [0, 0], err
-    assert "of loading (read" in " ".join(out.split())
+    assert re.search(r"a step takes [\d.e-]+ s, of which \d+% waits for images", " ".join(out.split()))
     alone = trained(compose(*small, f"data.root={tmp_path / 'store'}"), tmp_path / "alone")
     curves = [last_values(Folder(tmp_path / "run")), last_values(alone)]
-    assert {f"seconds_{stage}" for stage in ("read", "decode", "augment", "transfer", "step", "wait")} <= set(curves[0])
+    assert {"seconds_step", "seconds_wait"} <= set(curves[0])
     measured = [{k: v for k, v in c.items() if not k.startswith(("seconds_", "images_per_"))} for c in curves]
     assert measured[0] == pytest.approx(measured[1], rel=1e-3)
     assert {"loss", "val_top1", "train_top1"} <= set(measured[0])
