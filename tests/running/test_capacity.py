@@ -20,12 +20,12 @@ EIGHT = World(0, 0, 8, 1, 0, "torchrun")
 
 
 def test_a_pass_is_as_large_as_memory_allows_and_stays_so_when_a_run_resumes(made, monkeypatch):
-    run, sizes = made("size.workers=50"), {}
-    worker = 4 * 500 * 16 * 16 * 16  # bytes, of 16 images of 16 x 16 pixels
-    for free in (float("inf"), 2**40, 2 * 13 * worker, 1):
-        monkeypatch.setattr(capacity, "free_memory", lambda free=free: free)
-        sizes[free] = memory_of(run, ALONE, CPU, {}).workers_per_pass
-    assert list(sizes.values()) == [50, 50, 12, 1]
+    run, sizes = made("size.workers=50"), []
+    worker = 2000 * 16 * 16 * 16  # bytes, of 16 images of 16 x 16 pixels
+    for room in (8e9, 13 * worker, 1):
+        monkeypatch.setattr(capacity, "PASS_ON_A_CPU", room)
+        sizes.append(memory_of(run, ALONE, CPU, {}).workers_per_pass)
+    assert sizes == [50, 13, 1]
     first = {"workers_per_pass": 12, "because": memory_of(run, ALONE, CPU, {}).because}
     assert memory_of(run, ALONE, CPU, {"memory": first}).workers_per_pass == 12
     other = {"memory": first | {"because": "the most that fits H200, 1 rank, bf16"}}
@@ -63,7 +63,7 @@ def test_a_try_frees_what_it_takes_and_changes_nothing(made, monkeypatch):
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=100))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 4 * tried[-1])
-    assert [capacity.fits(run, workers, CPU, ALONE) for workers in (50, 25, 12)] == [False, False, True]
+    assert [capacity.fits(run, workers, CPU) for workers in (50, 25, 12)] == [False, False, True]
     for name, value in run.training.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -7,11 +7,8 @@ import copy
 import ctypes
 import gc
 import os
-import re
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +19,8 @@ from batch_renorm.running.build import Run
 from batch_renorm.running.ranks import World, gather
 
 SPARE = 0.9  # fraction of a GPU's memory that may be used: the rest is for fragments, DDP and the loaders
-FOR_PASSES = 0.5  # fraction of a computer's free memory: other programs come and go
-ACTIVATIONS = 500  # numbers that a forward keeps and a backward adds, for each number of an image
+PASS_ON_A_CPU = 8e9  # bytes that a rank's forward and backward may take, unless one worker takes more
+ACTIVATIONS = 2000  # bytes that a forward keeps and a backward adds, for each number of an image
 MOST_PROCESSES = 16  # of a rank: each prepares some 500 images a second, and no GPU is known to need 8,000
 PREFETCHED = 2  # passes that a loader process prepares in advance; torch's default
 SHARED_MEMORY = "/dev/shm"
@@ -69,18 +66,21 @@ def memory_of(run: Run, world: World, device: torch.device, record: dict[str, An
         workers, because = min(asked or share, share), "trainer.workers_per_pass"
     elif known.get("because") == because:
         workers = known["workers_per_pass"]
-    else:
+    elif gpu:
         workers = share
-        while workers and not (fits if gpu else fits_free_memory)(run, workers, device, world):
+        while workers and not fits(run, workers, device):
             workers //= 2
         workers = min(gather(workers, world))
+    else:
+        of_a_worker = ACTIVATIONS * run.minibatch.size * run.source.channels * run.source.size**2
+        workers = min(share, max(1, int(PASS_ON_A_CPU // of_a_worker)))
     if not workers:
         raise UserError(f"one worker's minibatch ({run.minibatch.size} images) does not fit the memory of {name}")
     batch = run.evaluation.batch_size
     return Memory(workers, because, min(batch, workers * run.minibatch.size) if gpu else batch)
 
 
-def fits(run: Run, workers: int, device: torch.device, world: World) -> bool:
+def fits(run: Run, workers: int, device: torch.device) -> bool:
     """Whether forward and backward for some workers leave some of the GPU's memory free.
 
     It works on copies, frees them, and changes no random stream.
@@ -102,12 +102,6 @@ def fits(run: Run, workers: int, device: torch.device, world: World) -> bool:
         model = later = images = None  # type: ignore[assignment]  # noqa: F841
         gc.collect()  # now, because an exception's frames may hold tensors
         torch.cuda.empty_cache()
-
-
-def fits_free_memory(run: Run, workers: int, device: torch.device, world: World) -> bool:
-    """Whether some workers take at most half the free memory; one always does, since there is nothing smaller."""
-    numbers = workers * run.minibatch.size * run.source.channels * run.source.size**2
-    return workers == 1 or 4 * ACTIVATIONS * numbers * world.devices <= FOR_PASSES * free_memory()
 
 
 def loading_of(run: Run, world: World, device: torch.device, images: int) -> Loading:
@@ -137,16 +131,6 @@ def cores(world: World) -> float:
     """CPU cores of this rank. srun binds a rank to its own; torchrun's and plain python's ranks share the machine's."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     return mine if world.launcher == "srun" else mine / world.devices
-
-
-def free_memory() -> float:
-    """Bytes of free memory, from /proc/meminfo and the control group; infinite if unknown."""
-    group, free = Path("/sys/fs/cgroup"), float("inf")
-    with suppress(OSError, TypeError):
-        free = int(re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
-    with suppress(OSError, ValueError):  # "max" means no limit
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return free
 
 
 def keep_freed_memory() -> bool:

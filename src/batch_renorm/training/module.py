@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from batch_renorm.data.loaders import Fetched, Pass, Source
+from batch_renorm.data.loaders import Pass, Source
 from batch_renorm.errors import NotFiniteError
 from batch_renorm.norm import StepStatistics, set_limits
 from batch_renorm.norm.layers import has_layers, layers_of
@@ -85,9 +85,7 @@ class Training(LightningModule):
         self.random_layers = RandomLayers(model, compile)
         self.latest: dict[str, float] = {}
         self.vote = vote
-        self._sums: Tensor | None = None
-        """Of a step: the losses, and the number of unreadable images that were replaced."""
-        self._replaced: Tensor | float = 0.0
+        self._loss_sum: Tensor | None = None
         self._first = 0
         self.restart_clock(0)
 
@@ -126,7 +124,7 @@ class Training(LightningModule):
         return batch
 
     def training_step(self, batch: Pass, index: int) -> None:
-        if self._sums is None:
+        if self._loss_sum is None:
             self._begin_step(batch.step)
         self._waited += time.perf_counter() - self._idle_since
         if len(batch.labels):  # a rank may own fewer workers than there are passes
@@ -136,7 +134,7 @@ class Training(LightningModule):
         self._idle_since = time.perf_counter()
 
     def _begin_step(self, step: int) -> None:
-        self._sums = torch.zeros(2, device=self.device)
+        self._loss_sum = torch.zeros(1, device=self.device)
         if self.ramp is not None and self.statistics is not None:
             set_limits(self.layers.values(), *self.ramp(step))
             self.statistics.measure_clipping = self._recorded(step + 1)
@@ -151,9 +149,8 @@ class Training(LightningModule):
         ddp = self.trainer.world_size > 1
         with nullcontext() if batch.last or not ddp else self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
             self.manual_backward(loss)
-        assert self._sums is not None
-        self._sums[0] += losses.detach().sum()
-        self._sums[1] += sum(part.replaced for part in batch.fetched if isinstance(part, Fetched))
+        assert self._loss_sum is not None
+        self._loss_sum += losses.detach().sum()
 
     def _end_step(self, step: int) -> None:
         """Update weights, then mu and sigma, then the inference model; `step` updates came before."""
@@ -166,14 +163,13 @@ class Training(LightningModule):
         norm = nn.utils.clip_grad_norm_(parameters, self.optimization.clip_norm, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
-        assert self._sums is not None
+        assert self._loss_sum is not None
         ballot = [] if self.vote is None else [self.vote.ballot(self.device)]
-        sums = self._move_statistics(torch.cat([self._sums, *ballot]))
-        loss, replaced, *votes = sums.split([1, 1, *map(len, ballot)])
-        self._replaced += replaced
+        sums = self._move_statistics(torch.cat([self._loss_sum, *ballot]))
+        loss, *votes = sums.split([1, *map(len, ballot)])
         if self.vote is not None:
             self.vote.decide(votes[0] if self.trainer.world_size > 1 else None)
-        self._sums = None
+        self._loss_sum = None
         self.average.update_parameters(self.model)
         recorded = self._recorded(step + 1)
         # On an accelerator reading a value waits for the device: only for recorded steps and the first ones.
@@ -202,9 +198,6 @@ class Training(LightningModule):
         row |= {"images_per_second": steps * self.examples / wall}
         row |= {"seconds_wait": self._waited / steps, "seconds_step": (wall - self._waited) / steps}
         self.restart_clock(step)
-        if self.source.skips_unreadable:
-            row["images_replaced"] = float(self._replaced)
-            self._replaced = 0.0
         if self.ramp is not None and self.statistics is not None:
             for name, (r, d) in self.statistics.clipped_fractions().items():
                 place = f"/{name}" * bool(name)
