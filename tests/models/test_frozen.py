@@ -8,7 +8,6 @@ import timm
 import torch
 from torch import nn
 
-from batch_renorm.models.depthwise import Depthwise
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import BatchRenorm2d, StepStatistics
 from batch_renorm.norm.layers import has_layers, layers_of
@@ -124,15 +123,3 @@ def test_weights_that_do_not_fit_are_named_in_one_line(stock, tmp_path):
         create(NAME, 5, 3, RENORM, checkpoint=str(tmp_path / "y.pth"))
     with pytest.raises(ValueError, match=r"model\.frozen=7: the network has 6 blocks"):
         create(NAME, 5, 3, RENORM, learned_gamma=True, frozen=7)
-
-
-@pytest.mark.parametrize("size", [2, 4, 7])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (5, 2)])
-def test_a_depthwise_convolution_as_products_is_the_convolution(size, kernel, stride):
-    layer = Depthwise(6, 6, kernel, stride, kernel // 2, groups=6, bias=False)
-    x = torch.randn(3, 6, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
-    y, expected = layer(x), nn.Conv2d.forward(layer, x)
-    g = torch.randn_like(expected)
-    got, wanted = (torch.autograd.grad(out, [x, layer.weight], g) for out in (y, expected))
-    for a, b in zip([y, *got], [expected, *wanted], strict=True):
-        torch.testing.assert_close(a, b)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batch_renorm.errors import UserError
-from batch_renorm.models.depthwise import faster_on_cpu
 from batch_renorm.models.frozen import frozen_batchnorm, frozen_norm
 from batch_renorm.norm import BatchRenorm2d, convert_batchnorm, to_batchnorm
 
@@ -63,7 +62,7 @@ def create(
             model.set_submodule(place, replacement(old, norm, learned_gamma))
         except ValueError as error:
             raise UserError(f"{name}, {place}: {error} (norm)") from error
-    return faster_on_cpu(model)
+    return model
 
 
 def replacement(old: _BatchNorm, norm: partial[Any], learned_gamma: bool) -> nn.Module:
