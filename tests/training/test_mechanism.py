@@ -9,7 +9,7 @@ from torch import nn
 
 from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.norm import BatchRenorm2d
-from batch_renorm.training.mechanism import Shown, company, measure, specific_channels
+from scripts.mechanism import Shown, company, measure, specific_channels
 from tests.conftest import ROOT, TINY
 from tests.running.forked import trained
 
