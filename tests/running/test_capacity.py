@@ -74,14 +74,14 @@ def test_the_opening_says_what_will_happen(made):
     stated = Execution(
         entries(run.arithmetic, CPU), Memory(4, "the most that fits H200", 100), Loading(11, "12 cores of this rank")
     )
-    lines = opening(run, world, stated, Path("runs/glyphs"), 250, 400.0).splitlines()
+    lines = opening(run, world, stated, Path("runs/glyphs"), 250).splitlines()
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     for words in (
         "resuming at step 250 of 1,000", "800: 50 workers x 16, groups of 16",
         "8, on this machine (started by torchrun)",
         "7 or 6: busy 89%", "10 or 5 ranks", "11 a rank (12 cores of this rank)",
-        "2, of at most 4 workers (the most that fits H200)", "in 25 min and the evaluations",
+        "2, of at most 4 workers (the most that fits H200)",
     ):  # fmt: skip
         assert words in text, text
 

@@ -75,21 +75,6 @@ def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhe
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
-def test_the_checkpoint_is_there_where_it_is_asked_for(made, tmp_path):
-    run = made("logger=offline", "logger.wandb.tags=[mine]", "logger.wandb.artifact=true")
-    (tmp_path / "checkpoints").mkdir()
-    for step in (2, 4):
-        (tmp_path / f"checkpoints/step{step:08}.ckpt").write_bytes(b"weights" * step)
-    follow(run, tmp_path, 0, 4)
-    (file,) = offline_files(tmp_path)
-    found = list(records(file))
-    artifacts = [r.request.log_artifact.artifact for r in found if r.HasField("request")]
-    artifacts += [r.artifact for r in found if r.HasField("artifact")]
-    names = {(a.type, a.name, *(entry.path for entry in a.manifest.contents)) for a in artifacts if a.name}
-    assert names == {("model", "model-noniid_renorm-seed0", "step00000004.ckpt")}
-    assert {tag for r in found if r.HasField("run") for tag in r.run.tags} >= {"mine"}
-
-
 def test_a_service_inherited_from_another_process_is_not_used(run, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{tmp_path}/gone")
     follow(run, tmp_path, 0, 2)

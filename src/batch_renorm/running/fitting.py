@@ -57,9 +57,9 @@ class AfterStep(Callback):
         self.started = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step, speed = trainer.global_step, self.record.get("images_per_second")
+        step = trainer.global_step
         if self.world.rank == 0:
-            print_line(opening(self.run, self.world, self.execution, self.folder.path, step, speed))
+            print_line(opening(self.run, self.world, self.execution, self.folder.path, step))
         how = asdict(self.execution) | self.facts
         self._write("running", step, reason=None, ranks=self.world.ranks, launcher=self.world.launcher, **how)
 

@@ -10,7 +10,6 @@ beginning.
 
 import os
 import queue
-import re
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -146,10 +145,6 @@ class WandbLogger(Logger):
             for step, metrics in self._rows():
                 if step >= begin:
                     live.log(metrics, step=step)
-            if self.wandb.artifact and self.status == 0:
-                artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"model-{live.name}"), "model")
-                artifact.add_file(str(max((self.folder / "checkpoints").glob("step*.ckpt"))))
-                live.log_artifact(artifact)
             live.finish(exit_code=self.status)
             wandb.teardown()  # waits for W&B's process, which writes the end of its file after finish() returns
         except Exception as error:

@@ -19,10 +19,8 @@ OFTEN = 0.2  # seconds between two forms of a terminal's line
 CLEAR = "\x1b[K"  # a terminal's line, from here to its end
 
 
-def opening(
-    run: Run, world: World, execution: Execution, folder: Path, step: int, images_per_second: float | None
-) -> str:
-    """The table of a run that starts at `step`; `images_per_second` is its earlier speed, None for a new run."""
+def opening(run: Run, world: World, execution: Execution, folder: Path, step: int) -> str:
+    """The table of a run that starts at `step`."""
     config, steps, examples = run.config, run.size.steps, run.training.examples
     memory, loading = execution.memory, execution.loading
     begin = f"resuming at step {step:,} of {steps:,}" if step else f"training for {steps:,} steps"
@@ -43,11 +41,6 @@ def opening(
         "arithmetic": ", ".join(f"{name} {value}" for name, value in execution.arithmetic.items()),
         "loader processes": f"{loading.processes} a rank ({loading.because})",
     }
-    if images_per_second:
-        seconds = (steps - step) * examples / images_per_second
-        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
-        rows["so far"] = f"{images_per_second:,.0f} images/s"
-        rows["expected finish"] = f"{end}, in {duration(seconds)} and the evaluations"
     width = max(map(len, rows)) + 2
     lines = [wrapped(f"  {name:<{width}}{value}", " " * width) for name, value in rows.items()]
     return "\n".join([wrapped(title), *lines, f"  {'folder':<{width}}{folder}"])  # a path stays in one piece

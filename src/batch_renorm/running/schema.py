@@ -167,7 +167,6 @@ class Wandb:
     entity: Text | None
     tags: list[Text]
     notes: Text | None
-    artifact: bool
 
 
 @dataclass(frozen=True)
