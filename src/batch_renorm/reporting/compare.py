@@ -141,10 +141,10 @@ def series_of(runs: Sequence[RecordedRun]) -> dict[Series, str]:
 
 
 def values_by_seed(runs: Sequence[RecordedRun], series: Series, which: str) -> dict[int, float]:
-    """seed -> the "final" or "best" value of the finished runs."""
+    """seed -> the "final", "best", "fall" or "late_percent" of the finished runs that have measured it."""
     experiment, metric = series
-    values = {r.seed: getattr(r, which)(metric) for r in runs if r.finished and r.experiment == experiment}
-    return {seed: values[seed] for seed in sorted(values) if values[seed] is not None}
+    finished = [run for run in runs if run.finished and run.experiment == experiment and metric in run.curve]
+    return {run.seed: getattr(run, which)(metric) for run in sorted(finished, key=lambda run: run.seed)}
 
 
 def paired(runs: Sequence[RecordedRun], left: Series, right: Series, which: str) -> Sample | None:
@@ -164,8 +164,11 @@ def judge(claim: Claim, runs: Sequence[RecordedRun], published: Published) -> Cl
 
 
 def _checked(check: Check, runs: Sequence[RecordedRun]) -> CheckResult:
-    values = Sample.of(check.by_seed(runs).values())
-    have_run = {run.experiment for run in runs if run.finished} >= set(check.experiments)
+    if check.minus is None:
+        values = _sample(runs, check.series, check.value)
+    else:
+        values = paired(runs, check.series, check.minus, check.value)
+    have_run = {run.experiment for run in runs if run.finished} >= {s[0] for s in (check.series, check.minus) if s}
     return CheckResult(check, values, NOT_MEASURED if values is None and have_run else verdict(check, values))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from batch_renorm.reporting.paper import Curve
 
+LATE = 0.1  # "at the end" is the mean over this last fraction of the steps, because a single step is noisy
+
 
 @dataclass(frozen=True)
 class RecordedRun:
@@ -35,12 +37,23 @@ class RecordedRun:
     def progress(self) -> str:
         return f"{self.state} at step {self.step}" + (f" of {self.steps}" if self.steps else "")
 
-    def final(self, metric: str) -> float | None:
-        """The last value, whatever its accuracy."""
-        return float(self.curve[metric][1][-1]) if metric in self.curve else None
+    # Numbers of a metric that the run has measured:
 
-    def best(self, metric: str) -> float | None:
-        return float(self.curve[metric][1].max()) if metric in self.curve else None
+    def final(self, metric: str) -> float:
+        """The last value, whatever its accuracy."""
+        return float(self.curve[metric][1][-1])
+
+    def best(self, metric: str) -> float:
+        return float(self.curve[metric][1].max())
+
+    def fall(self, metric: str) -> float:
+        """From the best value to the last, in points."""
+        return self.best(metric) - self.final(metric)
+
+    def late_percent(self, metric: str) -> float:
+        """The mean of a fraction over the last steps, in percent."""
+        steps, values = self.curve[metric]
+        return 100 * float(values[steps > (1 - LATE) * steps[-1]].mean())
 
     def layers(self, metric: str) -> dict[str, Curve]:
         """The curves named `<metric>/<layer>`, by layer, in the order of the file and of the network."""

@@ -70,8 +70,8 @@ def is_grid(lines: Sequence[Line]) -> bool:
 
 def sample(runs: Sequence[RecordedRun], which: str) -> Sample | None:
     """The "final" or "best" accuracies of the finished runs, by seed."""
-    values = [getattr(run, which)(VAL) for run in sorted(runs, key=lambda run: run.seed) if run.finished]
-    return Sample.of(value for value in values if value is not None)
+    finished = [run for run in sorted(runs, key=lambda run: run.seed) if run.finished and VAL in run.curve]
+    return Sample.of(getattr(run, which)(VAL) for run in finished)
 
 
 def axis(values: Iterable[Value]) -> tuple[dict[Value, float], bool]:
