@@ -16,7 +16,7 @@ from typing import Literal
 import wandb
 
 from batch_renorm.reporting import paper
-from batch_renorm.showing import dashboard, references
+from batch_renorm.showing import dashboard
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     mode: Literal["offline", "online"] = "offline" if options.offline else "online"
     try:
         entity = options.entity if options.offline else options.entity or wandb.Api().default_entity or ""
-        logged = references.log_references(paper.load_published(), options.project, entity, mode, options.out)
+        logged = dashboard.log_references(paper.load_published(), options.project, entity, mode, options.out)
         print(f"{len(logged)} reference runs logged, {len(paper.EXPERIMENTS) - len(logged)} were there")
         if options.offline:
             print(f"upload them once: wandb sync {options.out}/wandb/offline-run-*")

@@ -16,7 +16,7 @@ from batch_renorm.records.curve import read_rows
 from batch_renorm.records.naming import run_group
 from batch_renorm.reporting import paper
 from batch_renorm.running.loggers import tags_of
-from batch_renorm.showing import dashboard, references
+from batch_renorm.showing import dashboard
 from tests.conftest import ROOT
 from tests.wandb_file import history, offline_files, records
 
@@ -75,7 +75,7 @@ def test_figures_are_grids_of_their_experiments():
 
 def test_reference_runs_hold_the_published_curves_and_are_logged_once(run_script, published, tmp_path, monkeypatch):
     two = {"iid_renorm": "", "noniid_batchnorm": ""}
-    for module in (paper, references):
+    for module in (paper, dashboard):
         monkeypatch.setattr(module, "EXPERIMENTS", two)
     for said in ("2 reference runs logged, 0 were there", "0 reference runs logged, 2 were there"):
         code, out, err = run_script("scripts/wandb_report.py", "--offline", "--out", tmp_path)
@@ -150,8 +150,8 @@ def test_publishing_again_changes_what_was_published(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Weights)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     script = """
-from batch_renorm.showing import dashboard, references
-print(references.online("me/p"))
+from batch_renorm.showing import dashboard
+print(dashboard.online("me/p"))
 for _ in range(2):
     print(*dashboard.publish("me", "p", "glyphs"))
 """

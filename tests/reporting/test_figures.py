@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 
 from batch_renorm.reporting import paper
 from batch_renorm.reporting.runs import find_runs
-from batch_renorm.showing import activations, drawings, figures, looks, summary
+from batch_renorm.showing import diagnoses, drawings, figures, looks, summary
 
 FIG3 = paper.FIGURES["fig3"]
 
@@ -117,7 +117,7 @@ def test_activations_over_depth_and_steps(write, tmp_path):
         }
         curves["activation_distance"] = [(s, level * 2 * 100 / s) for s in (100, 200, 300)]
         write(tmp_path, experiment, 0, curves, steps=300)
-    drawing = activations.draw_activations(find_runs([tmp_path])[0])
+    drawing = diagnoses.draw_activations(find_runs([tmp_path])[0])
     over, through = drawing.axes
     np.testing.assert_allclose(over.lines[0].get_ydata(), [0.6, 0.3, 0.2])
     np.testing.assert_allclose(through.lines[0].get_ydata(), [0.1, 0.2, 0.3], rtol=1e-6)

@@ -1,11 +1,12 @@
 """The comparison inside Weights & Biases: a report with the paper's figures, a saved view, and the paper's own curves.
 
 The report finds runs by the tags from training (experiment, scale) and groups their seeds. The paper's curves are
-reference runs (references.py). Only publishing needs a network.
+runs with fixed names, logged once. Only publishing needs a network.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import wandb
 import wandb_workspaces.reports.v2 as wr
@@ -14,19 +15,20 @@ from wandb_workspaces.expr import And, Metric, Tags
 from wandb_workspaces.reports.v2.interface import RunsetGroup, RunsetGroupKey
 from wandb_workspaces.workspaces.internal import View
 
+from batch_renorm.reporting import paper
 from batch_renorm.reporting.checks import DISTANCE
-from batch_renorm.reporting.paper import AS_TRAINED, BATCH_STATISTICS, EXPERIMENTS, FIGURES, NO_COUNTERPART, TRAIN, VAL
+from batch_renorm.reporting.paper import EXPERIMENTS, FIGURES, TRAIN, VAL, Published
 from batch_renorm.showing.looks import look
-from batch_renorm.showing.references import reference_id
 
 DIAGNOSES = {  # sections of other metrics: title -> metrics
     "Activations: training against inference": (DISTANCE,),
     "What was clipped": ("r_clipped", "d_clipped", "rmax", "dmax"),
     "Training": ("loss", "gradient_norm", "lr", "images_per_second"),
 }
-ACCURACIES = (VAL, TRAIN, BATCH_STATISTICS, NO_COUNTERPART, AS_TRAINED)
+ACCURACIES = (VAL, TRAIN, paper.BATCH_STATISTICS, paper.NO_COUNTERPART, paper.AS_TRAINED)
 COLUMNS = [f"{metric}.{which}" for metric in (VAL, "val_top5", TRAIN) for which in ("max", "last")]
 """Best and last values that training writes to a run's summary."""
+PAPER = "paper"  # the tag of the reference runs
 STEP = "Step"  # W&B's step: runs log rows by training step
 
 
@@ -47,7 +49,7 @@ def report(entity: str, project: str, scale: str) -> Any:
     blocks: list[Any] = [wr.P(text), wr.TableOfContents()]
     over = scale == "imagenet"
     for figure in FIGURES.values():
-        experiments, metrics = ({series[i]: None for series in figure.lines} for i in (0, 1))
+        experiments, metrics = (dict.fromkeys(names) for names in zip(*figure.lines, strict=True))
         blocks += [wr.H2(figure.title), _grid(experiments, metrics, scale, papers=over)]
         blocks += [] if over else [_grid(experiments, metrics, None, papers=True)]
     for heading, names in DIAGNOSES.items():
@@ -125,3 +127,44 @@ def publish(entity: str, project: str, scale: str) -> list[str]:
     except ValueError:  # no such view yet
         view._internal_id = ""
     return [made.save().url, view.save().url]
+
+
+def reference_id(experiment: str) -> str:
+    """The id of a reference run, which is also one of its tags."""
+    return f"{PAPER}-{experiment}"
+
+
+def log_references(
+    published: Published, project: str, entity: str | None, mode: Literal["offline", "online"], folder: Path
+) -> list[str]:
+    """Log the reference runs that do not exist yet; return those that it logged.
+
+    "offline" writes W&B's files under `<folder>/wandb`, to be uploaded once.
+    """
+    names = [path.name for path in (folder / "wandb").glob("offline-run-*")]
+    there = {name.split("-", 3)[-1] for name in names} if mode == "offline" else online(f"{entity}/{project}")
+    missing = [name for name in EXPERIMENTS if reference_id(name) not in there]
+    for experiment in missing:
+        run = wandb.init(
+            project=project, entity=entity, id=reference_id(experiment), name=f"{experiment}, the paper",
+            group=reference_id(experiment), job_type="reference", tags=[PAPER, reference_id(experiment)], mode=mode,
+            config={"experiment": experiment, "source": "arXiv:1702.03275, figures 1 to 3"}, dir=folder,
+            settings=wandb.Settings(silent=True),
+        )  # fmt: skip
+        by_step: dict[int, dict[str, float]] = {}
+        for (name, metric), (steps, values) in published.curves.items():
+            if name == experiment:
+                for step, value in zip(steps, values, strict=True):
+                    by_step.setdefault(round(step), {})[metric] = float(value)
+        for step in sorted(by_step):
+            run.log(by_step[step], step=step)
+        run.finish()
+    return missing
+
+
+def online(path: str) -> set[str]:
+    """The project's reference runs; none if the project does not exist yet."""
+    try:
+        return {run.id for run in wandb.Api().runs(path, filters={"jobType": "reference"})}
+    except ValueError:
+        return set()

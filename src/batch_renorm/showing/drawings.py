@@ -8,10 +8,9 @@ from matplotlib import rc_context
 
 from batch_renorm.reporting.paper import FIGURES, Figure, Published
 from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.showing.activations import draw_activations
+from batch_renorm.showing.diagnoses import draw_activations, draw_mechanism
 from batch_renorm.showing.figures import draw_curves
 from batch_renorm.showing.looks import FAINT, INK
-from batch_renorm.showing.mechanism import draw_mechanism
 from batch_renorm.showing.summary import draw_summary
 
 STYLE: dict[Any, Any] = {
