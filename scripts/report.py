@@ -137,7 +137,7 @@ def write(
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     drawn = drawings.draw_all(of_scale, published, c.scale, out / "figures" / c.scale, c.figures)
-    numbers = Path(os.path.relpath(paper.paper_folder(), out)).as_posix() + "/"
+    numbers = Path(os.path.relpath(paper.FOLDER, out)).as_posix() + "/"
     notes = out / f"{c.scale}-notes.md"
     by_hand = notes.read_text(encoding="utf-8") if notes.is_file() else ""
     text = markdown.markdown(c, command, numbers, {path.stem for path in drawn}, by_hand)

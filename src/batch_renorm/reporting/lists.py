@@ -46,25 +46,20 @@ def asked_for(lists: Sequence[Sequence[str]], runs: Sequence[RecordedRun]) -> di
     """The figures of the command line, `own1`, `own2`, ...
 
     Raises:
-        UserError: a line names no existing experiment or metric.
+        UserError: no run has what a line names.
     """
+    known = {row: (row, VAL) for row in {*EXPERIMENTS, *(run.experiment for run in runs)}}
+    known |= {f"{run.experiment}/{metric}": (run.experiment, metric) for run in runs for metric in run.curve}
+    known |= {"/".join(series): series for series in (*SERIES, *OWN_SERIES)}
     figures = {}
     for i, names in enumerate(lists, 1):
-        lines = {series: _label(series) for series in (_series(name, runs) for name in names)}
+        for name in names:
+            if name not in known:
+                raise UserError(f"no runs of {name!r}{did_you_mean(name, known)}")
         text = ", ".join(names)
-        figures[f"own{i}"] = Figure(text if len(text) <= 70 else f"{len(lines)} experiments, as asked for", lines)
+        heading = text if len(text) <= 70 else f"{len(names)} experiments, as asked for"
+        figures[f"own{i}"] = Figure(heading, {known[name]: _label(known[name]) for name in names})
     return figures
-
-
-def _series(line: str, runs: Sequence[RecordedRun]) -> Series:
-    rows = {run.experiment for run in runs} | set(EXPERIMENTS)
-    metrics = {metric for run in runs for metric in run.curve} | {metric for _, metric in (*SERIES, *OWN_SERIES)}
-    row, slash, metric = line.rpartition("/")
-    series = (row, metric) if slash and row in rows else (line, VAL)
-    for name, known, kind in ((series[0], rows, "runs of"), (series[1], metrics, "metric")):
-        if name not in known:
-            raise UserError(f"no {kind} {name!r}{did_you_mean(name, known)}")
-    return series
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

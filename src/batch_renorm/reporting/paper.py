@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+FOLDER = Path(__file__).parents[3] / "results/paper"
+"""The published numbers and curves, which are in a clone alone: install this package with `pip install -e .`"""
+
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 Series = tuple[str, str]  # experiment, metric
 
@@ -156,15 +159,12 @@ class Published:
 
     def footnotes(self, lines: Iterable[Series]) -> list[str]:
         """Notes on curves for which the paper prints two numbers."""
-        notes = []
-        for series in lines:
-            first, *others = self.numbers.get(series) or [Number(0.0, None, "")]
-            notes += [
-                f"* {first.top1:.1f}% in the paper's text, which is taken here, {n.top1:.1f}% in its {n.printed_in}"
-                for n in others
-                if n.top1 != first.top1
-            ]
-        return notes
+        return [
+            f"* {numbers[0].top1:.1f}% in the paper's text, which is taken here, {n.top1:.1f}% in its {n.printed_in}"
+            for numbers in (self.numbers.get(series, []) for series in lines)
+            for n in numbers
+            if n.top1 != numbers[0].top1
+        ]
 
     def difference(self, left: Series, right: Series) -> float | None:
         """left minus right of the printed numbers, which are best values."""
@@ -177,29 +177,18 @@ class Published:
         return float(a[1][-1] - b[1][-1]) if a and b else None
 
 
-def paper_folder() -> Path:
-    """results/paper of the repository that this package is installed from, or of the working directory."""
-    places = [root / "results" / "paper" for root in (Path(__file__).resolve().parents[3], Path.cwd())]
-    for place in places:
-        if (place / "numbers.csv").is_file():
-            return place
-    where = " and ".join(map(str, places))
-    raise FileNotFoundError(f"no numbers.csv in {where}: work in a clone, installed with 'pip install -e .'")
-
-
 def load_published() -> Published:
-    folder = paper_folder()
-
-    def rows(name: str) -> Iterator[tuple[Series, dict[str, str]]]:
-        with open(folder / name, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                yield (row["experiment"], row["metric"]), row
-
     numbers: dict[Series, list[Number]] = {}
-    for series, row in rows("numbers.csv"):
+    for series, row in _rows("numbers.csv"):
         at_step = int(row["at_step"]) if row["at_step"] else None
         numbers.setdefault(series, []).append(Number(float(row["top1_percent"]), at_step, row["printed_in"]))
     points: dict[Series, list[tuple[float, float]]] = {}
-    for series, row in rows("curves.csv"):
+    for series, row in _rows("curves.csv"):
         points.setdefault(series, []).append((float(row["step"]), float(row["top1_percent"])))
     return Published(numbers, {series: (np.array(p)[:, 0], np.array(p)[:, 1]) for series, p in points.items()})
+
+
+def _rows(name: str) -> Iterator[tuple[Series, dict[str, str]]]:
+    with open(FOLDER / name, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield (row["experiment"], row["metric"]), row

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib import rc_context
 
-from batch_renorm.reporting.paper import FIGURES, Figure, Published
+from batch_renorm.reporting.paper import Figure, Published
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.showing.diagnoses import draw_activations, draw_mechanism
 from batch_renorm.showing.figures import draw_curves
@@ -39,10 +39,9 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_all(
-    runs: Sequence[RecordedRun], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure] = FIGURES
+    runs: Sequence[RecordedRun], published: Published, scale: str, folder: Path, figures: Mapping[str, Figure]
 ) -> list[Path]:
-    """Write PNG and SVG files; return their paths."""
-    runs = [run for run in runs if run.scale == scale]
+    """Write PNG and SVG files of a scale's runs; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE):
         drawings = {name: draw_curves(figure, runs, published, scale) for name, figure in figures.items()}

@@ -16,6 +16,8 @@ FALL = 1.5  # a ring marks the best if the end is this many points below it
 ROW, GAP = 0.345, 0.15  # inches: a row, and the space between minibatches
 EDGE = 0.012  # of the width: where texts begin
 LEGEND = "Dashed: the end of batchnorm on i.i.d. minibatches. Dots: ends of curves, one a seed. Rings: a higher best."
+Ends = dict[str, list[tuple[float, float]]]
+"""Experiment -> final and best accuracy of each seed."""
 LABEL: dict[str, Any] = {"va": "center_baseline", "fontsize": 11.5}
 
 
@@ -25,24 +27,23 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
     If a curve ends clearly below its best, a ring marks its best. Both panels have the same width in points and
     their baselines at the same position, so that bars are comparable.
     """
-    curves = {name: published.curves[name, VAL][1] for name in EXPERIMENTS if (name, VAL) in published.curves}
     rows = _rows({run.experiment for run in runs})
     depth = rows[-1][0]
-    finals, bests = (
-        {name: list(values_by_seed(runs, (name, VAL), which).values()) for _, name in rows}
-        for which in ("final", "best")
-    )
-    panels = {f"Ours: {scale}": (finals, bests)}
+    ours: Ends = {}
+    for _, name in rows:
+        finals, bests = (values_by_seed(runs, (name, VAL), which).values() for which in ("final", "best"))
+        ours[name] = list(zip(finals, bests, strict=True))
+    panels = {f"Ours: {scale}": ours}
     if not any(run.data for run in runs):  # on another data set the paper's accuracies do not apply
-        ends, best = ({name: [float(end(v))] for name, v in curves.items()} for end in (lambda v: v[-1], max))
-        panels = {PAPERS_HEADING: (ends, best)} | panels
+        papers = {name: published.curves[name, VAL][1] for name in EXPERIMENTS}
+        panels = {PAPERS_HEADING: {name: [(float(v[-1]), float(v.max()))] for name, v in papers.items()}} | panels
     height = -depth + 1.7
     canvas = canvas_with(message(runs), height, EDGE, 14)
     canvas.text(EDGE, 0.15 / height, LEGEND, fontsize=10.5, color=FAINT)
-    offsets = [v - _level(ends) for ends, best in panels.values() for v in chain(*ends.values(), *best.values())]
+    offsets = [value - _level(ends) for ends in panels.values() for seeds in ends.values() for value in chain(*seeds)]
     least, most = min([0.0, *offsets]), max([0.0, *offsets])
     room = max(most - least, 1.0)
-    for i, (heading, (ends, best)) in enumerate(panels.items()):
+    for i, (heading, ends) in enumerate(panels.items()):
         wide = 0.345 if len(panels) > 1 else 0.72
         axes = canvas.add_axes((0.265 + i * 0.375, 0.85 / height, wide, (height - 1.6) / height), title=heading)
         axes.set(ylim=(depth - 0.2, -0.1), yticks=[], xlabel="top-1 accuracy at the end, %")
@@ -55,9 +56,9 @@ def draw_summary(runs: Sequence[RecordedRun], published: Published, scale: str) 
         for at, name in rows:
             if i == 0:
                 axes.text(-0.253 / wide, at, title(name), transform=axes.get_yaxis_transform(), **LABEL)
-            if name in EXPERIMENTS or ends is finals:
-                _draw_row(axes, at, ends.get(name, []), best.get(name, []), look((name, VAL)).color, level, room)
-        if ends.get(BASELINE[0]):
+            if name in ends:
+                _draw_row(axes, at, ends[name], look((name, VAL)).color, level, room)
+        if ends[BASELINE[0]]:
             axes.axvline(level, color=look(BASELINE).color, lw=1.2, ls=(0, (4, 3)), zorder=1)
     return canvas
 
@@ -90,20 +91,19 @@ def _rows(there: set[str]) -> list[tuple[float, str]]:
     return rows
 
 
-def _level(values: dict[str, list[float]]) -> float:
-    """The baseline's mean, or the best experiment's if the baseline has not run."""
-    means = {name: fmean(seeds) for name, seeds in values.items() if seeds}
+def _level(ends: Ends) -> float:
+    """The baseline's mean end, or the best experiment's if the baseline has not run."""
+    means = {name: fmean(final for final, _ in seeds) for name, seeds in ends.items() if seeds}
     return means.get(BASELINE[0], max(means.values(), default=0.0))
 
 
-def _draw_row(
-    axes: Any, at: float, ends: Sequence[float], bests: Sequence[float], color: str, level: float, room: float
-) -> None:
+def _draw_row(axes: Any, at: float, seeds: list[tuple[float, float]], color: str, level: float, room: float) -> None:
     """Draw a bar from the baseline to the mean end, a dot for each seed, and a dotted way to the best."""
-    if not ends:
+    if not seeds:
         across = axes.get_yaxis_transform()
         axes.text(0.02, at, "no finished run", transform=across, va="center_baseline", color=FAINT)
         return
+    ends, bests = zip(*seeds, strict=True)
     mean, best = fmean(ends), fmean(bests)
     axes.plot([level, mean], [at, at], color=color, lw=3, alpha=0.35, solid_capstyle="butt", zorder=2)
     axes.plot(ends, [at] * len(ends), "o", color=color, mec="white", mew=0.8, ms=7.5, zorder=3)
