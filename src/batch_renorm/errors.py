@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 TRANSIENT = {
@@ -69,3 +71,10 @@ def last_checkpoint(folder: Path) -> str:
     """A sentence that names a run folder's last checkpoint; empty if it has none."""
     checkpoints = sorted((folder / "checkpoints").glob("step*.ckpt"))
     return f" The last checkpoint is good: {checkpoints[-1].name}." if checkpoints else ""
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of a sentence: names like a misspelt one, or some that are known."""
+    if close := get_close_matches(name, known):
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are {', '.join(sorted(known)[:20])}{', ...' * (len(known) > 20)}"

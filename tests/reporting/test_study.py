@@ -81,9 +81,9 @@ def test_pairs_of_values_are_a_row_and_combinations_a_grid(report_script, sweep,
 def test_what_cannot_be_studied_is_one_line(report, sweep):
     sweep("noniid_renorm", 0, 50.0)
     for arguments, answer in (
-        (["size.alpa"], "did you mean 'size.alpha'"),
+        (["size.alpa"], "did you mean size.alpha"),
         (["size.alpha"], "no runs of one experiment differ"),
-        (["size.alpha", "--figure", "noniid_renrom"], "did you mean 'noniid_renorm'"),
+        (["size.alpha", "--figure", "noniid_renrom"], "did you mean noniid_renorm"),
     ):
         code, _, err = report("--study", *arguments)
         assert (code, err.count("\n")) == (2, 1)

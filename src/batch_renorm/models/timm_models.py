@@ -2,7 +2,6 @@
 
 import copy
 import os
-from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batch_renorm.errors import UserError
+from batch_renorm.errors import UserError, did_you_mean
 from batch_renorm.models.frozen import frozen_batchnorm, frozen_norm
 from batch_renorm.norm import BatchRenorm2d, convert_batchnorm, to_batchnorm
 
@@ -132,8 +131,7 @@ def stock(name: str, **options: Any) -> nn.Module:
         UserError: timm has no such model or option, or cannot load the weights.
     """
     if not timm.is_model(name):
-        close = get_close_matches(name, timm.list_models() + timm.list_pretrained())
-        raise UserError(f"timm has no model {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+        raise UserError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models() + timm.list_pretrained())}")
     try:
         return timm.create_model(name, **options)
     except Exception as error:  # the download or a file of weights may raise anything

@@ -4,10 +4,9 @@ A line is an experiment, `noniid_groupnorm`, one of its metrics, `noniid_batchno
 differs from its experiment, `noniid_renorm, ramp.rmax=5`. Lines without a curve in the paper are marked as ours.
 """
 
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 
-from batch_renorm.errors import UserError
+from batch_renorm.errors import UserError, did_you_mean
 from batch_renorm.reporting.paper import BASELINE, EXPERIMENTS, OWN_SERIES, SERIES, VAL, Figure, Series
 from batch_renorm.reporting.recorded import RecordedRun
 
@@ -60,13 +59,6 @@ def asked_for(lists: Sequence[Sequence[str]], runs: Sequence[RecordedRun]) -> di
         heading = text if len(text) <= 70 else f"{len(names)} experiments, as asked for"
         figures[f"own{i}"] = Figure(heading, {known[name]: _label(known[name]) for name in names})
     return figures
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """The end of a sentence: names like a misspelt one, or some that are known."""
-    if close := get_close_matches(name, known, n=3):
-        return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; there are {', '.join(sorted(known)[:20])}{', ...' * (len(known) > 20)}"
 
 
 def _label(series: Series) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, prod
 
-from batch_renorm.errors import UserError
+from batch_renorm.errors import UserError, did_you_mean
 from batch_renorm.records.config import flat_options
 from batch_renorm.reporting.differences import Expected, as_text, row_name
-from batch_renorm.reporting.lists import did_you_mean
 from batch_renorm.reporting.paper import VAL
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.reporting.samples import Sample

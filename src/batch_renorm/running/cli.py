@@ -8,7 +8,6 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from batch_renorm.errors import TRANSIENT, DiskFullError, NotFiniteError, Stopped, TransientReadError, UserError
+from batch_renorm.errors import (
+    TRANSIENT,
+    DiskFullError,
+    NotFiniteError,
+    Stopped,
+    TransientReadError,
+    UserError,
+    did_you_mean,
+)
 from batch_renorm.records import naming
 from batch_renorm.records.config import flat_options
 
@@ -97,9 +104,7 @@ def composition(error: Exception) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         if name == "submitit_slurm":
             return "hydra/launcher=submitit_slurm needs hydra-submitit-launcher: pip install hydra-submitit-launcher"
-        close = get_close_matches(name, error.options, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}? All: " if close else "one of: "
-        return f"no {group}={name}; {hint}{', '.join(error.options)}"
+        return f"no {group}={name}{did_you_mean(name, error.options)}"
     text = str(error).strip() or str(error.__cause__)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'\n", text)
@@ -111,9 +116,8 @@ def composition(error: Exception) -> str:
     name = match[1]
     if "@" in name:  # norm@experiment.norm: the choice of a file that stands below its group
         return without_header(name.partition("@")[2].partition(".")[0])
-    close = [other for other in get_close_matches(name, known_options(), n=3, cutoff=0.6) if other != name]
-    hint = f"; did you mean {' or '.join(close)}?" if close else " (python train.py --help lists them)"
-    return f"no option {name}{hint}"
+    others = [other for other in known_options() if other != name]
+    return f"no option {name}{did_you_mean(name, others)} (python train.py --help)"
 
 
 def unread(override: str) -> str:

@@ -6,10 +6,9 @@ The annotations of the arguments say what is allowed, ranges in pydantic's words
 
 import inspect
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -19,7 +18,7 @@ from pydantic import NonNegativeFloat as NonNegative
 from pydantic import PositiveFloat as Positive
 from pydantic.errors import PydanticUserError
 
-from batch_renorm.errors import UserError
+from batch_renorm.errors import UserError, did_you_mean
 from batch_renorm.norm import Ramp
 from batch_renorm.records.config import flat_options
 from batch_renorm.running.cli import check_headers
@@ -278,7 +277,7 @@ def checked(make: Callable[..., Any], section: Config, name: str, *given: str) -
     for key in section:
         if key not in options and (key in given or not open_ended):
             known = [*options, *(SECTIONS if not name else SHARED if name == "optim" else ())]
-            raise UserError(f"nothing reads the option {prefix}{key}{near(key, known)}")
+            raise UserError(f"nothing reads the option {prefix}{key}{did_you_mean(key, known)}")
     for key, parameter in options.items():
         if parameter.default is parameter.empty and key not in section:
             raise UserError(f"the config has no {prefix}{key}")
@@ -335,9 +334,3 @@ def shown(value: Any) -> str:
     """A value as users write it, in one line."""
     text = json.dumps(value) if value is None or type(value) is bool else repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def near(name: str, known: Collection[str]) -> str:
-    """'; did you mean ...?' for a misspelt name, or an empty string."""
-    matches = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
