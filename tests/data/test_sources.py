@@ -309,9 +309,9 @@ def test_names_that_are_no_utf8_are_read_and_printed(tmp_path):
 
 
 def test_a_read_that_fails_for_a_moment_is_tried_again(folders, monkeypatch):
-    """Then it is an error that is not the user's, also where unreadable images are skipped."""
+    """Then it is an error that is not the user's."""
     monkeypatch.setattr(files, "WAITS", (0.0, 0.0))
-    source = Images(str(folders), 8, on_error="skip")
+    source = Images(str(folders), 8)
     read, failures = source.files["val"].read_once, []
 
     def failing(index):
@@ -322,12 +322,13 @@ def test_a_read_that_fails_for_a_moment_is_tried_again(folders, monkeypatch):
     monkeypatch.setattr(source.files["val"], "read_once", failing)
     for code in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
         failures[:] = [code] * 2
-        assert source.fetch("val", np.array([0]), None).replaced == 0
+        assert len(source.fetch("val", np.array([0]), None).pixels) == 1
         failures[:] = [code] * 3
         with pytest.raises(TransientReadError, match=r"cannot read .*/n01440764/.*JPEG: of the disk \(tried 3 times"):
             source.fetch("val", np.array([0]), None)
-    failures[:] = [errno.EACCES]
-    assert source.fetch("val", np.array([0]), None).replaced == 1  # not of a moment
+    failures[:] = [errno.EACCES]  # not of a moment
+    with pytest.raises(UserError, match=r"cannot read the image .*: of the disk; get it again"):
+        source.fetch("val", np.array([0]), None)
 
 
 def test_dots_in_names_do_not_mix_up_labels(tmp_path):

@@ -44,21 +44,6 @@ def last_values(folder):
     return {metric: value for _, metric, value in read_rows(folder.curve)}
 
 
-def test_images_that_are_replaced_are_counted_in_the_curve(compose, tmp_path, capfd):
-    """A network of timm by name, on files of which one is cut off."""
-    root = imagenet_files.write_folders(tmp_path / "set", per_class=2)
-    broken = root / "train/n02123045/n02123045_9.JPEG"
-    imagenet_files.cut_in_half(broken)
-    config = compose(
-        *FILES, "model=timm", "model.name=test_resnet", f"data.root={root}", "data.size=64", "data.on_error=skip",
-        f"folder={tmp_path / 'run'}", "experiment=iid_renorm",
-    )  # fmt: skip
-    last = last_values(trained(config, tmp_path / "run"))  # 2 workers x 4 images: every training image once
-    assert last["images_replaced"] == 1
-    assert f"replacing the image {broken}, which cannot be read" in capfd.readouterr().err
-    assert last["loss"] > 0
-
-
 @pytest.mark.slow
 def test_real_files_give_the_same_curve_from_folders_and_from_a_store(run_script, compose, tmp_path):
     """A network of timm on JPEG files: two ranks with loader processes on folders, one on a store."""

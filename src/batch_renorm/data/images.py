@@ -8,9 +8,7 @@ converts differently (CMYK). EXIF orientation is ignored, as in the readers behi
 """
 
 import io
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -22,7 +20,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from batch_renorm.data.augmentation import AREAS, distort, random_box, resized, resized_centre
-from batch_renorm.data.files import Files, patiently, printable
+from batch_renorm.data.files import patiently, printable
 from batch_renorm.data.labels import chosen_labels
 from batch_renorm.data.loaders import Draw, Fetched, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
@@ -83,8 +81,6 @@ class Images(Source):
         labels: the part of its labels that is used: the first so many, or those of a file that names a class on each
             line. They are numbered from 0 on, in the data set's order. None takes all.
         missing_val: whether classes without validation images are refused or allowed.
-        on_error: for an unreadable image, "fail" ends the run, and "skip" takes the next readable image
-            of its label. The replacement depends on the data set alone.
         area: smallest and largest part of a training image that a crop takes.
         colours: whether the colours of training images are distorted.
         splits: ["val"] for validation images alone.
@@ -109,7 +105,6 @@ class Images(Source):
         val_images: PositiveInt | None = None,
         labels: PositiveInt | str | None = None,
         missing_val: Literal["refuse", "allow"] = "refuse",
-        on_error: Literal["fail", "skip"] = "fail",
         area: Sequence[float] = AREAS,
         colours: bool = True,
         splits: Sequence[str] = BOTH,
@@ -133,7 +128,7 @@ class Images(Source):
                     f"data.root={root} has {count:,} {name.replace('_', ' ')}, not {required[name]:,} (data.{name}): "
                     f"{HOW_TO_GET}; for another data set say data=folder"
                 )
-        self.size, self.skips_unreadable, self.remarks = size, on_error == "skip", found.remarks
+        self.size, self.remarks = size, found.remarks
         self.area, self.colours = (area[0], area[1]), colours
         self.files, names = found.splits, found.classes
         if labels is not None:
@@ -149,7 +144,6 @@ class Images(Source):
                     f"data.root={root} has no validation images of {len(lacking):,} of its {self.classes:,} classes "
                     f"({some}): add them, or say data.missing_val=allow if they are meant to be missing"
                 )
-        self._warned: set[str] = set()
 
     def labels(self, split: str) -> np.ndarray:
         return self.files[split].labels if split in self.files else np.empty(0, np.int64)
@@ -159,53 +153,27 @@ class Images(Source):
         shape = len(indices), 3, self.size, self.size
         pixels = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
         colours = torch.empty(len(indices), 5) if draw is not None and self.colours else None
-        seconds, replaced = {"read": 0.0, "decode": 0.0, "augment": 0.0}, 0
         for position, index in enumerate(map(int, indices)):
-            image, used = self._image(split, index, seconds)
-            start = time.perf_counter()
+            image = self.image(split, index)
             if draw is None:
                 pixels[position] = resized_centre(image, self.size)
             else:
                 pixels[position], numbers = augmented(image, self.size, draw, position, self.area)
                 if colours is not None:
                     colours.numpy()[position] = numbers
-            replaced += used != index
-            seconds["augment"] += time.perf_counter() - start
-        return Fetched(pixels, colours, seconds, replaced)
+        return Fetched(pixels, colours)
 
     def image(self, split: str, index: int) -> np.ndarray:
-        """An image as it is, (height, width, 3) uint8; another of its label if it cannot be read and may be skipped."""
-        return self._image(split, index, {"read": 0.0, "decode": 0.0})[0]
-
-    def _image(self, split: str, index: int, seconds: dict[str, float]) -> tuple[np.ndarray, int]:
-        """The pixels of an image, or of the one that replaces it, and the index of that one."""
+        """An image as it is, (height, width, 3) uint8."""
         files = self.files[split]
-        for candidate in with_replacements(files, index):
-            start = middle = time.perf_counter()
-            try:
-                data = files.read(candidate)
-                middle = time.perf_counter()
-                return decode(data), candidate
-            except TransientReadError:
-                raise
-            except (OSError, UnreadableImage) as error:
-                self._complain(files.name(candidate), error)
-            finally:
-                seconds["read"] += middle - start
-                seconds["decode"] += time.perf_counter() - middle
-        raise UnreadableImage(f"no image of the label of {files.name(index)} can be read")
-
-    def _complain(self, name: str, error: Exception) -> None:
-        """Raise the error of an unreadable image, or print it if the image may be skipped."""
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        if not self.skips_unreadable:
-            raise UnreadableImage(
-                f"cannot read the image {name}: {reason}; get it again, or replace what cannot be read by other "
-                "images of the label: data.on_error=skip"
-            ) from error
-        if name not in self._warned:
-            self._warned.add(name)
-            print(f"replacing the image {name}, which cannot be read: {reason}", file=sys.stderr, flush=True)
+        try:
+            return decode(files.read(index))
+        except TransientReadError:
+            raise
+        except (OSError, UnreadableImage) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)
+            cure = "get it again, or put another image of its label in its place"
+            raise UnreadableImage(f"cannot read the image {files.name(index)}: {reason}; {cure}") from error
 
     def images(self, fetched: list[Fetched], device: torch.device) -> Tensor:
         """Distort the colours of training images, then scale all images to [-1, 1], channels innermost."""
@@ -232,11 +200,3 @@ def augmented(
     mirrored = numbers.random() < 0.5
     crop = resized(image[top:bottom, left:right], size)
     return crop.flip(2) if mirrored else crop, numbers.random(5)
-
-
-def with_replacements(files: Files, index: int) -> Iterator[int]:
-    """The index of an image, then of the other images of its label in order: the replacements of unreadable images."""
-    yield index
-    first, after = np.searchsorted(files.labels, [files.labels[index], files.labels[index] + 1]).tolist()
-    for step in range(1, after - first):
-        yield first + (index - first + step) % (after - first)

@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -55,14 +55,10 @@ class Fetched:
     Args:
         pixels: (n, channels, size, size) uint8, channels innermost.
         colours: (n, 5) float32 draws of `augmentation.distort`; None for evaluation.
-        seconds: time spent on the images: read, decode, augment.
-        replaced: number of unreadable images that were replaced.
     """
 
     pixels: Tensor
     colours: Tensor | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    replaced: int = 0
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Fetched":
         colours = None if self.colours is None else change(self.colours)
@@ -93,8 +89,6 @@ class Source(ABC):
     """Height and width of the images, pixels."""
     needs_loader_processes: bool = True
     """Whether `fetch` reads or decodes files, which takes cores; False where it only notes which images are wanted."""
-    skips_unreadable: bool = False
-    """Whether `Fetched.replaced` counts replaced images, which a run then records."""
     remarks: Sequence[str] = ()
     """Lines that the user should read before training."""
 
