@@ -1,9 +1,9 @@
 """The scripts as a user runs them, and the commands that README names."""
 
 import re
+import shutil
 from functools import partial
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -15,6 +15,9 @@ from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.running.build import load_run
 from batch_renorm.running.checkpoints import newest_readable
 from tests.conftest import ROOT, TINY, run_forked
+from tests.data import imagenet_files
+from tests.running.forked import trained
+from tests.running.test_files import FILES
 
 
 @pytest.fixture
@@ -76,25 +79,26 @@ def test_evaluate_names_what_is_wrong(run_script, tmp_path):
         assert answer in err
 
 
-def test_validation_images_alone(run_script, tmp_path):
-    """Their labels are the folders' sorted names, or what a list says: with two classes, the other way round."""
-    torch.manual_seed(1)
-    torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "weights.pth")
-    pixels = np.random.default_rng(0)
-    for name, images in (("ant", 3), ("bee", 2)):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for i in range(images):
-            Image.fromarray(pixels.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "set" / name / f"{i}.png")
-    (tmp_path / "classes.txt").write_text("bee\nant\n")
-    command = ["scripts/evaluate.py", "--timm=test_resnet", "model.num_classes=2"]
-    command += [f"--checkpoint={tmp_path / 'weights.pth'}", f"data.root={tmp_path / 'set'}"]
-    top1 = []
+@pytest.mark.slow
+def test_a_run_is_evaluated_on_other_validation_images(script, compose, tmp_path):
+    """Their labels are the folders' sorted names, or what a list says."""
+    root = imagenet_files.write_folders(tmp_path / "set")
+    trained(
+        compose(*FILES, "model=timm", "model.name=test_resnet", "data.size=64", f"data.root={root}"), tmp_path / "run"
+    )
+    (tmp_path / "classes.txt").write_text("\n".join(sorted(path.name for path in (root / "train").iterdir())))
+    others = [str(tmp_path / "run"), f"data.root={root / 'train'}"]
+    accuracies = []
     for more in ([], [f"data.class_list={tmp_path / 'classes.txt'}"]):
-        code, out, err = run_script(*command, *more)
+        code, out, err = script("scripts/evaluate.py", *others, *more)
         assert code == 0, err
-        assert "5 images" in out
-        top1.append(float(re.search(r"val_top1 +(\S+)", out)[1]))
-    assert sum(top1) == 100
+        assert "12 images" in out
+        accuracies.append(re.findall(r"val_top\d +(\S+)", out))
+    assert accuracies[0] == accuracies[1]
+    for name in "abcde":
+        shutil.copytree(next((root / "train").iterdir()), tmp_path / "five" / name)
+    code, _, err = script("scripts/evaluate.py", others[0], f"data.root={tmp_path / 'five'}")
+    assert (code, err.splitlines()[-1]) == (2, "error: the run knows 4 classes, data.root has 5")
 
 
 def test_a_page_of_samples(script, tmp_path):

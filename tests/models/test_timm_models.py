@@ -3,20 +3,16 @@
 import sys
 from functools import partial
 
-import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 
-from batch_renorm.data.images import Images
 from batch_renorm.models.norms import group_norm
-from batch_renorm.models.pretrained import PretrainedImages
 from batch_renorm.models.timm_models import create, stock, stock_weights
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.norm.layers import layers_of
 from batch_renorm.training.optimizer import decayed_parameters
-from tests.data import imagenet_files
 
 NORM = partial(BatchRenorm2d, eps=1e-3, momentum=0.01, averages="sigma", group_size=2, scale=False, rmax=1.0, dmax=0.0)
 
@@ -104,32 +100,6 @@ def test_groupnorm_in_the_place_of_every_batchnorm_keeps_activations_and_startin
 def test_what_cannot_be_made_is_named(name, options, answer):
     with pytest.raises(ValueError, match=answer):
         create(name, 5, 3, NORM, **({"learned_gamma": True} | options))
-
-
-def test_a_pretrained_network_is_evaluated_on_images_as_timm_prepares_them(run_script, tmp_path):
-    """Against timm's own data set and transform, with weights in a file: nothing is downloaded."""
-    from timm.data import create_dataset, create_transform, resolve_model_data_config
-
-    root = imagenet_files.write_folders(tmp_path / "set")
-    torch.manual_seed(1)
-    model = timm.create_model("test_resnet", num_classes=4).eval()
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    transform = create_transform(**resolve_model_data_config(model, use_test_size=True), is_training=False)
-    data = list(create_dataset("", str(root), split="validation", transform=transform))
-    expected, labels = torch.stack([image for image, _ in data]), torch.tensor([label for _, label in data])
-    source = PretrainedImages(Images(str(root), 299), model)
-    got = source.images([source.fetch("val", np.arange(8))], torch.device("cpu"))
-    torch.testing.assert_close(got, expected, atol=2.1 / 127.5, rtol=0)  # decoders differ by a level at most
-    assert (got - expected).abs().mean() < 1e-3
-
-    with torch.no_grad():
-        right = (model(expected).argmax(1) == labels).float().mean().item()
-    given = ["--timm=test_resnet", "model.num_classes=4", f"--checkpoint={tmp_path / 'weights.pth'}"]
-    code, out, err = run_script("scripts/evaluate.py", *given, f"data.root={root}", "--batch-size=3")
-    assert code == 0, err
-    assert out.split() == ["test_resnet,", "8", "images", "val_top1", f"{100 * right:.6g}", "val_top5", "100"]
-    _, _, err = run_script("scripts/evaluate.py", "--timm=test_resnet", "--pretrained")
-    assert err.startswith("error: say where the images are, data.root=")
 
 
 def test_weights_that_do_not_arrive_are_named(tmp_path, monkeypatch):
