@@ -9,7 +9,7 @@
     python scripts/report.py --runs results/runs --out results --no-page   makes this repository's results/
 
 A run whose config differs from its experiment's gets a separate row ("noniid_renorm, ramp.rmax=5"). A data set other
-than the scale's gets a separate report (<scale>-<data set>). In --figure, names are rows or row/metric.
+than the scale's gets a separate report (<scale>-<data set>). In --figure, names are rows or row/accuracy.
 
 Writes <out>/<scale>.md, <out>/<scale>*.csv, <out>/figures/<scale>/*.png and *.svg, and <out>/<scale>.html (all curves,
 interactive, works offline). The text of <out>/<scale>-notes.md, if there is one, becomes part of the page. A study is
@@ -132,7 +132,7 @@ def write(
     options: argparse.Namespace,
     command: str,
 ) -> None:
-    from batch_renorm.showing import csv_files, drawings, markdown  # here: a table need not wait for matplotlib
+    from batch_renorm.showing import drawings, files  # here: a table need not wait for matplotlib
 
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -140,9 +140,9 @@ def write(
     numbers = Path(os.path.relpath(paper.FOLDER, out)).as_posix() + "/"
     notes = out / f"{c.scale}-notes.md"
     by_hand = notes.read_text(encoding="utf-8") if notes.is_file() else ""
-    text = markdown.markdown(c, command, numbers, {path.stem for path in drawn}, by_hand)
+    text = files.markdown(c, command, numbers, {path.stem for path in drawn}, by_hand)
     (out / f"{c.scale}.md").write_text(text, encoding="utf-8")
-    csv_files.write_tables(c, out / c.scale)
+    files.write_tables(c, out / c.scale)
     written = [f"{c.scale}.md", f"figures/{c.scale}/"]
     if not options.no_page:
         from batch_renorm.showing import page

@@ -1,7 +1,7 @@
 """Figures as lists of experiments: the paper's three, our controls', and those that the user requests.
 
-A line is an experiment, `noniid_groupnorm`, one of its metrics, `noniid_batchnorm/train_top1`, or a row of a run that
-differs from its experiment, `noniid_renorm, ramp.rmax=5`. Lines without a curve in the paper are marked as ours.
+A line is an experiment, `noniid_groupnorm`, one of its accuracies, `noniid_batchnorm/train_top1`, or a row of a run
+that differs from its experiment, `noniid_renorm, ramp.rmax=5`. Lines without a curve in the paper are marked as ours.
 """
 
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ def asked_for(lists: Sequence[Sequence[str]], runs: Sequence[RecordedRun]) -> di
         UserError: no run has what a line names.
     """
     known = {row: (row, VAL) for row in {*EXPERIMENTS, *(run.experiment for run in runs)}}
-    known |= {f"{run.experiment}/{metric}": (run.experiment, metric) for run in runs for metric in run.curve}
-    known |= {"/".join(series): series for series in (*SERIES, *OWN_SERIES)}
+    accuracies = {(run.experiment, metric) for run in runs for metric in run.curve if "_top" in metric}
+    known |= {"/".join(series): series for series in (*SERIES, *OWN_SERIES, *accuracies)}
     figures = {}
     for i, names in enumerate(lists, 1):
         for name in names:

@@ -80,9 +80,7 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
         _frame(ours, low, high, max([run.steps or run.step for run in shown] + [1]))
     if not any(metric in run.curve for e, metric in figure.lines for run in shown if run.experiment == e):
         ours.text(0.5, 0.5, "not run yet", transform=ours.transAxes, ha="center", color=FAINT)
-    metrics = {metric for _, metric in figure.lines}
-    accuracies = all("top" in metric for metric in metrics)
-    theirs.set_ylabel("top-1 accuracy, %" if accuracies else " ".join(sorted(metrics)).replace("_", " "))
+    theirs.set_ylabel("accuracy, %" if any("top5" in metric for _, metric in figure.lines) else "top-1 accuracy, %")
     _number_table(canvas, figure, runs, published, row / height, (legend - 0.2 * row) / height, alone)
     for i, note in enumerate(reversed(footnotes)):
         canvas.text(LEFT, (0.35 + i) * row / height, note, va="center", fontsize=10.5, color=FAINT)
@@ -102,20 +100,13 @@ def draw_line(axes: Any, style: Look, curve: Curve, lw: float, zorder: float) ->
 
 
 def _draw_seeds(axes: Any, series: Series, style: Look, runs: Sequence[RecordedRun]) -> None:
-    """Draw the finished seeds' mean and range; each unfinished seed separately, faint, with a ring at its end.
-
-    Seeds without common steps have no mean: then each is drawn separately.
-    """
+    """Draw the finished seeds' mean and range; each unfinished seed separately, faint, with a ring at its end."""
     experiment, metric = series
     drawn = [run for run in runs if run.experiment == experiment and metric in run.curve]
-    finished = [run for run in drawn if run.finished]
-    if curve := mean_curve(finished, metric):
+    if curve := mean_curve([run for run in drawn if run.finished], metric):
         steps, mean, low, high = curve
         axes.fill_between(steps, low, high, color=style.color, alpha=0.2, lw=0, zorder=3)
         draw_line(axes, replace(style, mark=style.mark or "o" * (len(steps) == 1)), (steps, mean), lw=2.2, zorder=4)
-    else:
-        for run in finished:
-            draw_line(axes, style, run.curve[metric], lw=1.4, zorder=3)
     for run in drawn:
         if not run.finished:
             steps, values = run.curve[metric]
@@ -124,14 +115,11 @@ def _draw_seeds(axes: Any, series: Series, style: Look, runs: Sequence[RecordedR
 
 
 def _limits(figure: Figure, runs: Sequence[RecordedRun]) -> tuple[float, float]:
-    """The y axis of our curves. Accuracies start as the paper's do, or where a curve ends; both are multiples of 5."""
+    """The y axis of our curves: from where the paper's start, or where a curve ends, by multiples of 5."""
     curves = [run.curve[m] for e, m in figure.lines for run in runs if run.experiment == e and m in run.curve]
     values = [value for _, values in curves for value in values]
     if not values:
         return PAPERS_RANGE
-    if not all("top" in metric for _, metric in figure.lines):
-        margin = 0.05 * (max(values) - min(values)) or 1.0
-        return min(values) - margin, max(values) + margin
     high = min(100, ceil((max(values) + 0.5) / 5) * 5)
     low = floor(min(PAPERS_RANGE[0], *(values[-1] - 2 for _, values in curves)) / 5) * 5
     return max(0, min(low, high - 5)), high
@@ -160,12 +148,11 @@ def _number_table(
     looks = looks_of(figure.lines)
     for series, name in figure.lines.items():
         y -= row
-        _, metric = series
         draw_key(canvas, LEFT, y, looks[series], name, min(13, 13 * 42 / len(name)))
-        number, form = published.number(series), "{:.1f}%" if "top" in metric else "{:.3g}"
+        number = published.number(series)
         cells = ["" if alone else f"{number.top1:.1f}%{'*' * bool(published.footnotes([series]))}" if number else NONE]
         for which in ("best", "final"):
             values = values_by_seed(runs, series, which).values()
-            cells.append(form.format(fmean(values)) if values else NONE)
+            cells.append(f"{fmean(values):.1f}%" if values else NONE)
         for x, cell in zip(columns.values(), cells, strict=True):
             canvas.text(x, y, cell, ha="right", va="center_baseline")

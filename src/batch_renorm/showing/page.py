@@ -78,7 +78,7 @@ def _curves(label: str, series: Series, runs: Sequence[RecordedRun]) -> Iterator
     if curve := mean_curve(finished, metric):
         yield f"{label}, mean of {len(finished)} seeds" if len(finished) > 1 else label, curve[:2]
     for run in runs:
-        if not run.finished or curve is None:
+        if not run.finished:
             yield f"{label}, seed {run.seed}, {run.progress}", run.curve[metric]
 
 
