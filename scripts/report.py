@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from batch_renorm.errors import UserError
 from batch_renorm.records.config import flat_options
 from batch_renorm.records.naming import as_name
-from batch_renorm.reporting import compare, lists, missing, paper, runs, study
+from batch_renorm.reporting import compare, lists, paper, runs, study
 from batch_renorm.reporting.recorded import RecordedRun
 from batch_renorm.running.cli import CONFIGS, explained
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     if not every:
         where = f"{' or '.join(map(str, roots))}" + (f" at scale {options.scale}" if options.scale else "")
         print(f"No runs under {where}. Make them:", file=sys.stderr)
-        print(*missing.missing_commands([], options.scale or "glyphs"), sep="\n", file=sys.stderr)
+        print(*compare.missing_commands([], options.scale or "glyphs"), sep="\n", file=sys.stderr)
         return 1
     command = shlex.join(["python", "scripts/report.py", *arguments])
     scales = sorted({run.scale for run in every})

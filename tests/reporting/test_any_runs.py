@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from batch_renorm.reporting.missing import missing_commands
+from batch_renorm.reporting.compare import missing_commands
 from batch_renorm.reporting.runs import find_runs
 from tests.conftest import ROOT
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from batch_renorm.reporting import compare, missing, paper
+from batch_renorm.reporting import compare, paper
 from batch_renorm.reporting.compare import steps_to_reach
 from batch_renorm.reporting.runs import find_runs
 
@@ -104,7 +104,7 @@ def test_missing_names_each_experiment_and_seed_once(compared):
 
 def test_the_commands_that_are_named_are_runs_of_train(compose, write, tmp_path):
     for scale in ("glyphs", "imagenet"):
-        commands = missing.missing_commands([], scale)
+        commands = compare.missing_commands([], scale)
         assert len(commands) == 7
         for command in commands[:2]:
             python, script, *overrides = command.split()
@@ -114,7 +114,7 @@ def test_the_commands_that_are_named_are_runs_of_train(compose, write, tmp_path)
             assert config["scale"] == scale
     data = {"data": {"root": "/my images"}}
     write(tmp_path, "iid_renorm", 0, {VAL: [(1, 1.0)]}, scale="imagenet", state="stopped", config=data)
-    commands = missing.missing_commands(find_runs([tmp_path])[0], "imagenet")
+    commands = compare.missing_commands(find_runs([tmp_path])[0], "imagenet")
     assert "data.root='/my images'  # resumes: stopped at step" in commands[1]
 
 

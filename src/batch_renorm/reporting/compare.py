@@ -7,19 +7,21 @@
 - Accuracies in percent, differences in points.
 """
 
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
+from batch_renorm.records.config import flat_options
 from batch_renorm.reporting import paper
 from batch_renorm.reporting.checks import Check, checks, own_checks
+from batch_renorm.reporting.differences import FILES
 from batch_renorm.reporting.lists import controls, title
-from batch_renorm.reporting.missing import missing_commands, set_apart
 from batch_renorm.reporting.paper import BASELINE, VAL, Claim, Curve, Figure, Published, Series
-from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.reporting.samples import Sample
+from batch_renorm.reporting.recorded import RecordedRun, Sample
 
 Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # steps, mean, least and largest value
 
@@ -27,6 +29,7 @@ HOLDS, HOLDS_UNSURE = "holds", "holds, not sure"
 FAILS, FAILS_UNSURE = "does not hold", "does not hold, not sure"
 NOT_RUN, NOT_MEASURED = "not run", "not measured"
 
+MOST = 2 / 3  # if this fraction of the experiments has a seed, the others lack it; some may have extra seeds on purpose
 # Shares of the baseline's best accuracy. A share means the same on any data set; smaller shares are not possible,
 # because the paper's curves start at 30%.
 SHARES = (0.80, 0.90, 0.95, 0.98)
@@ -229,3 +232,38 @@ def _row(
         alone=_sample(runs, alone, "final"),
         counterpart_gain=paired(runs, pairs, alone, "final"),
     )
+
+
+def missing_commands(runs: Sequence[RecordedRun], scale: str) -> list[str]:
+    """The commands that complete the table: every experiment with the seeds that most have, and unfinished runs.
+
+    None for runs on another data set than their scale's: they need the options of the runs that are there, too.
+    """
+    if any(run.data for run in runs):
+        return []
+    there = {(run.experiment, run.seed): run for run in runs if run.experiment in paper.EXPERIMENTS}
+    have = Counter(seed for _, seed in there)
+    begun = len({experiment for experiment, _ in there})
+    seeds = sorted(seed for seed, n in have.items() if n >= MOST * begun) or sorted(have)[:1] or [0]
+    files = {"data.root": "/path/to/imagenet"} if scale == "imagenet" else {}
+    files |= {k: v for run in runs for k, v in flat_options(run.config) if k in FILES and v is not None}
+    options = "" if scale == "glyphs" else f" scale={scale}"
+    options += "".join(f" {option}={shlex.quote(str(file))}" for option, file in files.items())
+    commands = []
+    for experiment in paper.EXPERIMENTS:
+        for seed in sorted({*seeds} | {seed for name, seed in there if name == experiment}):
+            run = there.get((experiment, seed))
+            if run is None or not run.finished:
+                resumes = f"  # resumes: {run.progress}" if run else ""
+                commands.append(f"python train.py experiment={experiment} seed={seed}{options}{resumes}")
+    return commands
+
+
+def set_apart(runs: Sequence[RecordedRun]) -> list[str]:
+    """Rows that do not count in verdicts, because they were not trained like the paper's experiments."""
+    rows: dict[str, list[int]] = {}
+    for run in runs:
+        if run.differs:
+            rows.setdefault(run.experiment, []).append(run.seed)
+    text = "; ".join(f"{name} (seed {', '.join(map(str, sorted(seeds)))})" for name, seeds in sorted(rows.items()))
+    return [f"in rows of their own and in no verdict, as they differ from their experiments: {text}"] * bool(rows)

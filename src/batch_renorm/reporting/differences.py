@@ -6,7 +6,6 @@ same experiment. Options of the machine do not count: they cannot change what is
 """
 
 import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,6 @@ PLACES = frozenset({"seed", "scale", "experiment"})
 """Options that say which row and which seed a run is."""
 FILES = ("data.root", "model.checkpoint")
 """Options that a scale leaves to the user: most runs decide which file is usual."""
-SHOWN = 3  # most differences in a row's name
 
 
 def trained(config: Mapping[str, Any]) -> dict[str, str]:
@@ -84,11 +82,7 @@ def _differences(own: Mapping[str, str], reference: Mapping[str, str | None]) ->
 
 
 def row_name(experiment: str, differs: Mapping[str, str]) -> str:
-    texts = [f"{option}={value}" for option, value in differs.items()]
-    if len(texts) > SHOWN + 1:  # a checksum of all of them: two recipes never share a row
-        more = f"and {len(texts) - SHOWN} more ({zlib.crc32(repr(texts).encode()):08x})"
-        texts = [*texts[:SHOWN], more]
-    return ", ".join((experiment, *texts))
+    return ", ".join((experiment, *(f"{option}={value}" for option, value in differs.items())))
 
 
 def as_text(value: Any) -> str:

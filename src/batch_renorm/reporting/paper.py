@@ -6,6 +6,7 @@ Accuracies are percent (0..100), differences are points, steps are optimiser upd
 import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +99,8 @@ class Claim:
 
     def range(self) -> tuple[float, float]:
         """The differences left - right, in points, that agree with the claim."""
-        if self.relation == ">":
-            return self.margin, float("inf")
-        if self.relation == ">=":
-            return -self.margin, float("inf")
-        return -self.margin, self.margin
+        low = self.margin if self.relation == ">" else -self.margin
+        return low, self.margin if self.relation == "=" else inf
 
     def agrees(self, difference: float) -> bool:
         low, high = self.range()

@@ -1,9 +1,11 @@
-"""A run folder for reports: its config and its measurements."""
+"""A run folder for reports, its config and its measurements; and one number per seed of several runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, Self
 
 from batch_renorm.reporting.paper import Curve
 
@@ -58,3 +60,43 @@ class RecordedRun:
     def layers(self, metric: str) -> dict[str, Curve]:
         """The curves named `<metric>/<layer>`, by layer, in the order of the file and of the network."""
         return {name.removeprefix(f"{metric}/"): c for name, c in self.curve.items() if name.startswith(f"{metric}/")}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One number per seed."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self | None:
+        """None without values."""
+        values = tuple(values)
+        return cls(values) if values else None
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation (n - 1); None for one seed."""
+        return stdev(self.values) if self.n > 1 else None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The mean's two-sided 95% t-interval; None for one seed."""
+        if self.std is None:
+            return None
+        from scipy.stats import t  # takes half a second to import, and one seed needs none
+
+        half = float(t.ppf(0.975, self.n - 1)) * self.std / sqrt(self.n)
+        return self.mean - half, self.mean + half

@@ -12,8 +12,7 @@ from batch_renorm.errors import UserError, did_you_mean
 from batch_renorm.records.config import flat_options
 from batch_renorm.reporting.differences import Expected, as_text, row_name
 from batch_renorm.reporting.paper import VAL
-from batch_renorm.reporting.recorded import RecordedRun
-from batch_renorm.reporting.samples import Sample
+from batch_renorm.reporting.recorded import RecordedRun, Sample
 
 Value = tuple[str, ...]
 """The value of each studied option, as text."""

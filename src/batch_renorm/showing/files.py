@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from batch_renorm.reporting.compare import SHARES, Comparison
-from batch_renorm.reporting.samples import Sample
+from batch_renorm.reporting.recorded import Sample
 from batch_renorm.showing.tables import Table, tables
 
 Line = dict[str, object]

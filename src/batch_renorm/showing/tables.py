@@ -6,7 +6,7 @@ from statistics import fmean
 
 from batch_renorm.reporting.compare import SHARES, CheckResult, Comparison, Row
 from batch_renorm.reporting.paper import VAL, Claim, Series
-from batch_renorm.reporting.samples import Sample
+from batch_renorm.reporting.recorded import Sample
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
