@@ -8,7 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from batch_renorm.running.cli import as_hydra_reads, debugged, explained
+from batch_renorm.running.cli import as_hydra_reads, explained
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
@@ -17,7 +17,7 @@ def main(config: DictConfig) -> float | None:
     from batch_renorm.running.screen import final_accuracy, print_remark
 
     with explained():
-        settings: Any = OmegaConf.to_container(debugged(config), resolve=True)
+        settings: Any = OmegaConf.to_container(config, resolve=True)
         if "torch" not in sys.modules and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             print_remark(f"{settings['experiment']}, scale {settings['scale']}, seed {settings['seed']}: loading torch")
         from batch_renorm.running.run import train

@@ -17,7 +17,6 @@ from batch_renorm.running.loggers import tags_of
         (["scale=imagenet", "data.root=/data/a-tenth", "data.train_images=128116"], "a-tenth", "imagenet-a-tenth"),
         (["data=folder", "data.root=/x/y", "dataset=cars"], "cars", "glyphs-cars"),
         (["data=folder", "data.root=/x/glyphs"], "glyphs-folder", "glyphs-glyphs-folder"),
-        (["debug=true"], "glyphs", "debug/glyphs"),
     ],
 )
 def test_the_data_set_is_in_the_runs_place_group_and_tags(compose, options, dataset, place):

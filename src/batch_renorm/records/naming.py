@@ -30,8 +30,7 @@ def dataset_of(data: Mapping[str, Any]) -> str:
 def run_group(config: Mapping[str, Any]) -> str:
     """The folder of comparable runs: the scale, and the data set if it is not the scale's: imagenet, imagenet-cars."""
     dataset = as_name(str(config["dataset"]))
-    place = config["scale"] if dataset == config.get("dataset_of_scale") else f"{config['scale']}-{dataset}"
-    return f"debug/{place}" if config["debug"] else place
+    return config["scale"] if dataset == config.get("dataset_of_scale") else f"{config['scale']}-{dataset}"
 
 
 def model_of(config: Mapping[str, Any]) -> str:

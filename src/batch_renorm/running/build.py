@@ -19,7 +19,6 @@ from batch_renorm.errors import UserError
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.norm.layers import BatchRenorm, has_layers
 from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
-from batch_renorm.running.cli import DEBUG_IMAGES
 from batch_renorm.running.folder import read_config
 from batch_renorm.running.ranks import Stop
 from batch_renorm.running.schema import Config, Logging, Machine, Minibatch, Options, Size, read, target
@@ -85,7 +84,6 @@ def build(
         **options.arguments["evaluation"],
         trained=minibatch.composition,
         groups=has_layers(training.model),
-        most=DEBUG_IMAGES if options.general.debug else None,
     )
     evaluation.measurements(source)  # raises errors now, not at the first evaluation
     draws = regime(source.labels("train"), minibatch.size, size.workers, minibatch.images_per_label)

@@ -41,7 +41,6 @@ MENDABLE = {
 PATHS = ("folder", "data.root")
 IN_EVERY_PLACE = ("scale", "experiment", "seed")
 """The parts of the default folder."""
-DEBUG_STEPS, DEBUG_IMAGES = 4, 64
 LONGEST = 120  # characters of a sweep's options in a folder's name; file systems take 255 in all
 
 
@@ -63,6 +62,10 @@ def explained() -> Iterator[None]:
         if (path := not_utf8()) is None:
             raise
         exit_with(f"{path} is not UTF-8 text: save it as UTF-8 ({error.reason})")
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be a string"):
+            raise
+        exit_with("true, false and numbers choose no file: python train.py --help lists the choices of each group")
     except TransientReadError as error:
         exit_with(str(error), os.EX_TEMPFAIL)
     except OSError as error:
@@ -204,18 +207,6 @@ def without_header(group: str) -> str:
 
 for resolver in (knee, half, swept, proportional, dataset, run_group):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-
-
-def debugged(config: DictConfig) -> DictConfig:
-    """With `debug=true`, shrink a config in place to a few steps, one evaluation and one checkpoint; return it."""
-    if config.debug is True:
-        for name, few in (("steps", DEBUG_STEPS), ("evaluate_every", DEBUG_STEPS), ("train_sample", DEBUG_IMAGES)):
-            if isinstance(config.size[name], int):
-                config.size[name] = min(few, config.size[name])
-        config.trainer.log_every, config.fresh = 1, True
-        if OmegaConf.select(config, "logger.wandb.mode") == "online":
-            config.logger.wandb.mode = "offline"
-    return config
 
 
 def quoted(name: str, value: str) -> str:

@@ -58,7 +58,6 @@ class General:
     dataset: Name
     folder: Text
     dataset_of_scale: Name | None = None
-    debug: bool = False
     fresh: bool = False
 
 
@@ -222,7 +221,7 @@ def read(config: Config) -> Options:
     if isinstance(wandb, dict):
         sections["logger"]["wandb"], wandb = None, Wandb(**checked(Wandb, wandb, "logger.wandb"))
     checked(Logging, sections["logger"], "logger")
-    arguments = {"evaluation": checked(Evaluation, sections["evaluation"], "evaluation", "trained", "groups", "most")}
+    arguments = {"evaluation": checked(Evaluation, sections["evaluation"], "evaluation", "trained", "groups")}
     shared = {name: sections["optim"].pop(name) for name in SHARED if name in sections["optim"]}
     shared = checked(Optimization, shared, "optim", "make")
     norm = None

@@ -58,7 +58,6 @@ class Evaluation:
     """Which images are evaluated, and how often; names as in configs/train.yaml.
 
     `trained` is the composition of the experiment's minibatches; `groups` says whether the network's norms see groups.
-    `most` limits the validation images, and then also the minibatches to one of each kind; None means no limit.
     """
 
     every: PositiveInt
@@ -69,7 +68,6 @@ class Evaluation:
     trained: Composition
     minibatches_every: PositiveInt = 1
     groups: bool = True
-    most: int | None = None
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to evaluate the model after `step` updates: every `every` steps, and at the end."""
@@ -88,7 +86,7 @@ class Evaluation:
         val, train = source.labels("val"), source.labels("train")
         sample = generator(0, EVALUATION, 1).permutation(len(train))[: self.train_images]
         measurements = {
-            "val": Measurement("val", in_batches(np.arange(len(val))[: self.most], self.batch_size)),
+            "val": Measurement("val", in_batches(np.arange(len(val)), self.batch_size)),
             "train": Measurement("train", in_batches(np.sort(sample), self.batch_size)),
         }
         if not self.groups:
@@ -115,7 +113,6 @@ class Evaluation:
     def _whole(self, minibatches: np.ndarray) -> list[np.ndarray]:
         """Batches of about the evaluation's batch size that do not cut minibatches."""
         at_once = max(1, self.batch_size // minibatches.shape[1])
-        minibatches = minibatches[: None if self.most is None else 1]
         return [rows.reshape(-1) for rows in in_batches(minibatches, at_once)]
 
 
