@@ -15,38 +15,32 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from PIL import Image
 from torch import Tensor
+from torchvision.utils import save_image
 
 from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.errors import UserError
 from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
 from batch_renorm.running.schema import arguments_of_target, target
 
-ROWS, COLUMNS, GAP = 6, 8, 4
+ROWS, COLUMNS = 6, 8
 
 
-def page(source: Source, seed: int) -> Image.Image:
-    """ROWS of all labels, evenly spaced, with one image of each in COLUMNS preparations."""
+def samples(source: Source, seed: int) -> list[Tensor]:
+    """For each of ROWS labels, evenly spaced, one image in COLUMNS preparations; values from 0 to 1."""
     labels = source.labels("train")
-    starts = [int(np.argmax(labels == label)) for label in np.linspace(0, source.classes - 1, ROWS).astype(int)]
-    indices = np.array(starts)
+    chosen = np.linspace(0, source.classes - 1, ROWS).astype(int)
+    indices = np.array([np.argmax(labels == label) for label in chosen])
     draws = [None, *(Draw(seed, step, worker=0) for step in range(COLUMNS - 1))]
     columns = [source.images([source.fetch("train", indices, draw)], torch.device("cpu")) for draw in draws]
-    size = source.size + GAP
-    sheet = Image.new("RGB", (COLUMNS * size - GAP, ROWS * size - GAP), "white")
-    for x, column in enumerate(columns):
-        for y, image in enumerate(column):
-            sheet.paste(picture(image), (x * size, y * size))
-    return sheet
+    return [shown(column[row]) for row in range(ROWS) for column in columns]
 
 
-def picture(image: Tensor) -> Image.Image:
-    """A picture of values in [-1, 1]; letters, whose light has no upper end, as bright as they are."""
+def shown(image: Tensor) -> Tensor:
+    """From values in [-1, 1]; letters, whose light has no upper end, as bright as they are."""
     if len(image) == 1:
-        image = 2 * (image / image.quantile(0.999)).clamp(0, 1) ** 0.5 - 1  # a screen's gamma: dark images stay legible
-    levels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.repeat(levels, 3 // levels.shape[2], 2))
+        return (image / image.quantile(0.999)).clamp(0, 1) ** 0.5  # a screen's gamma: dark images stay legible
+    return (image + 1) / 2
 
 
 def main(arguments: list[str]) -> None:
@@ -60,7 +54,7 @@ def main(arguments: list[str]) -> None:
         config = OmegaConf.to_container(compose("train", as_hydra_reads(options.overrides)), resolve=True)
     assert isinstance(config, dict)
     source: Source = target(config["data"], "data")(**arguments_of_target(config["data"], "data"))
-    page(source, config["seed"]).save(options.out)
+    save_image(samples(source, config["seed"]), options.out, nrow=COLUMNS, padding=4, pad_value=1)
     print(options.out)
 
 

@@ -105,7 +105,7 @@ def test_a_page_of_samples(script, tmp_path):
     code, _, err = script("scripts/samples.py", str(tmp_path / "page.png"), "scale=one_letter")
     assert code == 0, err
     with Image.open(tmp_path / "page.png") as page:
-        assert page.size == (8 * (16 + 4) - 4, 6 * (16 + 4) - 4)  # images of 16, gaps of 4
+        assert page.size == (8 * (16 + 4) + 4, 6 * (16 + 4) + 4)  # images of 16, gaps of 4
         assert len(page.getcolors()) > 50
 
 

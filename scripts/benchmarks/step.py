@@ -4,7 +4,6 @@ Images on the device, forward, losses with the auxiliary head, backward, clippin
 the inference model: everything in a step except drawing data and writing rows. `--parts` times each of them.
 """
 
-import copy
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -17,7 +16,6 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.norm import StepStatistics, convert_batchnorm, set_limits
@@ -87,9 +85,8 @@ def parts_of_step(args: Namespace, variant: str, layout: str) -> dict[str, Calla
     labels = torch.randint(LABELS, (args.batch,), device=args.device)
     optimizer = OPTIMIZATION.optimizer(model)
     parameters = list(model.parameters())
-    stock = variant == BATCHNORM
-    step_statistics = None if stock else StepStatistics(model)
-    average = StockAverage(model) if stock else InferenceModel(model, 0.9999)
+    step_statistics = None if variant == BATCHNORM else StepStatistics(model)
+    average = InferenceModel(model, 0.9999)
     call = torch.compile(model) if args.compile else model
     loss = torch.zeros(())
 
@@ -128,20 +125,6 @@ def configured(name: str) -> dict[str, Any]:
     """The options that a config gives to its class."""
     section = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     return {option: value for option, value in section.items() if option != "_target_"}
-
-
-class StockAverage(AveragedModel):
-    """The average of a network with nn.BatchNorm2d, whose counters are not floats."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(copy.deepcopy(model), use_buffers=True)
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        averages, values = (
-            [t.detach() for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()] for m in (self.module, model)
-        )
-        torch._foreach_lerp_(averages, values, 0.1)
 
 
 def show(args: Namespace, row: dict) -> None:
