@@ -10,8 +10,6 @@ the class of each label, one a line, where the folders' sorted names are in anot
 
 import argparse
 import re
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,43 +29,35 @@ from batch_renorm.running.schema import checked
 from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import count, evaluate, values, watched
 
-OVERRIDE = re.compile(r"data\.(\w+)=(.*)", re.DOTALL)
 
-
-def parse(arguments: list[str]) -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="FOLDER", help="a run folder; options of other images")
-    parser.add_argument("--checkpoint", metavar="FILE", help="of the run (default: the newest)")
-    parser.add_argument("--labels", type=int, help="of a minibatch with batch statistics (default: as in the run)")
-    parser.add_argument("--batch-size", type=int, default=100, help="images a batch, on other images (default: 100)")
-    parser.add_argument("--processes", type=int, default=0, help="loader processes (default: none besides this one)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    return parser.parse_intermixed_args(arguments)
-
-
-def main(arguments: list[str]) -> None:
-    options = parse(arguments)
-    matches = {text: OVERRIDE.fullmatch(text) for text in options.what}
-    given = {match[1]: value_of(match[1], match[2]) for match in matches.values() if match is not None}
-    folders = [Path(text).expanduser() for text, match in matches.items() if match is None]
+    add = parser.add_argument
+    add("what", nargs="*", metavar="FOLDER", help="a run folder; options of other images")
+    add("--checkpoint", type=Path, metavar="FILE", help="of the run (default: the newest)")
+    add("--batch-size", type=int, default=100, help="images a batch, on other images (default: 100)")
+    add("--processes", type=int, default=0, help="loader processes (default: none besides this one)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    options = parser.parse_intermixed_args()
+    given, folders = {}, []
+    for text in options.what:
+        if match := re.fullmatch(r"data\.(\w+)=(.*)", text, re.DOTALL):
+            given[match[1]] = value_of(match[1], match[2])
+        else:
+            folders.append(Path(text))
     if len(folders) != 1:
         raise UserError(
             "say which run: python scripts/evaluate.py runs/<scale>/<experiment>/seed<k> [data.root=IMAGES]"
         )
-    run, model, path = trained_model(folders[0], Path(options.checkpoint).expanduser() if options.checkpoint else None)
+    run, model, path = trained_model(folders[0], options.checkpoint)
     model, step = model.to(options.device), step_of(path)
     print(f"{path}, step {step}")
-    logged: dict[str, str] | None = None
-    if given:
-        metrics = evaluate_elsewhere(run, model, options, given)
-    else:
-        metrics = evaluate_run(run, model, options)
-        logged = {metric: f"{value:.6g}" for at, metric, value in read_rows(folders[0] / "curve.csv") if at == step}
+    metrics = evaluate_elsewhere(run, model, options, given) if given else evaluate_run(run, model, options)
+    logged = {metric: f"{value:.6g}" for at, metric, value in read_rows(folders[0] / "curve.csv") if at == step}
     width = max(map(len, metrics))
     for name, value in metrics.items():
-        print(
-            f"  {name:<{width}}  {value:.6g}" + (f"  (logged: {logged.get(name, 'not')})" if logged is not None else "")
-        )
+        then = "" if given else f"  (logged: {logged.get(name, 'not')})"
+        print(f"  {name:<{width}}  {value:.6g}{then}")
 
 
 def value_of(name: str, text: str) -> Any:
@@ -80,11 +70,9 @@ def value_of(name: str, text: str) -> Any:
 
 def evaluate_run(run: Run, model: nn.Module, options: argparse.Namespace) -> dict[str, float]:
     """All metrics, on the run's images."""
-    device, labels = torch.device(options.device), options.labels or run.evaluation.labels_per_minibatch
-    evaluation = replace(run.evaluation, labels_per_minibatch=labels)
-    measurements = evaluation.measurements(run.source)
+    device, measurements = torch.device(options.device), run.evaluation.measurements(run.source)
     metrics = evaluate(model, run.source, measurements, device, options.processes, watch=watched)
-    return metrics | activation_distances(model, run.source, evaluation.as_trained(run.source), device)
+    return metrics | activation_distances(model, run.source, run.evaluation.as_trained(run.source), device)
 
 
 def evaluate_elsewhere(
@@ -103,4 +91,4 @@ def evaluate_elsewhere(
 
 if __name__ == "__main__":
     with explained():
-        main(sys.argv[1:])
+        main()

@@ -7,7 +7,6 @@ of a timm network: timm.create_model(NAME, num_classes=N, checkpoint_path=FILE).
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -21,34 +20,32 @@ from batch_renorm.running.cli import explained
 from batch_renorm.running.schema import target
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="FOLDER", help="a run folder")
     parser.add_argument("out", type=Path, metavar="FILE", help=".safetensors, or anything else for torch's format")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the run's newest readable one")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str]) -> None:
-    options = parse(arguments)
-    folder, out = options.run.expanduser(), options.out.expanduser()
-    run, model, path = trained_model(folder, options.checkpoint and options.checkpoint.expanduser())
+    options = parser.parse_args()
+    run, model, path = trained_model(options.run, options.checkpoint)
     if not has_layers(model):
         weights = model.state_dict()
         use = f"load_state_dict of the same network with norm={run.config['norm']['name']}"
     elif target(run.config["model"]) is create:
         name, classes = run.config["model"]["name"], run.source.classes
         weights = stock_weights(model, name, classes, run.source.channels)
-        use = f"timm.create_model({name!r}, num_classes={classes}, checkpoint_path={str(out)!r})"
+        use = f"timm.create_model({name!r}, num_classes={classes}, checkpoint_path={str(options.out)!r})"
     else:
         weights = to_batchnorm(model).state_dict()
         use = f"load_state_dict of the same network with nn.BatchNorm2d ({run.config['model']['_target_']})"
     # safetensors takes only contiguous tensors, whatever memory order training uses
     weights = {key: tensor.contiguous() for key, tensor in weights.items()}
-    save_file(weights, out) if out.suffix == ".safetensors" else torch.save(weights, out)
-    print(f"{path} -> {out}\n{use}")
+    if options.out.suffix == ".safetensors":
+        save_file(weights, options.out)
+    else:
+        torch.save(weights, options.out)
+    print(f"{path} -> {options.out}\n{use}")
 
 
 if __name__ == "__main__":
     with explained():
-        main(sys.argv[1:])
+        main()

@@ -71,15 +71,13 @@ def main(arguments: Sequence[str]) -> int:
         print(*compare.missing_commands([], options.scale or "glyphs"), sep="\n", file=sys.stderr)
         return 1
     command = shlex.join(["python", "scripts/report.py", *arguments])
-    scales = sorted({run.scale for run in every})
+    by_scale = {scale: [run for run in every if run.scale == scale] for scale in sorted({run.scale for run in every})}
     if options.study:
-        studied = {scale: [run for run in every if run.scale == scale] for scale in scales}
-        draw_studies(studied, options, command)
+        draw_studies(by_scale, options, command)
         return 0
     figures = lists.asked_for(options.figure, every)
     published = paper.load_published()
-    for scale in scales:
-        of_scale = [run for run in every if run.scale == scale]
+    for scale, of_scale in by_scale.items():
         comparison = compare.compare(of_scale, published, scale, figures)
         if options.show:
             from batch_renorm.showing import terminal
@@ -93,9 +91,6 @@ def main(arguments: Sequence[str]) -> int:
 @lru_cache
 def composed(scale: str, experiment: str) -> Any | None:
     """The config of a scale's experiment, with unresolved interpolations; None if there is no such experiment."""
-    names = {"scale": scale, "experiment": experiment}
-    if not all((CONFIGS / group / f"{name}.yaml").is_file() for group, name in names.items()):
-        return None
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose("train", [f"scale={scale}", f"experiment={experiment}"])
@@ -150,10 +145,8 @@ def write(
         (out / f"{c.scale}.html").write_text(page.page(c, of_scale, published), encoding="utf-8")
         written.append(f"{c.scale}.html")
     print(f"{c.scale}: wrote {', '.join(str(out / name) for name in written)}")
-    for line in c.missing:
-        print(f"  missing: {line}")
-    for note in c.notes:
-        print(f"  {note}")
+    for line in (*(f"missing: {command}" for command in c.missing), *c.notes):
+        print(f"  {line}")
 
 
 def draw_studies(studied: Mapping[str, Sequence[RecordedRun]], options: argparse.Namespace, command: str) -> None:

@@ -8,7 +8,6 @@ options are those of train.py.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +42,11 @@ def shown(image: Tensor) -> Tensor:
     return (image + 1) / 2
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="FILE", help="image file to write")
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="options of train.py")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args()
     if "=" in options.out.name:
         raise UserError("say where the page goes: python scripts/samples.py page.png scale=imagenet data.root=...")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -60,4 +59,4 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     with explained():
-        main(sys.argv[1:])
+        main()

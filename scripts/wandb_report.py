@@ -9,17 +9,18 @@ To upload runs, train with logger=wandb or use `wandb sync runs/*/*/*/wandb/offl
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Literal
 
 import wandb
 
+from batch_renorm.errors import UserError
 from batch_renorm.reporting import paper
+from batch_renorm.running.cli import explained
 from batch_renorm.showing import dashboard
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="glyphs", help="whose runs (default: glyphs)")
     parser.add_argument("--project", default="batch-renorm", help="default: batch-renorm, as in configs/logger")
@@ -28,19 +29,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="write <out>/wandb.json, publish nothing")
     how.add_argument("--offline", action="store_true", help="log the paper's curves to <out>/wandb, publish nothing")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str]) -> int:
-    options = parse(arguments)
+    options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.dry_run:
         path = options.out / "wandb.json"
         spec = dashboard.specification(options.entity or "ENTITY", options.project, options.scale)
         path.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {path}: a report of {len(spec['report']['spec']['blocks'])} blocks and a view")
-        return 0
-
+        return
     mode: Literal["offline", "online"] = "offline" if options.offline else "online"
     try:
         entity = options.entity if options.offline else options.entity or wandb.Api().default_entity or ""
@@ -51,10 +47,9 @@ def main(arguments: list[str]) -> int:
         else:
             print(*dashboard.publish(entity, options.project, options.scale), sep="\n")
     except (wandb.Error, OSError) as error:
-        print(f"error: {str(error).splitlines()[0]}; --dry-run and --offline need no network", file=sys.stderr)
-        return 2
-    return 0
+        raise UserError(f"{str(error).splitlines()[0]}; --dry-run and --offline need no network") from error
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with explained():
+        main()

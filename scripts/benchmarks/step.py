@@ -38,7 +38,6 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["channels_last"])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 by autocast")
     parser.add_argument("--compile", action="store_true", help="the network, by torch.compile")
-    parser.add_argument("--image-size", type=int, help="default: 299, and the config's for glyphs")
     parser.add_argument("--parts", action="store_true", help="also the milliseconds of each part of a step")
 
 
@@ -79,7 +78,7 @@ def parts_of_step(args: Namespace, variant: str, layout: str) -> dict[str, Calla
     """The parts of a step, in order."""
     model = network(args, variant).to(memory_format=LAYOUTS[layout])
     glyphs = args.network == "glyphs"
-    size = args.image_size or (configured("data/glyphs")["size"] if glyphs else 299)
+    size = configured("data/glyphs")["size"] if glyphs else 299
     images = torch.randn(args.batch, 1 if glyphs else 3, size, size, device=args.device)
     images = images.contiguous(memory_format=LAYOUTS[layout])
     labels = torch.randint(LABELS, (args.batch,), device=args.device)
