@@ -53,7 +53,6 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--whole", action="store_true", help="every norm of Inception-v3, not one of each kind")
-    parser.add_argument("--inference", action="store_true", help="the forward in evaluation mode, without gradients")
     parser.add_argument("--widest", type=int, default=299, help="leave wider images out")
 
 
@@ -73,8 +72,7 @@ def run(args: Namespace) -> dict:
                 part.append({"shape": shape, "count": count, "milliseconds": milliseconds, "ratios": ratios(seconds)})
             show(f"{dtype}, {layout}", part)
             rows += [{"dtype": dtype, "layout": layout, **row} for row in part]
-    kind = ("inference" if args.inference else "norm") + "-whole" * args.whole
-    return {"part": kind, "inference": args.inference, "rows": rows}
+    return {"part": "norm" + "-whole" * args.whole, "rows": rows}
 
 
 def inception_norms() -> Counter[tuple[int, int]]:
@@ -95,19 +93,15 @@ def time_norms(shape, dtype, layout, args: Namespace) -> dict[str, list[float]]:
     """Seconds of every round for each variant."""
     generator = torch.Generator().manual_seed(0)
     x, g = (torch.randn(shape, generator=generator).to(args.device, dtype, memory_format=layout) for _ in range(2))
-    x.requires_grad_(not args.inference)
+    x.requires_grad_()
 
     def once(layer: nn.Module) -> None:
-        if args.inference:
-            with torch.no_grad():
-                layer(x)
-            return
         x.grad = None
         layer.zero_grad()
         y = layer(x)
         y.backward(g.to(y.dtype))  # the plain formula gives float32 for bfloat16
 
-    layers = {name: make(shape[1]).to(args.device).train(not args.inference) for name, make in VARIANTS.items()}
+    layers = {name: make(shape[1]).to(args.device) for name, make in VARIANTS.items()}
     runs = {name: partial(once, layer) for name, layer in layers.items()}
     runs[BATCHNORM]()
     repeats = max(1, int(args.milliseconds / 1000 / max(clock(runs[BATCHNORM], args), 1e-6)))
