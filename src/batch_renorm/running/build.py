@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from batch_renorm.data.loaders import Division, Source, TrainingPasses, check_so
 from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.data.sources import on_this_node
 from batch_renorm.errors import UserError
-from batch_renorm.norm import BatchRenorm2d
+from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.norm.layers import BatchRenorm, has_layers
 from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
 from batch_renorm.running.folder import read_config
@@ -75,8 +75,9 @@ def build(
     optimization = Optimization(**options.optimization, make=optimizer)
     make("optim", optimization.optimizer, model)  # raises errors in the options now
     batchnorm = options.norm is not None and options.norm.name == "batchnorm"
+    ramp = make("ramp", Ramp, **asdict(options.ramp))
     training = Training(
-        model, source, options.loss, optimization, None if batchnorm else options.ramp.ramp, options.average.decay,
+        model, source, options.loss, optimization, None if batchnorm else ramp, options.average.decay,
         examples=size.workers * minibatch.size, log_every=options.trainer.log_every, vote=stop,
         bf16=arithmetic.precision == "bf16", compile=arithmetic.compile,
     )  # fmt: skip

@@ -19,7 +19,6 @@ from pydantic import PositiveFloat as Positive
 from pydantic.errors import PydanticUserError
 
 from batch_renorm.errors import UserError, did_you_mean
-from batch_renorm.norm import Ramp
 from batch_renorm.records.config import flat_options
 from batch_renorm.running.cli import check_headers
 from batch_renorm.training.evaluation import Composition, Evaluation
@@ -120,15 +119,6 @@ class RampOptions:
     rmax_end: NonNegative
     rmax: Annotated[float, Field(ge=1, allow_inf_nan=True)]
     dmax: Annotated[float, Field(ge=0, allow_inf_nan=True)]
-
-    def __post_init__(self) -> None:
-        for option in ("dmax_end", "rmax_end"):
-            if getattr(self, option) < self.start:
-                raise UserError(f"ramp.{option}={getattr(self, option):g} is before ramp.start={self.start:g}")
-
-    @property
-    def ramp(self) -> Ramp:
-        return Ramp(self.start, self.rmax_end, self.dmax_end, self.rmax, self.dmax)
 
 
 @dataclass(frozen=True)
