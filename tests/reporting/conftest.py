@@ -1,4 +1,4 @@
-"""Run folders as a training run leaves them, with curves in the shape of the paper's."""
+"""Run folders as a training run leaves them."""
 
 import importlib.util
 import json
@@ -26,31 +26,6 @@ def write_run(root, experiment, seed, curves, *, scale="glyphs", steps=3000, ste
     info = {"state": state, "step": steps if step is None else step, "steps": steps, "wall_seconds": 240.0}
     (folder / "run.json").write_text(json.dumps(info))
     return folder
-
-
-def paper_shaped(published, experiment, seed, *, top=0.85, steps=3000, upto=1.0, points=30):
-    """Noisy copies of the paper's curves, their accuracies and steps scaled."""
-    noise = np.random.default_rng([seed, len(experiment)])
-    offset = noise.normal(0, 0.4)
-    at = np.linspace(0, 1, points + 1)[1:]
-    at = at[at <= upto]
-    curves = {}
-    for (name, metric), (s, v) in published.curves.items():
-        if name == experiment:
-            values = top * np.interp(at, s / 140_000, v) + offset + noise.normal(0, 0.25, len(at))
-            values[at < s[0] / 140_000] *= 0.6
-            curves[metric] = [(int(steps * a), round(float(x), 3)) for a, x in zip(at, values, strict=True)]
-    curves["loss"] = [(int(steps * a), 6 - 5 * a) for a in at]
-    return curves
-
-
-def write_all(root, published, *, experiments=tuple(paper.EXPERIMENTS), seeds=(0, 1, 2), top=0.85, **run):
-    steps = run.get("steps", 3000)
-    upto = run.get("step", steps) / steps
-    for experiment in experiments:
-        for seed in seeds:
-            curves = paper_shaped(published, experiment, seed, top=top, steps=steps, upto=upto)
-            write_run(root, experiment, seed, curves, **run)
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +85,17 @@ def trained(compose, tmp_path):
 
 @pytest.fixture
 def fill(tmp_path, published):
-    """fill(experiments=..., seeds=..., ...) writes paper-shaped runs under tmp_path/runs and returns it."""
+    """fill(...) writes runs whose curves have the paper's shape, a point apart by seed, and returns their folder."""
 
-    def fill(**options):
-        write_all(tmp_path / "runs", published, **options)
+    def fill(experiments=tuple(paper.EXPERIMENTS), seeds=(0, 1, 2), top=0.85, steps=3000, step=None, **run):
+        at = np.arange(1, 31) * steps // 30
+        at = at[at <= (step or steps)]
+        for experiment in experiments:
+            curves = {metric: curve for (name, metric), curve in published.curves.items() if name == experiment}
+            for seed in seeds:
+                ours = {metric: top * np.interp(at / steps, s / 140_000, v) + seed for metric, (s, v) in curves.items()}
+                points = {metric: [*zip(at.tolist(), v.tolist(), strict=True)] for metric, v in ours.items()}
+                write_run(tmp_path / "runs", experiment, seed, points, steps=steps, step=step, **run)
         return tmp_path / "runs"
 
     return fill

@@ -8,17 +8,6 @@ from batch_renorm.reporting import runs
 POINTS = {"val_top1": [(100, 10.0), (200, 30.0), (300, 25.5)], "loss": [(50, 3.0)]}
 
 
-def test_a_finished_run(write, tmp_path):
-    run = runs.read_run(write(tmp_path, "iid_renorm", 2, POINTS, steps=300))
-    assert (run.scale, run.experiment, run.seed, run.steps, run.step) == ("glyphs", "iid_renorm", 2, 300, 300)
-    assert run.finished
-    assert not run.notes
-    assert run.curve["val_top1"][0].tolist() == [100, 200, 300]
-    assert run.final("val_top1") == 25.5
-    assert run.best("val_top1") == 30.0
-    assert "val_top5" not in run.curve
-
-
 def test_a_torn_last_line_is_left_out_even_where_it_reads_as_a_number(write, tmp_path):
     folder = write(tmp_path, "iid_renorm", 0, POINTS, state="running", step=300)
     whole = (folder / "curve.csv").read_text()
@@ -56,17 +45,6 @@ def test_half_a_run_json_is_a_note_and_no_config_an_error(write, tmp_path):
         (folder / "config.yaml").write_text(text)
         with pytest.raises(UserError, match=r"micro4_renorm/seed1: left out, its config.yaml does not say"):
             runs.read_run(folder)
-
-
-def test_a_folder_with_nothing_to_show_gives_one_line_and_stops_nothing(write, tmp_path):
-    write(tmp_path, "iid_renorm", 0, POINTS)
-    (write(tmp_path, "iid_renorm", 1, POINTS) / "curve.csv").unlink()
-    (write(tmp_path, "iid_renorm", 2, POINTS) / "curve.csv").write_text("step,metric,value\n1")
-    found, problems = runs.find_runs([tmp_path])
-    assert [run.seed for run in found] == [0]
-    assert [problem.rpartition("/")[2].split(",")[0] for problem in problems] == [
-        f"seed{seed}: no complete line in curve.csv yet" for seed in (1, 2)
-    ]
 
 
 def test_any_depth_of_root_and_no_run_that_was_moved_aside(write, tmp_path):
