@@ -109,13 +109,12 @@ def compare(runs: Sequence[RecordedRun], published: Published, scale: str, asked
     papers = tuple(s * baseline.top1 for s in SHARES if baseline)
     bests = values_by_seed(runs, BASELINE, "best")
     ours = tuple(share * fmean(bests.values()) for share in SHARES) if bests else ()
-    thresholds = papers if scale == "imagenet" else ours
     return Comparison(
         scale=scale,
-        rows=tuple(_row(runs, published, s, label, (thresholds, papers)) for s, label in series_of(runs).items()),
+        rows=tuple(_row(runs, published, s, label, (ours, papers)) for s, label in series_of(runs).items()),
         claims=tuple(judge(claim, runs, published) for claim in paper.CLAIMS),
         checks=tuple(_checked(c, runs) for c in (*checks(published), *own_checks(runs))),
-        thresholds=thresholds,
+        thresholds=ours,
         published_thresholds=papers,
         missing=tuple(missing_commands(runs, scale)),
         notes=tuple(set_apart(runs)),

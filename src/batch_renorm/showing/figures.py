@@ -1,8 +1,4 @@
-"""Figures 1 to 3 as in the paper, with our curves beside or over the paper's.
-
-On the paper's data set our curves (solid, with the seeds' range as a band) are drawn over the paper's (thin). On
-another one they are side by side, and both panels have the same y axis.
-"""
+"""Figures 1 to 3 as in the paper, with our curves beside the paper's; alone on a data set of one's own."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,7 +45,7 @@ def draw_key(canvas: Any, x: float, y: float, style: Look, name: str, size: floa
 
 
 def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Published, scale: str) -> Any:
-    on_imagenet, looks = scale == "imagenet", looks_of(figure.lines)
+    looks = looks_of(figure.lines)
     curves = {series: published.curves[series] for series in figure.lines if series in published.curves}
     alone = not curves or any(run.data for run in runs)
     footnotes = [] if alone else published.footnotes(figure.lines)
@@ -59,28 +55,21 @@ def draw_curves(figure: Figure, runs: Sequence[RecordedRun], published: Publishe
     canvas = canvas_with(figure.title, height)
     bottom, tall = (legend + foot + 0.15) / height, plot / height
     low, high = _limits(figure, runs)
-    heading = ours_heading(scale)
-    if alone or on_imagenet:
-        how = heading if alone else "Thick: ours, mean and range over seeds. Thin: the paper's."
-        ours = theirs = canvas.add_axes((LEFT, bottom, RIGHT - LEFT, tall), title=how)
+    if alone:
+        left = ours = canvas.add_axes((LEFT, bottom, RIGHT - LEFT, tall), title=ours_heading(scale))
     else:
-        theirs, ours = two_panels(canvas, bottom, tall, PAPERS_HEADING, heading)
-
-    shown = [run for run in runs if run.experiment in {experiment for experiment, _ in figure.lines}]
-    if not alone:
+        left, ours = two_panels(canvas, bottom, tall, PAPERS_HEADING, ours_heading(scale))
         for series, curve in curves.items():
-            style = replace(looks[series], mark="") if on_imagenet else looks[series]
-            draw_line(theirs, style, curve, lw=1.0 if on_imagenet else 1.7, zorder=2)
-        last = [steps[-1] for steps, _ in curves.values()] + [run.step for run in shown] * on_imagenet
-        low, high = PAPERS_RANGE if on_imagenet else (min(low, PAPERS_RANGE[0]), max(high, PAPERS_RANGE[1]))
-        _frame(theirs, low, high, ceil(max(last) / 10_000) * 10_000)
+            draw_line(left, looks[series], curve, lw=1.7, zorder=2)
+        low, high = min(low, PAPERS_RANGE[0]), max(high, PAPERS_RANGE[1])
+        _frame(left, low, high, ceil(max(steps[-1] for steps, _ in curves.values()) / 10_000) * 10_000)
+    shown = [run for run in runs if run.experiment in {experiment for experiment, _ in figure.lines}]
     for series in figure.lines:
         _draw_seeds(ours, series, looks[series], runs)
-    if ours is not theirs or alone:
-        _frame(ours, low, high, max([run.steps or run.step for run in shown] + [1]))
+    _frame(ours, low, high, max([run.steps or run.step for run in shown] + [1]))
     if not any(metric in run.curve for e, metric in figure.lines for run in shown if run.experiment == e):
         ours.text(0.5, 0.5, "not run yet", transform=ours.transAxes, ha="center", color=FAINT)
-    theirs.set_ylabel("accuracy, %" if any("top5" in metric for _, metric in figure.lines) else "top-1 accuracy, %")
+    left.set_ylabel("accuracy, %" if any("top5" in metric for _, metric in figure.lines) else "top-1 accuracy, %")
     _number_table(canvas, figure, runs, published, row / height, (legend - 0.2 * row) / height, alone)
     for i, note in enumerate(reversed(footnotes)):
         canvas.text(LEFT, (0.35 + i) * row / height, note, va="center", fontsize=10.5, color=FAINT)

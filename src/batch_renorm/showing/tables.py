@@ -182,10 +182,9 @@ def group_table(c: Comparison) -> Table:
 
 
 def reach_table(c: Comparison) -> Table:
-    baselines = "the paper's baseline for both" if c.scale == "imagenet" else "each its own baseline"
     text = (
-        f"ours / paper: steps until the curve first reaches a share of the baseline's best accuracy ({baselines}), "
-        "mean over the seeds that do. *never*: not within the curve."
+        "ours / paper: steps until the curve first reaches a share of the baseline's best accuracy (each its own "
+        "baseline), mean over the seeds that do. *never*: not within the curve."
     )
     ours = c.thresholds or (None,) * len(SHARES)
     head = [
