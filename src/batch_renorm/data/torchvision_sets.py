@@ -1,18 +1,14 @@
-"""Data sets of small images that torchvision downloads: all images in memory, augmented on the device.
-
-Training images are shifted by some pixels and, if configured, half are mirrored. Every random number is
-a function of (seed, step, worker, slot). Values are scaled to [-1, 1].
-"""
+"""Data sets of small images that torchvision downloads. All images are in memory."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from filelock import FileLock
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from batch_renorm.data.loaders import Draw, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
@@ -20,12 +16,11 @@ from batch_renorm.errors import UserError
 
 
 class TorchvisionSet(Source):
-    """A torchvision data set, in memory.
+    """A torchvision data set. Training images are shifted, and perhaps mirrored, by (seed, step, worker, slot).
 
     Args:
-        name: the name of torchvision's class: CIFAR100, MNIST, ...
+        name: the name of torchvision's class.
         root: the folder for the download, which happens once.
-        size: height and width that images are resized to, pixels.
         shift: largest shift of a training image in each direction, pixels.
         mirrored: whether half of the training images are mirrored.
 
@@ -34,59 +29,46 @@ class TorchvisionSet(Source):
     """
 
     needs_loader_processes = False  # the images are in memory
-    image_bytes = 32  # of a row of `fetch`
 
     def __init__(
         self,
         name: Literal["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST"],
         root: str,
-        size: Annotated[int, Field(ge=1, le=1024)],
         shift: Annotated[int, Field(ge=0, le=1024)],
         mirrored: bool,
     ) -> None:
-        self.size, self.shift, self.mirrored = size, shift, mirrored
-        splits = {"train": obtained(name, root, train=True), "val": obtained(name, root, train=False)}
-        self._labels = {split: np.asarray(data.targets, dtype=np.int64) for split, data in splits.items()}
-        images = torch.cat([torch.as_tensor(data.data) for data in splits.values()])  # training images first
-        self.pictures = resized(images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None], size)
-        self.channels, self.classes = self.pictures.shape[1], int(self._labels["train"].max()) + 1
+        self.shift, self.mirrored = shift, mirrored
+        sets = {"train": obtained(name, root, train=True), "val": obtained(name, root, train=False)}
+        self._labels = {split: np.asarray(data.targets, dtype=np.int64) for split, data in sets.items()}
+        pixels = {split: torch.as_tensor(data.data) for split, data in sets.items()}
+        self.pixels = {split: p.permute(0, 3, 1, 2) if p.ndim == 4 else p[:, None] for split, p in pixels.items()}
+        _, self.channels, self.size, _ = self.pixels["train"].shape
+        self.classes = int(self._labels["train"].max()) + 1
 
     def labels(self, split: str) -> np.ndarray:
         return self._labels[split]
 
     def fetch(self, split: str, indices: np.ndarray, draw: Draw | None = None) -> Tensor:
-        """Images and their augmentation: (n, 4) int64 of place in `pictures`, down, right, mirrored."""
-        rows = np.zeros((len(indices), 4), dtype=np.int64)
-        rows[:, 0] = indices if split == "train" else indices + len(self._labels["train"])
-        rows[:, 1:3] = self.shift  # no change
-        if draw is not None:
-            for position in range(len(indices)):
-                worker, slot = draw.place(position)
-                numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
-                rows[position, 1:3] = numbers.integers(2 * self.shift + 1, size=2)
-                rows[position, 3] = self.mirrored and numbers.random() < 0.5
-        return torch.from_numpy(rows)
+        """(n, channels, size, size) uint8."""
+        images = self.pixels[split][torch.from_numpy(indices)]
+        if draw is None:
+            return images
+        wide, size = pad(images, [self.shift] * 4), self.size
+        for position, image in enumerate(wide):
+            worker, slot = draw.place(position)
+            numbers = generator(draw.seed, AUGMENTATION, slot, worker, draw.step)
+            down, right = numbers.integers(2 * self.shift + 1, size=2)
+            moved = image[:, down : down + size, right : right + size]
+            images[position] = moved.flip(2) if self.mirrored and numbers.random() < 0.5 else moved
+        return images
 
     def images(self, fetched: list[Tensor], device: torch.device) -> Tensor:
         """(n, channels, size, size) float32 in [-1, 1]."""
-        rows = torch.cat(fetched).to(device, non_blocking=True)
-        if self.pictures.device != device:
-            self.pictures = self.pictures.to(device)
-        index, down, right, mirrored = rows.unbind(1)
-        images = F.pad(self.pictures[index].float() / 127.5 - 1, [self.shift] * 4, value=-1.0)
-        place = torch.arange(self.size, device=device)
-        y, x = down[:, None] + place, right[:, None] + place
-        x = torch.where(mirrored[:, None] == 1, x.flip(1), x)
-        n = torch.arange(len(rows), device=device)
-        return images[n[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+        return torch.cat(fetched).to(device, non_blocking=True).float() / 127.5 - 1
 
 
 def obtained(name: str, root: str, train: bool) -> Any:
-    """torchvision's data set, downloaded if necessary; only one of several processes downloads it.
-
-    Raises:
-        UserError: the download fails.
-    """
+    """torchvision's data set, downloaded if necessary; only one of several processes downloads it."""
     import torchvision.datasets
 
     try:
@@ -95,15 +77,5 @@ def obtained(name: str, root: str, train: bool) -> Any:
             return getattr(torchvision.datasets, name)(root, train=train, download=True)
     except Exception as error:  # from the network, or from readers of truncated files
         reason = " ".join(str(getattr(error, "reason", "") or error).split())[:200] or type(error).__name__
-        command = f"python -c \"import torchvision; torchvision.datasets.{name}('{root}', download=True)\""
-        raise UserError(
-            f"cannot get {name} into data.root={root}: {reason}; on a machine with a network say {command} and copy "
-            "the folder, or delete it and begin again"
-        ) from error
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """Images resized with antialiased bilinear interpolation if necessary, (n, channels, size, size) uint8."""
-    if images.shape[-2:] == (size, size):
-        return images.contiguous()
-    return torch.cat([F.interpolate(p, (size, size), mode="bilinear", antialias=True) for p in images.split(1024)])
+        cure = "get it on a machine with a network and copy the folder, or delete it and begin again"
+        raise UserError(f"cannot get {name} into data.root={root}: {reason}; {cure}") from error
