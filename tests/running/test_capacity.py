@@ -80,7 +80,7 @@ def test_the_opening_says_what_will_happen(made):
     for words in (
         "resuming at step 250 of 1,000", "800: 50 workers x 16, groups of 16",
         "8, on this machine (started by torchrun)",
-        "7 or 6: busy 89%", "10 or 5 ranks", "11 a rank (12 cores of this rank)",
+        "7 or 6: numbers of ranks that divide 50", "11 a rank (12 cores of this rank)",
         "2, of at most 4 workers (the most that fits H200)",
     ):  # fmt: skip
         assert words in text, text

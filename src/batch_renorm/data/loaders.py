@@ -203,19 +203,6 @@ def split_evenly(items: range, parts: int) -> list[range]:
     return [items[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def balance(workers: int, ranks: int) -> str:
-    """How busy ranks with unequal shares are, and which numbers of ranks near theirs would be better.
-
-    >>> balance(50, 8)
-    'busy 89% of a step, while 7 are computed; 10 or 5 ranks would be busy all of it'
-    """
-    largest = -(-workers // ranks)
-    even = [number for number in range(1, workers + 1) if workers % number == 0]
-    more, fewer = min(n for n in even if n > ranks), max(n for n in even if n < ranks)
-    busy = f"busy {workers / ranks / largest:.0%} of a step, while {largest} are computed"
-    return f"{busy}; {more} or {fewer} ranks would be busy all of it"
-
-
 @dataclass(frozen=True)
 class Division:
     """How a rank's share of a step's workers is divided into passes.

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from batch_renorm.data.loaders import Pass, balance, split_evenly
+from batch_renorm.data.loaders import Pass, split_evenly
 from batch_renorm.running.build import Run
 from batch_renorm.running.capacity import Execution
 from batch_renorm.running.ranks import World
@@ -31,7 +31,7 @@ def opening(run: Run, world: World, execution: Execution, folder: Path, step: in
     shares = [len(part) for part in split_evenly(range(run.size.workers), world.ranks)]
     of_a_rank = str(shares[0])
     if shares[0] != shares[-1]:
-        of_a_rank += f" or {shares[-1]}: {balance(run.size.workers, world.ranks)}"
+        of_a_rank += f" or {shares[-1]}: numbers of ranks that divide {run.size.workers} keep all of them busy"
     most = f"{memory.workers_per_pass} worker{'s' * (memory.workers_per_pass > 1)}"
     rows = {
         "images a step": f"{examples:,}: {run.size.workers} workers x {run.minibatch.size}, {normalised}",
