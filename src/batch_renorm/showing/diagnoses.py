@@ -8,6 +8,7 @@ tells a network about one of its images.
 import csv
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,8 @@ def draw_mechanism(runs: Sequence[RecordedRun]) -> Any | None:
     measured = {}
     for name in ("iid_batchnorm", "noniid_batchnorm", "noniid_halves_batchnorm", "noniid_renorm"):
         if every := [values for run in runs if run.experiment == name and (values := _measured(run))]:
-            measured[name] = {key: np.mean([m[key] for m in every]) for key in every[0] if all(key in m for m in every)}
+            shared = [key for key in every[0] if all(key in values for values in every)]
+            measured[name] = {key: fmean(values[key] for values in every) for key in shared}
     if not measured:
         return None
     canvas = canvas_with("What batchnorm on pairs learns: to look for a letter in the other images", 5.6)
