@@ -3,7 +3,7 @@
     slurm/reproduce.sh --dry-run --nodes=2 --gpus-per-node=8 --time=24:00:00 scale=imagenet data.root=/shared/imagenet
 
 prints every command and how far it has come; without --dry-run it submits. Other options --NAME=VALUE go to sbatch,
-name=value to train.py for every run. PYTHON, STAGE, ... are as in train.sbatch.
+name=value to train.py for every run. PYTHON, SRUN_OPTIONS, ... are as in train.sbatch.
 """
 
 import argparse
@@ -25,17 +25,8 @@ from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
 from batch_renorm.running.folder import Folder, differences, read_config, with_places
 
 SEVEN = sorted(paper.EXPERIMENTS)
-COUNT = r"[1-9]\d*"
-FORMS = {  # of options with a number or a time, and an example; --time=0 would be no limit
-    "--seeds": (r"\d{1,9}(,\d{1,9})*", "0,1,2"),
-    "--images-per-second": (r"(?=.*[1-9])\d+(\.\d*)?", "800"),
-    "--at-once": (COUNT, "4"),
-    "--nodes": (rf"{COUNT}(-{COUNT})?", "2"),
-    "--ntasks-per-node": (COUNT, "8"),
-    "--cpus-per-task": (COUNT, "96"),
-    "--gpus-per-node": (rf"([A-Za-z][\w.-]*:)?{COUNT}", "8"),
-    "--time": (r"(?=.*[1-9])\d+((:\d\d){0,2}|-\d\d?(:\d\d){0,2})", "24:00:00"),
-}
+FORMS = {"seeds": (r"\d{1,9}(,\d{1,9})*", "0,1,2"), "at_once": (r"[1-9]\d{0,5}", "4")}
+"""Of options with numbers, and an example."""
 
 
 def main() -> None:
@@ -44,7 +35,6 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="submit nothing")
     parser.add_argument("--seeds", default="0,1,2", help="which seeds (0,1,2)")
     parser.add_argument("--experiments", default=",".join(SEVEN), help="which experiments (all)")
-    parser.add_argument("--images-per-second", help="that one GPU trains: prints GPU-hours, without evaluations")
     parser.add_argument("--at-once", default="1000", help="so many runs at a time (all)")
     options, others = parser.parse_known_args()
     for_sbatch = [word for word in others if word.startswith("-")]
@@ -64,26 +54,22 @@ def main() -> None:
         raise UserError("several runs have the same folder: write it with ${experiment} and ${seed}")
     # the array's name is a function of the place of its runs, so that elements of an earlier call are found by it
     name = f"reproduce-{first['scale']}-{zlib.crc32(str(Path(first['folder']).absolute()).encode()):08x}"
-    per_hour = 3600 * float(options.images_per_second or 0)
-    queued, elements, total = queue(name, options.dry_run), [], 0.0
+    queued, elements = queue(name, options.dry_run), []
     for element, config in configs.items():
         record = record_of(config)
         step, steps, state = record.get("step", 0), config["size"]["steps"], record.get("state", "new")
         text = queued.get(element, state if state in ("new", "finished") else f"{state}, {step}/{steps}")
-        images = (steps - step) * config["size"]["workers"] * config["minibatch"]["size"]
-        hours = images / per_hour if per_hour else 0.0
         if state != "finished" and element not in queued:
             elements.append(str(element))
-            total += hours
         words = shlex.join([f"experiment={config['experiment']}", f"seed={config['seed']}", *overrides])
-        print(f"{text:<26}" + f"{hours:9.1f} GPU-hours  " * bool(per_hour) + f"python train.py {words}")
+        print(f"{text:<26}python train.py {words}")
     if not elements:
         print("nothing to submit")
         return
     command = ["sbatch", f"--job-name={name}", f"--array={','.join(elements)}%{options.at_once}"]
     command += ["--output=runs/slurm/%x-%A_%a.log", *for_sbatch]
     command += ["slurm/train.sbatch", "@" + ",".join(SEVEN), *overrides]
-    print(f"to submit: {len(elements)} runs" + f", {total:.1f} GPU-hours" * bool(total) + f": {shlex.join(command)}")
+    print(f"to submit: {len(elements)} runs: {shlex.join(command)}")
     if not options.dry_run:
         Path("runs/slurm").mkdir(parents=True, exist_ok=True)
         raise SystemExit(subprocess.run(command).returncode)
@@ -93,14 +79,13 @@ def check(options: Mapping[str, Any], for_sbatch: Sequence[str]) -> None:
     """Raise UserError for a value that cannot be meant."""
     if unknown := set(options["experiments"].split(",")) - set(SEVEN):
         raise UserError(f"no experiment {min(unknown)} of the paper's; there are {', '.join(SEVEN)}")
-    given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value is not None}
+    for name, (form, example) in FORMS.items():
+        if not re.fullmatch(form, options[name]):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option}={options[name]} must be like {option}={example}")
     for word in for_sbatch:
-        option, _, given[option] = word.partition("=")
-        if not option.startswith("--") or option in ("--array", "--job-name"):
+        if not word.startswith("--") or word.partition("=")[0] in ("--array", "--job-name"):
             raise UserError(f"{word}: options of sbatch are --name=value, without --array and --job-name")
-    for option, (form, example) in FORMS.items():
-        if option in given and not re.fullmatch(form, given[option]):
-            raise UserError(f"{option}={given[option]} must be like {option}={example}")
 
 
 def composed(experiment: str, seed: int, overrides: Sequence[str]) -> dict[str, Any]:

@@ -42,18 +42,17 @@ def reproduce(tmp_path, monkeypatch, capfd):
     return run
 
 
-def test_dry_run_prints_every_command_and_its_gpu_hours(tmp_path):
-    """140,000 steps of 1,600 images at 800 images/s are 77.8 hours, 7 times. No SLURM is needed, nor a folder."""
-    command = ["slurm/reproduce.sh", "--dry-run", "--seeds=3", "--images-per-second=800", "--nodes=2", "scale=imagenet"]
+def test_dry_run_prints_every_command(tmp_path):
+    """No SLURM is needed, nor a folder."""
+    command = ["slurm/reproduce.sh", "--dry-run", "--seeds=3", "--nodes=2", "scale=imagenet"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHON": f"env PATH= {sys.executable}"}
     done = subprocess.run([*command, "data.root=/a b"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [re.split(" {2,}", line) for line in done.stdout.splitlines()]
     assert rows[:-1] == [
-        ["new", "77.8 GPU-hours", f"python train.py experiment={name} seed=3 scale=imagenet 'data.root=/a b'"]
-        for name in SEVEN
+        ["new", f"python train.py experiment={name} seed=3 scale=imagenet 'data.root=/a b'"] for name in SEVEN
     ]
-    assert "to submit: 7 runs, 544.4 GPU-hours: sbatch" in done.stdout
+    assert "to submit: 7 runs: sbatch" in done.stdout
     assert f"--nodes=2 slurm/train.sbatch @{','.join(SEVEN)} scale=imagenet 'data.root=/a b'" in done.stdout
 
 
@@ -97,8 +96,7 @@ def test_a_run_of_another_config_does_not_pass_for_finished(reproduce, tmp_path)
         *(
             ([argument], f"{argument} must be like {argument.partition('=')[0]}=")
             for argument in (
-                "--seeds=all", "--seeds=0,-1", "--at-once=0", "--images-per-second=0.0", "--images-per-second=nan",
-                "--nodes=two", "--gpus-per-node=h100:0", "--ntasks-per-node=0.5", "--time=0:00:00", "--time=1h",
+                "--seeds=all", "--seeds=0,-1", "--at-once=0",
             )
         ),
         (["-N", "2"], "-N: options of sbatch are --name=value"),
@@ -117,9 +115,3 @@ def test_what_cannot_be_planned_is_said_in_one_line(reproduce, tmp_path, argumen
     assert answer in line
     assert not out
     assert not (tmp_path / "sbatch").exists()
-
-
-@pytest.mark.parametrize("time", ["90", "12:30", "24:00:00", "2-12", "2-12:30:00"])
-def test_times_as_slurm_writes_them(time):
-    check = runpy.run_path(str(ROOT / "slurm/reproduce.py"))["check"]
-    check({"experiments": "iid_renorm"}, [f"--time={time}"])

@@ -141,25 +141,6 @@ def test_an_array_element_takes_its_experiment_and_seed_and_a_config_that_does_n
     assert len(lines(tmp_path / "calls/srun")) == 3
 
 
-def test_data_are_copied_to_the_node_once(submit, tmp_path):
-    store = tmp_path / "store"
-    store.mkdir()
-    (store / "train.arrow").write_text("images")
-    during = 'echo "$STAGED" >"$CALLS/staged"; cat "$STAGED/train.arrow" >"$CALLS/read"'
-    for content in ("images", "kept"):
-        assert submit(STAGE=str(store), DURING=during).returncode == 0
-        (copy,) = lines(tmp_path / "calls/staged")
-        assert Path(copy).is_relative_to(tmp_path / "local")
-        assert lines(tmp_path / "calls/read") == [content]
-        (Path(copy) / "train.arrow").write_text("kept")  # a second copy would bring the original back
-    (store / "train.arrow").write_text("other images")
-    submit(STAGE=str(store), DURING=during)
-    assert lines(tmp_path / "calls/read") == ["other images"]
-    full = submit(STAGE=str(store), TMPDIR="/proc/none", DURING='echo "$STAGED" >"$CALLS/staged"')
-    assert full.returncode == 0  # the run reads the original
-    assert "this node reads the original" in full.stderr
-
-
 @pytest.mark.parametrize(
     ("variables", "answer"),
     [
@@ -167,7 +148,6 @@ def test_data_are_copied_to_the_node_once(submit, tmp_path):
         ({"SLURM_SUBMIT_DIR": "/"}, "no train.py in /: sbatch from the repository"),
         ({"RETRIES": "nan"}, "RETRIES=nan"),
         ({"WAIT": "0"}, "WAIT=0"),
-        ({"STAGE": "/nowhere"}, "STAGE=/nowhere does not exist"),
     ],
 )
 def test_bad_input_is_one_line_and_stays_out_of_the_queue(submit, tmp_path, variables, answer):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from batch_renorm.data import archives, tables
 from batch_renorm.data.archives import ARCHIVES, TarFiles
@@ -188,23 +187,3 @@ def contents(folder: Path, passed: list[str]) -> tuple[list[str], list[str]]:
                     f"{printable(entry.path)} is no file but a pipe, a device or a link to nothing: remove it"
                 )
     return sorted(folders), images
-
-
-def on_this_node(data: dict[str, Any]) -> dict[str, Any]:
-    """The data section with `root` in STAGED, the copy of the file or folder STAGE that slurm/train.sbatch has made.
-
-    Both are environment variables. The config keeps the original path, so a run can resume on another node or be
-    evaluated later. A node without the copy reads the original.
-
-    Raises:
-        UserError: STAGE is set, but `root` is neither STAGE nor below it, so nothing would read the copy.
-    """
-    original, copy = os.environ.get("STAGE"), os.environ.get("STAGED")
-    if not original or not copy:
-        return data
-    staged, root = Path(original).resolve(), data.get("root")
-    if root is None or not Path(root).resolve().is_relative_to(staged):
-        raise UserError(f"STAGE={original} is copied to the nodes, but data.root={root} is not in it")
-    if not Path(copy).exists():
-        return data
-    return data | {"root": str(Path(copy) / Path(root).resolve().relative_to(staged))}

@@ -14,7 +14,6 @@ from torch import nn
 
 from batch_renorm.data.loaders import Division, Source, TrainingPasses, check_source
 from batch_renorm.data.minibatches import Regime, regime
-from batch_renorm.data.sources import on_this_node
 from batch_renorm.errors import UserError
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.norm.layers import BatchRenorm, has_layers
@@ -66,7 +65,7 @@ def build(
     arithmetic, stop = choose_arithmetic(options.trainer, device, began_with), stop or Stop()
     norm = norm_factory(config, options)
     pytorch_lightning.seed_everything(options.general.seed, verbose=False)
-    source: Source = make("data", target(config["data"]), **on_this_node(options.arguments["data"]))
+    source: Source = make("data", target(config["data"]), **options.arguments["data"])
     check_source(source, config["data"]["_target_"])
     network = {"classes": source.classes, "channels": source.channels, "norm": norm}
     model: nn.Module = make("model", target(config["model"]), **options.arguments["model"], **network)
