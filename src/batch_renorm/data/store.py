@@ -81,15 +81,6 @@ def prepare(found: Found, target: Path, images_per_file: int, processes: int, pr
         describe(found, shards, target, about["source"])
 
 
-def check(found: Found, processes: int, progress: Progress) -> None:
-    """Read and decode every image of a data set.
-
-    Raises:
-        UserError: images are unreadable; the message names them.
-    """
-    write_shards(_Writing(found, shards_of(found, Path(), BATCH), dry=True), processes, progress)
-
-
 def check_target(target: Path, about: dict[str, Any]) -> None:
     """Check that a folder is new, empty, or has this store, finished or not.
 
@@ -111,24 +102,20 @@ def check_target(target: Path, about: dict[str, Any]) -> None:
 class _Writing(Dataset[tuple[int, list[str]]]):
     """Items are files that loader processes write: the number of images, and lines about those that are unreadable.
 
-    A file with an unreadable image is not written. With `dry` none is, and images are only read and decoded.
+    A file with an unreadable image is not written.
     """
 
     class Unreadable(Exception):
         pass
 
-    def __init__(self, found: Found, shards: list[Shard], dry: bool = False) -> None:
-        self.found, self.shards, self.dry, self.stop = found, shards, dry, multiprocessing.Event()
+    def __init__(self, found: Found, shards: list[Shard]) -> None:
+        self.found, self.shards, self.stop = found, shards, multiprocessing.Event()
 
     def __len__(self) -> int:
         return len(self.shards)
 
     def __getitem__(self, number: int) -> tuple[int, list[str]]:
         shard, bad = self.shards[number], list[str]()
-        if self.dry:
-            for index in shard.images:
-                self.read(self.found.splits[shard.split], index, bad)
-            return len(shard.images), bad
         try:
             with suppress(self.Unreadable), durable.whole(shard.path) as temporary:
                 self.write(shard, temporary, bad)
