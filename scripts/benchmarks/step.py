@@ -60,7 +60,7 @@ def training_step(args: Namespace, group_size: int | None) -> Callable[[], None]
         model, shape = timm.create_model("inception_v3", aux_logits=True), (args.batch, 3, 299, 299)
     if group_size is not None:
         convert_batchnorm(model, group_size=group_size or None)
-    model.to(args.device, memory_format=torch.channels_last)
+    model.to(args.device).to(memory_format=torch.channels_last)
     images = torch.randn(shape, device=args.device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(LABELS, (args.batch,), device=args.device)
     optimizer, average = OPTIMIZATION.optimizer(model), InferenceModel(model, 0.9999)
