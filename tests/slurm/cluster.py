@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,20 +19,13 @@ SlurmctldPort={ports[0]}
 FirstJobId={first}
 SlurmUser=root
 SlurmdUser=root
-AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
-CredType=cred/munge
-MpiDefault=none
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1,batch_sched_delay=1
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/none
-SwitchType=switch/none
 MailProg=/bin/true
 ReturnToService=2
 StateSaveLocation={folder}/state
@@ -88,6 +81,10 @@ class Cluster:
         self.wait(lambda: self.job(number)["JobState"] == "PENDING", f"requeue of job {number}")
         self.call("scontrol", "update", f"JobId={number}", "StartTime=now+2")  # in the same second it would refuse
 
+    def wait_for_all(self, seconds: float = 300) -> None:
+        """Wait until no job is queued or running."""
+        self.wait(lambda: not self.call("squeue", "--noheader").strip(), "end of all jobs", seconds)
+
     def wait(self, condition: Callable[[], object], what: str, seconds: float = 300) -> None:
         deadline = time.time() + seconds
         while not condition():
@@ -114,11 +111,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     environment = os.environ | {"SLURM_CONF": str(configuration), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
     started = []
 
-    def start(*command: object) -> None:
+    def start(*command: str) -> None:
         with (folder / f"{len(started)}.out.log").open("w") as log:
-            started.append(
-                subprocess.Popen([str(c) for c in command], env=environment, stdout=log, stderr=subprocess.STDOUT)
-            )
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
 
     result = Cluster(folder, environment)
     try:
@@ -136,23 +131,15 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield result
     finally:
         if len(started) > 1:
-            end_jobs(environment)
+            end_jobs(result)
         for process in reversed(started):
-            process.terminate()
-        for process in reversed(started):
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
 
 
-def end_jobs(environment: dict[str, str]) -> None:
+def end_jobs(running: Cluster) -> None:
     """Leave no process of a test that failed: a step outlives the daemons that started it."""
-    for how in (["--user=root"], ["--user=root", "--full", "--signal=KILL"]):
-        subprocess.run(["scancel", "--quiet", *how], env=environment, timeout=30, capture_output=True)
-    for _ in range(100):
-        queue = subprocess.run(["squeue", "--noheader"], env=environment, timeout=30, capture_output=True)
-        if not queue.stdout.strip():
-            return
-        time.sleep(0.1)
+    with suppress(AssertionError):
+        running.call("scancel", "--quiet", "--user=root")
+        running.call("scancel", "--quiet", "--user=root", "--full", "--signal=KILL")
+        running.wait_for_all(10)

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from batch_renorm.durable import LOCK
 from batch_renorm.running.checkpoints import checkpoints
-from tests.conftest import ROOT, TINY, run_forked
-from tests.running.checkpoint_files import assert_close, curve, final_state
-from tests.slurm.cluster import Cluster, cluster, missing
+from tests.conftest import ROOT, TINY
+from tests.running.checkpoint_files import assert_bit_equal, curve, final_state
+from tests.running.forked import fit_in_forks
+from tests.slurm.cluster import cluster, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-LONG = [*TINY, "size.steps=100", "size.evaluate_every=8"]
+LONG = [*TINY, "size.steps=40", "size.evaluate_every=8"]
 
 
 @pytest.fixture(scope="module")
@@ -37,36 +39,17 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def states(slurm: Cluster, repository: Path, *arguments: str) -> list[str]:
-    """Lines that slurm/reproduce.sh prints."""
-    return slurm.call("slurm/reproduce.sh", *arguments, cwd=repository, PYTHON=sys.executable).splitlines()
-
-
-def state(folder: Path) -> str | None:
-    record = folder / "run.json"
-    return json.loads(record.read_text()).get("state") if record.exists() else None
-
-
 def newest(folder: Path) -> str:
     return next((path.name for path in checkpoints(folder)), "")
 
 
-def rank_process(folder: Path, rank: int) -> int:
-    """The process of a rank that SLURM started."""
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (place / "cmdline").read_bytes().split(b"\0")
-            variables = (place / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # it has ended
-        of_run = f"folder={folder}".encode() in words and words[0] != b"srun"
-        if of_run and f"SLURM_PROCID={rank}".encode() in variables:
-            return int(place.name)
-    raise AssertionError(f"no process of rank {rank}")
+def writer(folder: Path) -> int:
+    """The process of rank 0, which holds the run folder."""
+    return json.loads((folder / LOCK).read_text())["process"]
 
 
 @pytest.mark.slow
-def test_two_nodes_train_one_run_through_a_requeue_and_a_kill(slurm, repository, tmp_path):
+def test_two_nodes_train_one_run_through_a_requeue_and_a_kill(slurm, repository, compose, tmp_path):
     """It ends bit for bit as two ranks do that nothing interrupts."""
     folder, log = tmp_path / "interrupted", tmp_path / "job.log"
     job = slurm.call(
@@ -82,9 +65,8 @@ def test_two_nodes_train_one_run_through_a_requeue_and_a_kill(slurm, repository,
         slurm.start_again(job)
 
     interrupted(lambda: slurm.call("scontrol", "requeue", job))
-    interrupted(lambda: os.kill(rank_process(folder, 1), signal.SIGKILL))
-    done = run_forked(["train.py", *LONG, f"folder={tmp_path}/whole", "trainer.devices=2"], tmp_path)
-    assert done.returncode == 0, done.stderr
+    interrupted(lambda: os.kill(writer(folder), signal.SIGKILL))
+    fit_in_forks(compose(*LONG), tmp_path / "whole", 2)
     slurm.wait(lambda: slurm.job(job)["JobState"] == "COMPLETED", "end of the run")
 
     assert slurm.job(job)["Restarts"] == "2"
@@ -97,32 +79,36 @@ def test_two_nodes_train_one_run_through_a_requeue_and_a_kill(slurm, repository,
     assert said.count("back to the queue") == 1  # the first time it was SLURM that put it there
     assert said.count("resuming at step") == 2
     assert json.loads((folder / "run.json").read_text())["ranks"] == 2
-    assert_close(final_state(folder), final_state(tmp_path / "whole"), 0.0)
+    assert_bit_equal(final_state(folder), final_state(tmp_path / "whole"))
     assert curve(folder) == curve(tmp_path / "whole")  # so no row is lost or doubled either
 
 
 @pytest.mark.slow
 def test_an_array_is_repaired_by_the_second_call_and_a_sweep_trains_the_same_runs(slurm, repository):
     """One element of two fails; the call after that submits it alone. Hydra's launcher agrees."""
-    given = ["--experiments=iid_batchnorm", "--seeds=0,1", *TINY, "trainer.threads=1"]
-    place = repository / "runs/glyphs/iid_batchnorm"
+    tiny, place = [*TINY, "trainer.threads=1"], repository / "runs/glyphs/iid_batchnorm"
     place.mkdir(parents=True)
     (place / "seed1").write_text("in the way of the run's folder")
 
-    first = states(slurm, repository, "--hold", *given)
+    def reproduce(*options: str) -> list[str]:
+        given = ["--experiments=iid_batchnorm", "--seeds=0,1", *options, *tiny]
+        return slurm.call("slurm/reproduce.sh", *given, cwd=repository, PYTHON=sys.executable).splitlines()
+
+    first = reproduce("--hold")
     assert any(line.startswith("to submit: 2 runs") and "--array=0,7%" in line for line in first), first
-    assert states(slurm, repository, *given)[-1] == "nothing to submit"  # both are queued
+    assert reproduce()[-1] == "nothing to submit"  # both are queued
     slurm.call("scontrol", "release", first[-1].split()[-1])  # "Submitted batch job 7"
-    slurm.wait(lambda: not slurm.call("squeue", "--noheader").strip(), "end of all jobs")
-    assert (state(place / "seed0"), state(place / "seed1")) == ("finished", None)
+    slurm.wait_for_all()
+    assert not (place / "seed1").is_dir()
 
     (place / "seed1").unlink()
-    second = states(slurm, repository, *given)
+    second = reproduce()
     assert second[0].startswith("finished ")
     assert any(line.startswith("to submit: 1 runs") and "--array=7%" in line for line in second), second
-    slurm.wait(lambda: state(place / "seed1") == "finished", "end of the repaired run")
 
-    sweep = ["-m", "hydra/launcher=submitit_slurm", *TINY, "trainer.threads=1", "experiment=iid_batchnorm", "seed=0"]
+    sweep = ["-m", "hydra/launcher=submitit_slurm", *tiny, "experiment=iid_batchnorm", "seed=0"]
     sweep += ["folder=sweep/seed${seed}", "hydra.launcher.cpus_per_task=1"]
     slurm.call(sys.executable, "train.py", *sweep, cwd=repository)  # waits for it
     assert curve(repository / "sweep/seed0") == curve(place / "seed0")
+    slurm.wait_for_all()
+    assert json.loads((place / "seed1/run.json").read_text())["state"] == "finished"
