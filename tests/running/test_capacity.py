@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,11 +71,10 @@ def test_a_try_frees_what_it_takes_and_changes_nothing(made, monkeypatch):
 
 def test_the_opening_says_what_will_happen(made):
     run = made("size.workers=50", "size.steps=1000")
-    world = World(0, 0, 8, 1, 0, "torchrun")
     stated = Execution(
         entries(run.arithmetic, CPU), Memory(4, "the most that fits H200", 100), Loading(11, "12 cores of this rank")
     )
-    lines = opening(run, world, stated, Path("runs/glyphs"), 250).splitlines()
+    lines = opening(run, EIGHT, stated, Path("runs/glyphs"), 250).splitlines()
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     for words in (
@@ -86,18 +86,20 @@ def test_the_opening_says_what_will_happen(made):
         assert words in text, text
 
 
-def reading(asked="auto", **source):
-    source = SimpleNamespace(**{"needs_loader_processes": True, "image_bytes": 100} | source)
+def reading(asked="auto", source_reads=True):
+    source = SimpleNamespace(needs_loader_processes=source_reads, image_bytes=3 * 299 * 299)
     return SimpleNamespace(machine=SimpleNamespace(loader_processes=asked), source=source)
 
 
 @pytest.fixture
-def shared_memory(monkeypatch):
-    usage = capacity.shutil.disk_usage("/")
+def machine(monkeypatch):
+    """Ranks with so many cores each, on a machine with so many free bytes of shared memory."""
+    usage = shutil.disk_usage("/")
     monkeypatch.setattr(os.path, "isdir", lambda path: True)
 
-    def of(free):
-        monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    def of(cores, free=1 << 40):
+        monkeypatch.setattr(capacity, "cores", lambda world: cores)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
 
     return of
 
@@ -105,32 +107,29 @@ def shared_memory(monkeypatch):
 @pytest.mark.parametrize(
     ("cores", "device", "processes"), [(12, CUDA, 11), (1, CUDA, 1), (200, CUDA, 16), (2, CPU, 1), (1.5, CPU, 0)]
 )
-def test_processes_follow_the_cores_of_a_rank(monkeypatch, shared_memory, cores, device, processes):
-    monkeypatch.setattr(capacity, "cores", lambda world: cores)
-    shared_memory(1 << 40)
-    because = f"{cores} cores of this rank"
-    assert loading_of(reading(image_bytes=100), ALONE, device, 10) == Loading(processes, because)
-    assert loading_of(reading(needs_loader_processes=False), ALONE, device, 10).processes == 0  # nothing to read
-    assert loading_of(reading(7, image_bytes=100), ALONE, device, 10).processes == 7
+def test_processes_follow_the_cores_of_a_rank(machine, cores, device, processes):
+    machine(cores)
+    assert loading_of(reading(), ALONE, device, 10) == Loading(processes, f"{cores} cores of this rank")
+    assert loading_of(reading(source_reads=False), ALONE, device, 10).processes == 0
+    assert loading_of(reading(7), ALONE, device, 10).processes == 7
     with pytest.raises(ValueError, match=r"trainer.loader_processes=9999 for the .* cores of a rank: say auto"):
         loading_of(reading(9999), ALONE, device, 10)
 
 
-def test_no_more_processes_than_shared_memory_holds(monkeypatch, shared_memory):
+def test_no_more_processes_than_shared_memory_holds(machine):
     """8 ranks, 224 + 64 images of 299 pixels: a container's 64 MB hold none, 14 GB hold 9."""
-    monkeypatch.setattr(capacity, "cores", lambda world: 12.0)
     for free, processes in ((64 << 20, 0), (14 << 30, 9), (1 << 40, 11)):
-        shared_memory(free)
-        loading = loading_of(reading(image_bytes=3 * 299 * 299), EIGHT, CUDA, 288)
+        machine(12.0, free)
+        loading = loading_of(reading(), EIGHT, CUDA, 288)
         assert loading.processes == processes
         assert ("/dev/shm" in loading.because) == (processes < 11)
-    shared_memory(64 << 20)
-    assert loading_of(reading(0, image_bytes=3 * 299 * 299), EIGHT, CPU, 1600).processes == 0
+    machine(12.0, 64 << 20)
+    assert loading_of(reading(0), EIGHT, CPU, 1600).processes == 0
     full = (
         "/dev/shm holds the images of 0 loader processes a rank: give it more .*, or lower trainer.loader_processes=8"
     )
     with pytest.raises(ValueError, match=full):
-        loading_of(reading(8, image_bytes=3 * 299 * 299), EIGHT, CPU, 1600)
+        loading_of(reading(8), EIGHT, CPU, 1600)
 
 
 def test_cores_are_those_of_a_rank(monkeypatch):

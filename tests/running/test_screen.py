@@ -57,11 +57,8 @@ def test_lines_break_between_words_and_a_path_stays_whole(monkeypatch):
     assert all(line.startswith("  ") for line in text.splitlines())
 
 
-def test_a_log_file_has_a_line_for_the_first_step_and_every_evaluation_and_a_finished_run_prints_its_result(
-    train_command, tmp_path
-):
-    options = ["size.steps=6", "size.evaluate_every=3"]
-    done = train_command(*options)
+def test_a_log_file_has_a_line_for_the_first_step_and_every_evaluation(train_command):
+    done = train_command("size.steps=6", "size.evaluate_every=3")
     lines = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)$", done.stderr, re.MULTILINE)
     assert [re.match(r"step (\d) of 6, (val|loss)", line).groups() for line in lines] == [
         ("1", "loss"), ("3", "val"), ("6", "val"),
@@ -71,9 +68,6 @@ def test_a_log_file_has_a_line_for_the_first_step_and_every_evaluation_and_a_fin
     assert lines[1].endswith("left")
     assert not lines[2].endswith("left")
     assert all(len(line) <= 80 for line in done.stderr.splitlines() if "folder" not in line and "/" not in line)
-    assert done.stdout.startswith("validation top-1 ")
-    again = train_command(*options)
-    assert again.stdout == "This run is finished; fresh=true repeats it.\n" + done.stdout
 
 
 def test_a_terminal_has_one_line_that_changes_and_one_for_each_evaluation(capfd):
