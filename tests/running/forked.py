@@ -1,7 +1,9 @@
 """Runs in this process, and ranks as forks of one that has made its imports."""
 
 import socket
+import time
 
+from batch_renorm.records.curve import read_rows
 from batch_renorm.running.build import build
 from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
@@ -64,3 +66,10 @@ def train_in_forks(config, ranks):
 
 def _train(world, config):
     train(config)
+
+
+def wait_for_rows(folder, rows, process):
+    """Wait until a run that `process` trains has so many rows in its curve."""
+    while len(read_rows(folder / "curve.csv")) < rows:
+        assert process.process.is_alive(), process.text("err")
+        time.sleep(0.02)

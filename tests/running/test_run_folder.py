@@ -4,7 +4,6 @@ import random
 import shlex
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_pl
 from batch_renorm.running.loggers import rewind
 from tests.conftest import TINY, Forked, script
 from tests.data.test_fuzz import HARMS, harmed
+from tests.running.forked import wait_for_rows
 from tests.test_durable import in_use_by_another
 
 CONFIG = {"seed": 0, "size": {"steps": 2}, "norm": {"eps": 1}, "minibatch": {"size": 8}, "folder": "x"}
@@ -52,9 +52,7 @@ def test_a_second_command_is_refused_while_the_first_trains(train_command, tmp_p
     """It moves nothing, and the first run ends as if nobody had come."""
     long = ["size.steps=100000", "size.evaluate_every=100000"]
     first = Forked(script, "train.py", *TINY, *long, f"folder={tmp_path}/run")
-    while not curve.read_rows(tmp_path / "run/curve.csv"):
-        assert first.process.is_alive(), first.text("err")
-        time.sleep(0.05)
+    wait_for_rows(tmp_path / "run", 1, first)
     second = train_command(*long, "fresh=true", check=False)
     assert second.returncode == 2
     line = f"error: the run folder {tmp_path}/run is in use by process {first.process.pid} on "

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import wandb
@@ -110,9 +111,8 @@ def test_wandbs_own_variable_keeps_a_run_from_the_network_or_off(made, tmp_path,
 
 @pytest.mark.parametrize("trouble", ["not installed", "no"])
 def test_without_wandb_training_goes_on(run, tmp_path, monkeypatch, capfd, trouble):
-    if trouble == "no":
-        monkeypatch.setattr("wandb.init", lambda **_: (_ for _ in ()).throw(RuntimeError("no\nway")))
-    else:
+    monkeypatch.setattr("wandb.init", Mock(side_effect=RuntimeError("no\nway")))
+    if trouble == "not installed":
         monkeypatch.setitem(sys.modules, "wandb", None)
     follow(run, tmp_path, 0, 3)
     assert capfd.readouterr().err == f"going on without W&B ({trouble}); curve.csv has everything\n"
@@ -120,7 +120,7 @@ def test_without_wandb_training_goes_on(run, tmp_path, monkeypatch, capfd, troub
 
 
 def test_with_wandb_hanging_training_ends(run, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("wandb.init", lambda **_: time.sleep(3))
+    monkeypatch.setattr("wandb.init", lambda **_: time.sleep(1))
     monkeypatch.setitem(loggers.PATIENCE, "offline", 0.1)
     live = logger_of(run, tmp_path, 0)
     live.log_metrics({"loss": 1.0}, 1)
@@ -131,30 +131,17 @@ def test_with_wandb_hanging_training_ends(run, tmp_path, monkeypatch, capfd):
 
 def test_online_nothing_is_sent_twice(made, tmp_path, monkeypatch):
     """W&B's server had more of the run than its last checkpoint covers, less than its curve, or nothing."""
-
-    class Server:
-        def __init__(self, step):
-            self.step, self.rows, self.url = step, [], "https://wandb.ai/me/project/runs/id12345"
-
-        def log(self, metrics, step):
-            self.rows.append(step)
-
-        def define_metric(self, *names, **options): ...
-
-        def finish(self, exit_code):
-            self.ended = exit_code
-
-    run = made("logger=wandb")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    run, url = made("logger=wandb"), "https://wandb.ai/me/project/runs/id12345"
     monkeypatch.setattr("wandb.login", lambda **_: True)
-    CurveLogger(tmp_path / "curve.csv").log_metrics({"loss": 1.0}, 1)
-    CurveLogger(tmp_path / "curve.csv").log_metrics({"loss": 1.0}, 2)
+    for step in (1, 2):
+        CurveLogger(tmp_path / "curve.csv").log_metrics({"loss": 1.0}, step)
     for next_step, expected in ((0, [1, 2, 3, 4]), (2, [2, 3, 4]), (4, [4])):
-        server = Server(next_step)
-        monkeypatch.setattr("wandb.init", lambda server=server, **_: server)
+        on_server = Mock(step=next_step, url=url)
+        monkeypatch.setattr("wandb.init", Mock(return_value=on_server))
         live = logger_of(run, tmp_path, 2)
         for step in (3, 4):
             live.log_metrics({"loss": 1.0}, step)
         live.finalize("success")
-        assert (server.rows, server.ended) == (expected, 0)
-    assert (tmp_path / "wandb" / "url").read_text().strip() == server.url  # which the report links to
+        assert [call.kwargs["step"] for call in on_server.log.call_args_list] == expected
+        on_server.finish.assert_called_once_with(exit_code=0)
+    assert (tmp_path / "wandb" / "url").read_text().strip() == url  # which the report links to
