@@ -3,7 +3,6 @@
 An operation on tensors of two devices is an error, as on a GPU. Triton's kernels are not launched.
 """
 
-import importlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 CUDA = torch.device("cuda", 0)
 PINNED: set[int] = set()
 """Page-locked storages."""
-WITH_KERNELS = ["batch_renorm.norm.triton_kernels"]
 
 
 class Waits(TorchDispatchMode):
@@ -104,11 +102,13 @@ def convolution_format(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Fake tensors on "cuda", even without a GPU; torch.cuda reports one GPU, on which nothing has to be waited for."""
+    from batch_renorm.norm import triton_kernels  # triton may be absent
+
     events = mock.Mock(**{"return_value.query.return_value": True, "return_value.elapsed_time.return_value": 1.0})
     properties = SimpleNamespace(
         name="fake", major=9, minor=0, total_memory=80 << 30, L2_cache_size=50 << 20, multi_processor_count=132
     )
-    answers: dict[str, Any] = {
+    answers = {
         "Event": events, "Stream": events, "current_stream": events, "stream": lambda *_: nullcontext(),
         "is_available": lambda: True, "device_count": lambda: 1, "get_device_capability": lambda *_: (9, 0),
         "get_device_properties": lambda *_: properties, "get_device_name": lambda *_: "fake",
@@ -118,10 +118,9 @@ def fake_cuda() -> Iterator[None]:
         patch = mock.patch.object
         for name, answer in answers.items():
             stack.enter_context(patch(torch.cuda, name, answer))
-        for module in [importlib.import_module(name) for name in WITH_KERNELS]:
-            for name, value in list(vars(module).items()):
-                if type(value).__module__.startswith("triton.runtime") and hasattr(type(value), "__getitem__"):
-                    stack.enter_context(patch(module, name, launcher(name)))
+        for name, value in list(vars(triton_kernels).items()):
+            if type(value).__module__.startswith("triton.runtime") and hasattr(type(value), "__getitem__"):
+                stack.enter_context(patch(triton_kernels, name, launcher(name)))
         stack.enter_context(patch(Tensor, "record_stream", return_value=None))
         stack.enter_context(patch(Tensor, "pin_memory", pinned))
         stack.enter_context(patch(torch._C, "_conv_determine_backend_memory_format", convolution_format))

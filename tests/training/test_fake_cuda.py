@@ -4,8 +4,9 @@ What a first hour on a node would be lost on: a tensor left on the CPU, and the 
 middle of a step.
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,13 +21,7 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture
-def rows():
-    """What the run gives to its loggers."""
-    return []
-
-
-@pytest.fixture
-def run(compose, tmp_path, rows):
+def run(compose, tmp_path):
     """The paper's Inception-v3 in bfloat16, as on one of 8 ranks, with empty images in place of files'."""
     run = build(compose(
         "experiment=noniid_renorm", "scale=imagenet", "data=folder", f"data.root={write_folders(tmp_path)}",
@@ -38,24 +33,11 @@ def run(compose, tmp_path, rows):
         return Fetched(pixels, None if draw is None else torch.empty(len(indices), 5))
 
     run.source.fetch = fetch
-    logger = SimpleNamespace(log_metrics=lambda row, step: rows.append(row))
     strategy = SimpleNamespace(block_backward_sync=nullcontext)
     run.training._trainer = SimpleNamespace(
-        world_size=8, global_step=0, max_steps=140_000, loggers=[logger], strategy=strategy
+        world_size=8, global_step=0, max_steps=140_000, loggers=[Mock()], strategy=strategy
     )
     return run
-
-
-@contextmanager
-def on_fake_cuda(run):
-    """The run's module on the fake GPU."""
-    with fake_cuda():
-        run.training.to(CUDA)
-        optimizer = run.training.configure_optimizers()
-        run.training.optimizers = lambda *_: optimizer
-        run.training.manual_backward = backward
-        run.training.random_layers._checked = True  # it would compare the generators' states, which are fake here
-        yield
 
 
 def waits_of_step(run, step, passes):
@@ -75,31 +57,32 @@ def waits_of_step(run, step, passes):
 
 
 @pytest.mark.slow
-def test_a_step_of_inception_waits_for_nothing(run, rows):
-    """In one pass and in two; a step that is logged reads its numbers, and no others."""
-    with on_fake_cuda(run):
+def test_a_step_of_inception_waits_for_nothing_and_an_evaluation_for_its_result_alone(run):
+    """Steps in one pass and in two; a step that is logged reads its numbers, and no others."""
+    training, (logger,) = run.training, run.training._trainer.loggers
+    with fake_cuda():
+        training.to(CUDA)
+        optimizer = training.configure_optimizers()
+        training.optimizers, training.manual_backward = lambda *_: optimizer, backward
+        training.random_layers._checked = True  # it would compare the generators' states, which are fake here
         strays = [
             f"{name}.{key}"
-            for name, part in run.training.named_modules()
+            for name, part in training.named_modules()
             for key, value in {**vars(part), **part._parameters, **part._buffers}.items()
             if isinstance(value, torch.Tensor) and value.device != CUDA
         ]
         assert strays == []
         waits_of_step(run, 6990, [28])  # makes the optimiser's state, the list of tensors to average
         assert waits_of_step(run, 7001, [16, 12]) == []
-        assert rows == []
+        logger.log_metrics.assert_not_called()
         logged = waits_of_step(run, 7049, [28])
+        with Waits() as evaluated:
+            evaluate(training.inference_model(7050), run.source, run.evaluation.measurements(run.source), CUDA)
     assert 0 < len(logged) < 96  # a few, and not one for each norm layer
-    assert {"loss", "gradient_norm", "r_clipped", "seconds_step", "images_per_second"} <= set(rows[0])
-
-
-@pytest.mark.slow
-def test_an_evaluation_waits_for_its_result_alone(run):
-    with on_fake_cuda(run), Waits() as places:
-        model = run.training.inference_model(7000)
-        evaluate(model, run.source, run.evaluation.measurements(run.source), CUDA)
-    assert places
-    assert all(wait.startswith("a value is read at batch_renorm/training/evaluation.py") for wait in places)
+    row = logger.log_metrics.call_args.args[0]
+    assert {"loss", "gradient_norm", "r_clipped", "seconds_step", "images_per_second"} <= set(row)
+    assert evaluated
+    assert all(wait.startswith("a value is read at batch_renorm/training/evaluation.py") for wait in evaluated)
 
 
 @pytest.mark.parametrize("how", ["a value", "a list", "unpinned", "blocking", "left behind"])
