@@ -1,12 +1,15 @@
 """Every experiment at every scale composes; options are all read, and wrong ones explained."""
 
 import errno
-import sys
 
+import hydra
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-import train
 from batch_renorm.errors import TransientReadError, UserError
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.norm.layers import layers_of
@@ -14,15 +17,14 @@ from batch_renorm.records.config import flat_options
 from batch_renorm.records.curve import read_rows
 from batch_renorm.reporting import paper
 from batch_renorm.running.build import build
-from batch_renorm.running.cli import composition
+from batch_renorm.running.cli import composition, explained
 from batch_renorm.running.schema import read
 from tests.conftest import ROOT, TINY
 from tests.running.forked import trained
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 SCALES = sorted(path.stem for path in (ROOT / "configs/scale").glob("*.yaml"))
-
-PAPER = {  # facts of sections 4.1 to 4.3: norm, images per label, group
+FACTS = {  # norm, images per label, group; the paper's are of sections 4.1 to 4.3
     "iid_batchnorm": ("batchnorm", None, 32),
     "iid_renorm": ("renorm", None, 32),
     "micro4_batchnorm": ("batchnorm", None, 4),
@@ -30,21 +32,17 @@ PAPER = {  # facts of sections 4.1 to 4.3: norm, images per label, group
     "noniid_batchnorm": ("batchnorm", 2, 32),
     "noniid_halves_batchnorm": ("batchnorm", 2, 16),
     "noniid_renorm": ("renorm", 2, 32),
-}
-
-
-OURS = {  # norm and minibatch
-    "iid_groupnorm": ("groupnorm", "iid"),
-    "micro4_groupnorm": ("groupnorm", "micro4"),
-    "noniid_groupnorm": ("groupnorm", "pairs"),
-    "micro4_frozen": ("frozen", "micro4"),
-    "noniid_frozen": ("frozen", "pairs"),
+    "iid_groupnorm": ("groupnorm", None, 32),
+    "micro4_groupnorm": ("groupnorm", None, 4),
+    "noniid_groupnorm": ("groupnorm", 2, 32),
+    "micro4_frozen": ("frozen", None, 4),
+    "noniid_frozen": ("frozen", 2, 32),
 }
 
 
 def test_the_papers_seven_experiments_and_ours():
-    assert sorted(PAPER | OURS) == EXPERIMENTS
-    assert sorted(PAPER) == sorted(paper.EXPERIMENTS)
+    assert sorted(FACTS) == EXPERIMENTS
+    assert set(paper.EXPERIMENTS) == {name for name, (norm, *_) in FACTS.items() if norm in ("batchnorm", "renorm")}
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -55,10 +53,8 @@ def test_experiments_differ_in_norm_and_regime_alone(compose, scale):
     base = configs["iid_batchnorm"]
     for experiment, config in configs.items():
         norm, minibatch = config["norm"], config["minibatch"]
-        if scale == "imagenet" and experiment in PAPER:
-            assert (norm["name"], minibatch["images_per_label"], minibatch["group"]) == PAPER[experiment]
-        elif scale == "imagenet":
-            assert (norm["name"], minibatch["name"]) == OURS[experiment]
+        if scale == "imagenet":
+            assert (norm["name"], minibatch["images_per_label"], minibatch["group"]) == FACTS[experiment]
         assert config["folder"] == f"runs/{scale}/{experiment}/seed0"
         for section in config.keys() - {"norm", "minibatch", "experiment", "folder"}:
             assert config[section] == base[section], section
@@ -101,7 +97,7 @@ def test_two_tiny_steps(compose, tmp_path, experiment):
         "val_top1_batch_statistics", "val_top1_as_trained", "val_top1_no_counterpart", "activation_distance", "rmax",
         "dmax",
     }  # fmt: skip
-    assert of_groups & metrics == (of_groups if experiment in PAPER else set())
+    assert of_groups & metrics == (of_groups if experiment in paper.EXPERIMENTS else set())
     assert ("r_clipped" in metrics) == ("renorm" in experiment)
 
 
@@ -172,21 +168,16 @@ def test_lightnings_profile_is_in_the_run_folder(train_command, tmp_path):
 
 
 @pytest.fixture
-def complaint(monkeypatch, capsys, tmp_path):
+def complaint(run_script):
     """What train.py prints on stderr for a wrong command, run in this process."""
-    from hydra.core.global_hydra import GlobalHydra
 
     def of(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        monkeypatch.chdir(ROOT)
         GlobalHydra.instance().clear()
-        with pytest.raises(SystemExit) as stopped, train.explained():
-            train.main()
-        assert stopped.value.code == 2
+        status, _, err = run_script("train.py", *arguments)
         GlobalHydra.instance().clear()
-        lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("loading torch")]
-        assert len(lines) == 1, lines
-        return lines[0]
+        (line,) = [line for line in err.splitlines() if not line.endswith("loading torch")]
+        assert status == 2
+        return line
 
     return of
 
@@ -230,25 +221,23 @@ def test_wrong_commands_get_one_clear_line(complaint, monkeypatch, arguments, an
 
 
 BODY = "ramp: {rmax: 10.0}\nexperiment: wide\n"
+NO_HEADER = "error: the file of experiment=mine must begin with the line `# @package _global_`"
 
 
 @pytest.mark.parametrize(
-    "text", [BODY, f"\ufeff# @package _global_\n{BODY}", f"defaults: [override /norm: renorm]\n{BODY}"]
+    ("text", "encoding", "answer"),
+    [
+        (BODY, "utf-8", NO_HEADER),
+        (f"\ufeff# @package _global_\n{BODY}", "utf-8", NO_HEADER),
+        (f"defaults: [override /norm: renorm]\n{BODY}", "utf-8", NO_HEADER),
+        (f"# @package _global_\n# für mich\n{BODY}", "latin-1", "experiment/mine.yaml is not UTF-8 text"),
+    ],
 )
-def test_an_experiment_without_its_header_is_named_as_it_was_typed(complaint, tmp_path, text):
-    """hydra-ecosystem/hydra issue 2628: easily overlooked."""
+def test_an_experiment_that_cannot_be_read_is_named(complaint, tmp_path, text, encoding, answer):
+    """A file without its header is easily overlooked: hydra-ecosystem/hydra issue 2628."""
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment/mine.yaml").write_text(text, encoding="utf-8")
-    line = complaint(f"--config-dir={tmp_path}", "experiment=mine", "logger=csv")
-    assert line.startswith("error: the file of experiment=mine must begin with the line `# @package _global_`")
-
-
-def test_an_experiment_that_is_not_utf8_is_named(complaint, tmp_path):
-    (tmp_path / "experiment").mkdir()
-    file = tmp_path / "experiment/mine.yaml"
-    file.write_text("# @package _global_\n# für mich\nexperiment: mine\n", encoding="latin-1")
-    line = complaint(f"--config-dir={tmp_path}", "experiment=mine", "logger=csv")
-    assert line.startswith(f"error: {file} is not UTF-8 text")
+    (tmp_path / "experiment/mine.yaml").write_text(text, encoding=encoding)
+    assert answer in complaint(f"--config-dir={tmp_path}", "experiment=mine", "logger=csv")
 
 
 CHOICES = {  # of each group's files, those whose options differ
@@ -263,14 +252,11 @@ ODD = [0, -1, float("nan"), float("inf"), "text", "", None, [1], True, 10**30]
 @pytest.mark.parametrize("group", CHOICES)
 def test_any_value_of_any_option_is_allowed_or_refused_in_a_line_that_names_it(group):
     """Before anything is made: no value ends in a traceback. With `scale` also what belongs to no group."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     tried = refused = 0
     for choice in CHOICES[group]:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = compose("train", [f"{group}={choice}", *(["data.root=/data"] if choice == "imagenet" else [])])
+            root = ["data.root=/data"] if choice == "imagenet" else []
+            config = hydra.compose("train", [f"{group}={choice}", *root])
         names = [name for name, _ in flat_options(OmegaConf.to_container(config))]
         of_group = {name: name.partition(".")[0] for name in names}
         of_group |= {name: "scale" for name, section in of_group.items() if section not in CHOICES}
@@ -293,7 +279,7 @@ def test_any_value_of_any_option_is_allowed_or_refused_in_a_line_that_names_it(g
 def test_a_sweeps_job_leaves_the_error_to_the_command_that_waits_for_it(monkeypatch, capsys):
     """In a job of submitit's an exit would be the end without a reason; the exception travels."""
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    with pytest.raises(UserError, match="a bad option"), train.explained():
+    with pytest.raises(UserError, match="a bad option"), explained():
         raise UserError("a bad option")
     assert capsys.readouterr().err == "error: a bad option\n"
 
@@ -310,7 +296,7 @@ def test_a_sweeps_job_leaves_the_error_to_the_command_that_waits_for_it(monkeypa
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_a_bug_has_its_traceback(capsys, error, status, line):
-    with pytest.raises(SystemExit if status else type(error)) as stopped, train.explained():
+    with pytest.raises(SystemExit if status else type(error)) as stopped, explained():
         raise error
     assert getattr(stopped.value, "code", None) == status
     assert capsys.readouterr().err.startswith(line)

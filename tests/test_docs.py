@@ -4,8 +4,12 @@ import re
 import shlex
 import shutil
 
+import hydra
 import pytest
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
+from batch_renorm.running.build import build
 from tests.conftest import ROOT
 
 OWN = "docs/experiments.md"  # its files exist on the page alone, see test_experiments_of_ones_own
@@ -47,11 +51,6 @@ def test_links_lead_somewhere(page):
 
 def test_experiments_of_ones_own(tmp_path, monkeypatch):
     """The page's files beside the shipped ones: every command composes, and what is trained is what the page says."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from batch_renorm.running.build import build
-
     text = (ROOT / OWN).read_text()
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     files = re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", text, re.DOTALL)
@@ -64,17 +63,12 @@ def test_experiments_of_ones_own(tmp_path, monkeypatch):
     with initialize_config_dir(str(tmp_path / "configs"), version_base="1.3"):
         for script, words in commands(text):
             assert (ROOT / script).exists()
-            options = [word for word in words if "=" in word and not word.startswith("experiment=noniid_renorm,")]
-            options = [word for word in options if not word.startswith("seed=0,")]
-            config = compose("train", options)
-            composed.append((options, config))
-        assert len(composed) >= 10
-        for options, config in composed:
-            if "scale=imagenet" not in options:
-                run = build(OmegaConf.to_container(config, resolve=True))
-                if "norm=layernorm" in options:
-                    assert not run.evaluation.groups
-                if "model=small" in options:
-                    assert type(run.training.model).__name__ == "Small"
-                if "minibatch=fours" in options:
-                    assert run.evaluation.trained == (4, 4)
+            options = [word for word in words if "=" in word and not re.match("(experiment|seed)=.*,", word)]
+            composed.append((options, hydra.compose("train", options)))
+    assert len(composed) >= 10
+    for options, config in composed:
+        if "scale=imagenet" not in options:
+            run = build(OmegaConf.to_container(config, resolve=True))
+            assert "norm=layernorm" not in options or not run.evaluation.groups
+            assert "model=small" not in options or type(run.training.model).__name__ == "Small"
+            assert "minibatch=fours" not in options or run.evaluation.trained == (4, 4)
