@@ -35,8 +35,8 @@ TINY = [
 
 
 def pytest_collection_modifyitems(items):
-    """First those that mostly wait, for SLURM: at the end they would keep one process waiting for the other."""
-    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    """First those that mostly wait, for SLURM, then the slow ones: at the end one would keep a process waiting."""
+    items.sort(key=lambda item: (item.path.parent.name != "slurm", item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(autouse=True)
