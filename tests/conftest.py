@@ -15,8 +15,6 @@ import torch
 import yaml
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for other processes; now, because a module's fixture may start the first of them
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # triton asks when it is imported: the GPU's kernels run on the CPU
 
 ROOT = Path(__file__).parent.parent
 

@@ -28,7 +28,6 @@ LIBRARIES = {  # where each may be known
     "hydra": {"running"},
     "omegaconf": {"running"},
     "timm": {"models", "training", "norm"},  # in norm: only where a timm layer is made again
-    "triton": {"norm"},
     "torch": {"norm", "data", "models", "training", "running"},
     "wandb_workspaces": {"showing"},
     "plotly": {"showing"},

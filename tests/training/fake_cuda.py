@@ -1,10 +1,9 @@
 """A fake GPU: tensors on a device "cuda" that have a shape and no memory, and a list of what makes the host wait.
 
-An operation on tensors of two devices is an error, as on a GPU. Triton's kernels are not launched.
+An operation on tensors of two devices is an error, as on a GPU.
 """
 
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -77,16 +76,6 @@ def place() -> str:
     return "?"
 
 
-def launcher(name: str) -> Any:
-    """In place of a Triton kernel: kernel[grid](...) checks where its tensors are."""
-
-    def launch(*args: Any, **kwargs: Any) -> None:
-        strays = [t.device for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.device != CUDA]
-        assert not strays, f"{name} is given a tensor on {strays[0]}"
-
-    return defaultdict(lambda: launch)
-
-
 class WithoutDevice(FakeTensorMode):
     """Never uses the real device, whatever torch.cuda reports."""
 
@@ -102,7 +91,6 @@ def convolution_format(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Fake tensors on "cuda", even without a GPU; torch.cuda reports one GPU, on which nothing has to be waited for."""
-    from batch_renorm.norm import triton_kernels  # triton may be absent
 
     events = mock.Mock(**{"return_value.query.return_value": True, "return_value.elapsed_time.return_value": 1.0})
     properties = SimpleNamespace(
@@ -118,9 +106,6 @@ def fake_cuda() -> Iterator[None]:
         patch = mock.patch.object
         for name, answer in answers.items():
             stack.enter_context(patch(torch.cuda, name, answer))
-        for name, value in list(vars(triton_kernels).items()):
-            if type(value).__module__.startswith("triton.runtime") and hasattr(type(value), "__getitem__"):
-                stack.enter_context(patch(triton_kernels, name, launcher(name)))
         stack.enter_context(patch(Tensor, "record_stream", return_value=None))
         stack.enter_context(patch(Tensor, "pin_memory", pinned))
         stack.enter_context(patch(torch._C, "_conv_determine_backend_memory_format", convolution_format))

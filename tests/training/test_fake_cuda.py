@@ -17,8 +17,6 @@ from batch_renorm.training.evaluation import evaluate
 from tests.data.imagenet_files import write_folders
 from tests.training.fake_cuda import CUDA, Waits, backward, fake_cuda
 
-pytest.importorskip("triton")
-
 
 @pytest.fixture
 def run(compose, tmp_path):

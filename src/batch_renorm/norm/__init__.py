@@ -1,4 +1,4 @@
-"""Batch Renormalization: see README.md in this folder. Needs torch; triton and timm only where they are used."""
+"""Batch Renormalization: see README.md in this folder. Needs torch; timm only where it is used."""
 
 from batch_renorm.norm.convert import convert_batchnorm, to_batchnorm
 from batch_renorm.norm.functional import batch_renorm

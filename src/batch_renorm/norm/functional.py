@@ -1,7 +1,6 @@
 """Batch Renormalization as a function of tensors (Ioffe 2017), by the fastest of its implementations."""
 
 import math
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -9,8 +8,6 @@ from torch.nn import functional as F
 
 from batch_renorm.norm.algorithm1 import algorithm1, compilable_correction, derivatives_follow
 from batch_renorm.norm.kernels import BatchRenormFunction
-
-TRITON_DEVICES = ("cuda",) if find_spec("triton") is not None else ()  # whose tensors go to the kernels of fused.py
 
 
 def batch_renorm(
@@ -63,11 +60,6 @@ def transform(x, mu, sigma, gamma, beta, rmax, dmax, eps: float, groups: int, mo
         return algorithm1(
             x, gamma, beta, eps, groups, lambda mu_b, sigma_b: compilable_correction(mu_b, sigma_b, *state)
         )
-    if x.device.type in TRITON_DEVICES:
-        from batch_renorm.norm import fused  # here because importing triton takes time
-
-        if fused.takes(x):
-            return fused.FusedBatchRenorm.apply(x, mu, sigma, gamma, beta, rmax, dmax, eps, groups)
     moments: list[Tensor] = []
     y = BatchRenormFunction.apply(x, gamma, beta, mu, sigma, rmax, dmax, eps, groups, moments)
     return y, *moments
