@@ -4,13 +4,10 @@ SOURCE is the folder with the official archives, with train/ and val/, or with H
 files. DEST becomes a store: a few big files, which a cluster's file system handles better than a million small
 ones. A run reads it with data.root=DEST. Every image is decoded once. If the script stops for any reason, the same
 command continues.
-
-Exit status: 0 done; 2 user error, explained in one line; 75 stopped by a signal; 130 stopped by Ctrl-C.
 """
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -22,29 +19,10 @@ from batch_renorm.errors import UserError
 from batch_renorm.running.cli import explained
 
 IMAGENET = {"classes": 1000, "training images": 1_281_167, "validation images": 50_000}
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
     options = parser().parse_args()
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup ignores SIGHUP
-    before = {number: signal.signal(number, stop) for number in heard}
-    try:
-        work(options)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stop(number: int, frame: object) -> None:
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # it is ending
-    name = signal.Signals(number).name
-    print(f"\nstopped by {name}; run the same command again, what is written stays", file=sys.stderr)
-    raise SystemExit(130 if number == signal.SIGINT else os.EX_TEMPFAIL)
-
-
-def work(options: argparse.Namespace) -> None:
     for name, value in (("processes", options.processes), ("images-per-file", options.images_per_file)):
         if value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")

@@ -120,16 +120,12 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 """From logits (n, classes) and labels (n,) to a number for each image, (n,); their mean is the metric."""
 
 
-def among_the_first(k: int) -> Metric:
-    """How often the label is among the k largest logits, percent."""
-
-    def hits(logits: Tensor, labels: Tensor) -> Tensor:
-        return 100.0 * (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
-
-    return hits
+def among_the_first(k: int, logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label is among the k largest logits, 100 or 0."""
+    return 100.0 * (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
 
 
-METRICS = {"top1": among_the_first(1), "top5": among_the_first(5)}
+METRICS: dict[str, Metric] = {"top1": partial(among_the_first, 1), "top5": partial(among_the_first, 5)}
 """All are measured on the validation images, as val_<name>; on the other images only top1."""
 
 
