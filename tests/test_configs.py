@@ -167,8 +167,10 @@ def test_lightnings_profile_is_in_the_run_folder(compose, tmp_path):
 
 
 @pytest.fixture
-def complaint(run_script):
+def complaint(run_script, monkeypatch, tmp_path):
     """What train.py prints on stderr for a wrong command, run in this process."""
+
+    monkeypatch.chdir(tmp_path)
 
     def of(*arguments):
         GlobalHydra.instance().clear()
@@ -207,6 +209,16 @@ def complaint(run_script):
         (["trainer.compile=yes"], "trainer.compile must be true or false or 'auto',"),
         (["optim._target_=torch.optim.Nothing"], "optim._target_='torch.optim.Nothing' cannot be used"),
         (["minibatch=halves", "size.minibatch=7"], "size.minibatch must be even"),
+        (
+            ["data.labels=10"],
+            "24 images with different labels, and the validation images have 10 labels: "
+            "evaluation.labels_per_minibatch times evaluation.images_per_label must be as many or fewer",
+        ),
+        (
+            ["data.train_images=1"],
+            "has 1 training images, and minibatches have 2 of a label (minibatch.images_per_label)",
+        ),
+        (["data.val_images=1"], "give no minibatch of 12 labels x 2 images"),
         (["size.steps=soon"], "size.steps"),
         (["scale=imagenet"], "data.root"),
         (["trainer.threads=5000"], "trainer.threads=5000 for "),
