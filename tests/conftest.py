@@ -136,7 +136,7 @@ def script(name, *arguments):
     runpy.run_path(str(ROOT / name), run_name="__main__")
 
 
-def run_forked(arguments, tmp_path=None):
+def run_forked(arguments):
     """subprocess.run of a script, without the seconds that its imports take."""
     process = Forked(script, *arguments)
     return subprocess.CompletedProcess(arguments, process.ended(), process.text("out"), process.text("err"))
@@ -146,9 +146,8 @@ def run_forked(arguments, tmp_path=None):
 def train_command(tmp_path):
     """Run train.py as a user does; returns the finished process."""
 
-    def run(*overrides, folder="run", check=True, glyphs=True):
-        tiny = TINY if glyphs else [override for override in TINY if not override.startswith("data.")]
-        done = run_forked(["train.py", *tiny, f"folder={tmp_path / folder}", *overrides])
+    def run(*overrides, folder="run", check=True):
+        done = run_forked(["train.py", *TINY, f"folder={tmp_path / folder}", *overrides])
         assert not check or done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -9,7 +9,7 @@ from tests.conftest import ROOT, run_forked
 
 def benchmark(tmp_path, *arguments):
     file = tmp_path / "out.json"
-    done = run_forked(["scripts/benchmark.py", *arguments, "--device", "cpu", "--json", str(file)], tmp_path)
+    done = run_forked(["scripts/benchmark.py", *arguments, "--device", "cpu", "--json", str(file)])
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     assert {"date", "command", "commit", "device", "threads", "load", "versions"} <= set(result)

@@ -21,12 +21,11 @@ from tests.running.test_files import FILES
 
 
 @pytest.fixture
-def script(tmp_path_factory):
+def script():
     """Run a script as a user does: exit status, standard output and error."""
-    output = tmp_path_factory.mktemp("output")
 
     def run(*arguments):
-        done = run_forked(arguments, output)
+        done = run_forked(arguments)
         return done.returncode, done.stdout, done.stderr
 
     return run
