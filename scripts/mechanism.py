@@ -5,15 +5,8 @@
 
 For runs on the embedded data set, whose images show two letters; uses each run's newest readable checkpoint.
 
-A channel that responds to one thing, shown by k of the m images of a group, has muB = k A / m and
-sigmaB = A sqrt(k / m (1 - k / m)). Its normalised activation is therefore
-
-    (A - muB) / sigmaB = sqrt(m / k - 1)
-
-for any A: it tells how many images of the group show the same thing. In minibatches of pairs this reveals
-which of its things an image's label names, because the pair shows it again.
-
-There are two measurements, both on the inference model normalised as in training:
+results/README.md derives the formula: batchnorm makes sqrt(m / k - 1) of what k of the m images of a group show. Two
+measurements are made, both on the inference model normalised as in training:
 
 - `company`: the same images in three groups. One more image of the group shows the label's letter, the other
   letter, or neither. The value is the percentage of correct answers.

@@ -31,16 +31,14 @@ OTHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE
 Main = Callable[[dict[str, Any], World], Any]
 
 
-def find_world(accelerator: str, devices: int | str, nodes: int | str, env: Mapping[str, str] = os.environ) -> World:
-    """This process's place in the run, if the launcher agrees with `devices` and `nodes` of configs/trainer."""
+def find_world(accelerator: str, devices: int | str, env: Mapping[str, str] = os.environ) -> World:
+    """This process's place in the run, if the launcher agrees with `devices` of configs/trainer."""
     visible = torch.cuda.device_count()
     wanted = {"auto": 1, "all": max(1, visible) if uses_gpu(accelerator) else 1}.get(str(devices), devices)
     world = started(env) or World(0, 0, int(wanted), 1, 0, "python")
-    for name, asked, got in (("devices", devices, world.devices), ("num_nodes", nodes, world.nodes)):
-        if isinstance(asked, int) and asked != got:
-            what = "processes a node" if name == "devices" else "nodes"
-            cure = "start with srun or torchrun" if world.launcher == "python" else f"leave trainer.{name}=auto"
-            raise UserError(f"{world.launcher} started {got} {what}, but trainer.{name}={asked}: {cure}")
+    if isinstance(devices, int) and devices != world.devices:
+        started_them = f"{world.launcher} started {world.devices} processes a node"
+        raise UserError(f"{started_them}, but trainer.devices={devices}: leave trainer.devices=auto")
     if uses_gpu(accelerator) and visible < world.devices:
         raise UserError(
             f"{world.devices} rank(s) on this machine, but each sees {visible} GPU(s): start fewer, use trainer=cpu, "

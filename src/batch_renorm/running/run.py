@@ -47,7 +47,7 @@ def train(config: DictConfig | Config, world: World | None = None) -> None:
     if (machine.threads or 1) > 4 * (cores := os.cpu_count() or 1):
         raise UserError(f"trainer.threads={machine.threads} for {cores} cores: say null, or fewer")
     if world is None:
-        world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
+        world = find_world(machine.accelerator, machine.devices)
         Division(options.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
         if world.launcher == "python" and world.ranks > 1:
             return start_ranks(world, train_as_rank, settings)

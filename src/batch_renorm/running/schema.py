@@ -134,7 +134,6 @@ class Machine:
 
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count | Literal["auto", "all"]
-    num_nodes: Count | Literal["auto"]
     workers_per_pass: Count | Literal["auto"] | None
     loader_processes: Annotated[int, Field(ge=0, le=10_000)] | Literal["auto"]
     threads: Annotated[int, Field(ge=1, le=10_000)] | None

@@ -33,32 +33,26 @@ STEP = "Step"  # W&B's step: runs log rows by training step
 
 
 def report_title(scale: str) -> str:
-    return f"Batch Renormalization, {scale}: ours over theirs"
+    return f"Batch Renormalization, {scale}: ours beside the paper's"
 
 
 def report(entity: str, project: str, scale: str) -> Any:
-    """The report, not yet saved: a section for each figure, a panel for each of its metrics; then the diagnoses.
-
-    On the paper's data set its curves are in the same panels as ours. On another one they have panels of their own,
-    because their steps and accuracies differ.
-    """
+    """The report, not yet saved: for each figure a panel of ours and one of the paper's; then the diagnoses."""
     text = (
         f"The seven experiments of Batch Renormalization (Ioffe, 2017) at scale {scale}: mean and range over "
         "seeds, with the curves that the paper published."
     )
     blocks: list[Any] = [wr.P(text), wr.TableOfContents()]
-    over = scale == "imagenet"
     for figure in FIGURES.values():
         experiments, metrics = (dict.fromkeys(names) for names in zip(*figure.lines, strict=True))
-        blocks += [wr.H2(figure.title), _grid(experiments, metrics, scale, papers=over)]
-        blocks += [] if over else [_grid(experiments, metrics, None, papers=True)]
+        blocks += [wr.H2(figure.title), _grid(experiments, metrics, scale), _grid(experiments, metrics, None)]
     for heading, names in DIAGNOSES.items():
         blocks += [wr.H2(heading), _grid(EXPERIMENTS, names, scale)]
     return wr.Report(project=project, entity=entity, title=report_title(scale), blocks=blocks, width="fluid")
 
 
-def _grid(experiments: Iterable[str], metrics: Iterable[str], scale: str | None, papers: bool = False) -> Any:
-    """A panel a metric: our runs at the scale, seeds grouped, and the paper's runs, in the figures' colours."""
+def _grid(experiments: Iterable[str], metrics: Iterable[str], scale: str | None) -> Any:
+    """A panel a metric, in the figures' colours: our runs at the scale, seeds grouped, or without one the paper's."""
     sets: list[Any] = []
     colors: dict[Any, Any] = {}
     for name in experiments if scale else ():
@@ -66,20 +60,20 @@ def _grid(experiments: Iterable[str], metrics: Iterable[str], scale: str | None,
         sets.append(wr.Runset(name=title, filters=filters, groupby=["group"]))
         group = RunsetGroup(title, (RunsetGroupKey(wr.Metric("Group"), f"{scale}/{name}"),))
         colors[group] = look((name, VAL)).color
-    if papers:
+    if not scale:
         tags = Tags().isin([reference_id(name) for name in experiments])
         sets.append(wr.Runset(name="The paper", filters=And(tags)))
-        colors |= {reference_id(name): look((name, VAL)).color for name in experiments}
-    panels = [_panel(m, i, "The paper: " * (not scale), (30, 80) if papers else None) for i, m in enumerate(metrics)]
+        colors = {reference_id(name): look((name, VAL)).color for name in experiments}
+    panels = [_panel(m, i, "" if scale else "The paper: ") for i, m in enumerate(metrics)]
     return wr.PanelGrid(runsets=sets, panels=panels, custom_run_colors=colors, hide_run_sets=True)
 
 
-def _panel(metric: str, index: int, prefix: str = "", accuracies: tuple[int, int] | None = None) -> Any:
-    """A metric's curves, the index-th panel of two a row; `accuracies` is the y axis."""
+def _panel(metric: str, index: int, prefix: str = "") -> Any:
+    """A metric's curves, the index-th panel of two a row."""
     return wr.LinePlot(
         title=prefix + metric.replace("_", " "), x=STEP, y=[metric], title_x="training steps",
         groupby_aggfunc="mean", groupby_rangefunc="minmax", smoothing_type="none", max_runs_to_show=50,
-        layout=wr.Layout(x=12 * (index % 2), y=9 * (index // 2), w=12, h=9), range_y=accuracies or (None, None),
+        layout=wr.Layout(x=12 * (index % 2), y=9 * (index // 2), w=12, h=9),
     )  # fmt: skip
 
 

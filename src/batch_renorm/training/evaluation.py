@@ -1,17 +1,8 @@
 """Accuracy of the inference model, as the paper measures it.
 
-Metrics are percentages (METRICS can have others), named as in results/paper/curves.csv:
-
-- val_top1, val_top5: all validation images, each once.
-- train_top1: a fixed sample of training images, prepared like validation images.
-- val_top1_batch_statistics: validation images in minibatches of 25 labels x 2 (in proportion to the minibatch of
-  training); every layer normalises with muB and sigmaB of the minibatch instead of mu and sigma (section 4.3).
-- val_top1_no_counterpart: the same, in minibatches of the same size whose images all have different labels. The paper
-  suspects that the model "learns to predict labels for images that come in a set": this is the accuracy without a set.
-- val_top1_as_trained: minibatches composed and normalised as in training: batchnorm's groups; Batch Renorm's r and d.
-
-The last three are of some evaluations (`minibatches_every`), and not of networks whose norms see no group (GroupNorm):
-there they would equal val_top1.
+Metrics are percentages (METRICS can have others), named as in results/paper/curves.csv; docs/running.md lists them. The
+paper evaluates on minibatches of 25 labels x 2 images with their own statistics (section 4.3), and suspects that the
+model "learns to predict labels for images that come in a set": val_top1_no_counterpart is the accuracy without a set.
 """
 
 import sys
