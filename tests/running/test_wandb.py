@@ -24,7 +24,7 @@ def run(made):
 def own_service(monkeypatch):
     """W&B's service ends with the test, as it does with a process; the next start of a run has another."""
     monkeypatch.setitem(loggers.PATIENCE, "offline", 600.0)  # of a busy machine
-    monkeypatch.setattr(loggers, "PATIENCE_AFTER_AN_ERROR", 600.0)
+    monkeypatch.setitem(loggers.PATIENCE, "after an error", 600.0)
     yield
     wandb.teardown()
 

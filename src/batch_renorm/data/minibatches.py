@@ -70,8 +70,6 @@ class LabelsTimesImages:
     """
 
     def __init__(self, labels: np.ndarray, size: int, images_per_label: int) -> None:
-        if size % images_per_label:
-            raise UserError(f"a minibatch of {size} does not divide into {images_per_label} images per label")
         self.size, self.images_per_label = size, images_per_label
         self.order = np.argsort(labels, kind="stable")
         self.counts = np.bincount(labels)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
@@ -118,12 +118,6 @@ def step_of(path: Path) -> int:
     if not number.isdecimal():
         raise UserError(f"{path} does not say its step: a run's checkpoints are named step00000300.ckpt")
     return int(number)
-
-
-def write(trainer: Trainer, folder: Folder, step: int) -> None:
-    """On all ranks, write the checkpoint after `step` updates."""
-    trainer.save_checkpoint(folder.path / "checkpoints" / f"step{step:08d}.ckpt")
-    remove_old(folder)
 
 
 @rank_zero_only

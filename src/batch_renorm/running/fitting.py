@@ -73,7 +73,8 @@ class AfterStep(Callback):
         if due:
             self._evaluate(trainer, step)
         if due or stopping:
-            checkpoints.write(trainer, self.folder, step)
+            trainer.save_checkpoint(self.folder.path / "checkpoints" / f"step{step:08d}.ckpt")
+            checkpoints.remove_old(self.folder)
         if due:
             self._write("running", step)
         trainer.should_stop = stopping

@@ -28,7 +28,6 @@ GRACE = 10.0  # seconds that the other ranks get to end by themselves after one 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
 OTHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
-Main = Callable[[dict[str, Any], World], Any]
 
 
 def find_world(accelerator: str, devices: int | str, env: Mapping[str, str] = os.environ) -> World:
@@ -89,7 +88,7 @@ def device_of(world: World, accelerator: str) -> torch.device:
     return torch.device("cuda", world.local_rank) if uses_gpu(accelerator) else torch.device("cpu")
 
 
-def start_ranks(world: World, main: Main, settings: dict[str, Any]) -> None:
+def start_ranks(world: World, main: Callable[..., Any], settings: dict[str, Any]) -> None:
     """Run `main` in a process per rank, and wait for them; every rank hears the signals that this process gets.
 
     Raises:
@@ -126,7 +125,7 @@ def start_ranks(world: World, main: Main, settings: dict[str, Any]) -> None:
             signal.signal(number, handler)
 
 
-def one_rank(rank: int, world: World, meeting_point: dict[str, str], main: Main, settings: dict[str, Any]) -> None:
+def one_rank(rank: int, world: World, meeting_point: dict[str, str], main: Callable, settings: dict[str, Any]) -> None:
     os.setpgid(0, 0)  # a terminal sends Ctrl-C to the first process alone, which passes it on once
     multiprocessing.set_start_method(None, force=True)  # the system's for loader processes, not this process's
     world = replace(world, rank=rank, local_rank=rank)

@@ -11,7 +11,6 @@ beginning.
 import os
 import queue
 import threading
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import groupby
@@ -29,15 +28,17 @@ from batch_renorm.running.folder import Folder, room_for, write_text
 from batch_renorm.running.schema import Wandb
 from batch_renorm.running.screen import print_line, waiting
 
-PATIENCE = {"online": 60.0, "offline": 120.0}
-"""Seconds that a finished run waits for W&B: for its servers, or for its local process on a busy machine."""
-PATIENCE_AFTER_AN_ERROR = 20.0
+PATIENCE = {"online": 60.0, "offline": 120.0, "after an error": 20.0}
+"""Seconds that a run waits for W&B at its end: for its servers, or for its local process on a busy machine."""
 
 
 class CurveLogger(Logger):
     """Appends rows to curve.csv; `save` makes them durable and must run before the checkpoint is written."""
 
     name, version = "curve", ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml and the W&B run have them."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -48,10 +49,6 @@ class CurveLogger(Logger):
         rows = "".join(f"{step},{name},{value:.6g}\n" for name, value in metrics.items())
         with room_for(self.path), self.path.open("a") as file:
             file.write(rows if file.tell() else ",".join(HEADER) + "\n" + rows)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: config.yaml in the run folder has them."""
 
     @rank_zero_only
     def save(self) -> None:
@@ -120,14 +117,13 @@ class WandbLogger(Logger):
         if not self.given_up:
             self.rows.put((step, dict(metrics)))
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The W&B run is opened with its config."""
+    log_hyperparams = CurveLogger.log_hyperparams
 
     def finalize(self, status: str) -> None:
         if self.thread.ident is None:
             return
         self.rows.put(0 if status == "success" else 1)
-        patience = PATIENCE[self.mode] if status == "success" else min(PATIENCE[self.mode], PATIENCE_AFTER_AN_ERROR)
+        patience = PATIENCE[self.mode] if status == "success" else PATIENCE["after an error"]
         with waiting("W&B"):
             self.thread.join(patience)
         if self.thread.is_alive():

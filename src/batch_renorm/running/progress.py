@@ -76,14 +76,11 @@ class Progress(Callback):
         evaluated = self.run.evaluation.due(step, self.run.size.steps)
         if evaluated or now - self.last_line > (OFTEN if self.terminal else QUIET):  # the first step of a process, too
             self.last_line, line = now, self.line(step, evaluated, now)
-            self.print(line, stays=evaluated)
+            if self.terminal:
+                print_line(f"\r{CLEAR}{line}", end="\n" if evaluated else "")
+            else:
+                print_line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}")
         self.begin = self.begin or (step, now)
-
-    def print(self, line: str, stays: bool) -> None:
-        if self.terminal:
-            print_line(f"\r{CLEAR}{line}", end="\n" if stays else "")
-        else:
-            print_line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}")
 
     def line(self, step: int, evaluated: bool, now: float) -> str:
         """One line: step 1,500 of 6,000, val 61.2%, loss 1.930, 1,630 images/s, 3 min left."""
