@@ -23,7 +23,7 @@ IMAGENET = {"classes": 1000, "training images": 1_281_167, "validation images": 
 
 def main() -> None:
     options = parser().parse_args()
-    for name, value in (("processes", options.processes), ("images-per-file", options.images_per_file)):
+    for name, value in (("threads", options.threads), ("images-per-file", options.images_per_file)):
         if value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
     print(f"looking at {options.source}", flush=True)
@@ -43,7 +43,7 @@ def main() -> None:
     line = "{desc}: {n_fmt} of {total_fmt} images, {remaining} left\n" if quiet else None
     interval, total = 30 if quiet else 0.2, sum(images.values())
     with tqdm(total=total, desc="writing", unit="image", unit_scale=True, mininterval=interval, bar_format=line) as bar:
-        prepare(found, options.dest, options.images_per_file, options.processes, bar.update)
+        prepare(found, options.dest, options.images_per_file, options.threads, bar.update)
     print(f"use it with data.root={options.dest}")
 
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("source", type=Path, metavar="SOURCE")
     result.add_argument("dest", type=Path, metavar="DEST")
-    result.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
+    result.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
     result.add_argument("--images-per-file", type=int, default=8192, help="default: 8192, of ImageNet about 0.9 GB")
     result.add_argument("--any-counts", action="store_true", help="another data set than ILSVRC-2012")
     return result

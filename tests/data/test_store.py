@@ -1,8 +1,6 @@
 """The store: same images, other readers, interrupted and damaged ones."""
 
-import os
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -19,8 +17,8 @@ from tests.test_durable import in_use_by_another
 SCRIPT = "scripts/prepare_imagenet.py"
 
 
-def prepare(source, target, progress=lambda images: None, processes=1, images_per_file=5):
-    store.prepare(find(source), target, images_per_file, processes, progress)
+def prepare(source, target, progress=lambda images: None, threads=1, images_per_file=5):
+    store.prepare(find(source), target, images_per_file, threads, progress)
 
 
 @pytest.fixture
@@ -127,15 +125,6 @@ def test_one_process_at_a_time_prepares_a_store(folders, tmp_path, monkeypatch):
         prepare(folders, tmp_path / "store")
     prepare(folders, tmp_path / "store")
     assert not list((tmp_path / "store").rglob(".lock"))
-
-
-def test_a_worker_that_is_killed_is_one_line(folders, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "decode", lambda data: os.kill(os.getpid(), signal.SIGKILL))
-        with pytest.raises(UserError, match="a process that works on the images was killed") as error:
-            prepare(folders, tmp_path / "store")
-    assert "\n" not in str(error.value)
-    prepare(folders, tmp_path / "store")
 
 
 def test_the_command_writes_a_store(run_script, written, tmp_path):

@@ -2,28 +2,26 @@
 
 A store opens with `datasets.load_from_disk`. Each split is a folder of files with some thousand encoded images each,
 byte for byte as they were. A file is written under another name and renamed, so that the same command continues after
-a stop with the files that are missing. Only one process at a time prepares a store.
+a stop with the files that are missing. Only one process at a time prepares a store, with one file in memory.
 """
 
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import Dataset
 
 from batch_renorm import durable
 from batch_renorm.data.files import Files, Found, printable, reading
 from batch_renorm.data.images import UnreadableImage, decode
-from batch_renorm.data.loaders import loader
 from batch_renorm.data.tables import FINISHED, STORE
 from batch_renorm.errors import TransientReadError, UserError
 
@@ -56,7 +54,7 @@ def shards_of(found: Found, target: Path, images: int) -> list[Shard]:
     return result
 
 
-def prepare(found: Found, target: Path, images_per_file: int, processes: int, progress: Progress) -> None:
+def prepare(found: Found, target: Path, images_per_file: int, threads: int, progress: Progress) -> None:
     """Write or finish the store of a data set.
 
     Raises:
@@ -75,9 +73,7 @@ def prepare(found: Found, target: Path, images_per_file: int, processes: int, pr
         durable.write_text(target / STORE, json.dumps(about, indent=1))
         for part in target.glob("**/*.part"):  # of a process that was killed
             part.unlink()
-        for split in found.splits:
-            (target / FOLDERS[split]).mkdir(exist_ok=True)
-        write_shards(_Writing(found, missing), processes, progress)
+        write(found, missing, threads, progress)
         describe(found, shards, target, about["source"])
 
 
@@ -99,88 +95,54 @@ def check_target(target: Path, about: dict[str, Any]) -> None:
         raise UserError(f"{target} is not empty and not a store: choose another folder")
 
 
-class _Writing(Dataset[tuple[int, list[str]]]):
-    """Items are files that loader processes write: the number of images, and lines about those that are unreadable.
-
-    A file with an unreadable image is not written.
-    """
-
-    class Unreadable(Exception):
-        pass
-
-    def __init__(self, found: Found, shards: list[Shard]) -> None:
-        self.found, self.shards, self.stop = found, shards, multiprocessing.Event()
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, number: int) -> tuple[int, list[str]]:
-        shard, bad = self.shards[number], list[str]()
-        try:
-            with suppress(self.Unreadable), durable.whole(shard.path) as temporary:
-                self.write(shard, temporary, bad)
-                if bad:
-                    raise self.Unreadable
-        except TransientReadError:
-            raise
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write {shard.path}, {reason}: mend that, and the same command goes on") from error
-        return len(shard.images), bad
-
-    def write(self, shard: Shard, path: Path, bad: list[str]) -> None:
-        files, schema = self.found.splits[shard.split], schema_of(self.found)
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for start in range(0, len(shard.images), BATCH):
-                rows = [
-                    {"image": {"bytes": self.read(files, i, bad), "path": files.path(i)}, "label": int(files.labels[i])}
-                    for i in shard.images[start : start + BATCH]
-                ]
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
-
-    def read(self, files: Files, index: int, bad: list[str]) -> bytes:
-        """The bytes of an image; nothing if it cannot be decoded, which is added to `bad`."""
-        if self.stop.is_set():
-            raise RuntimeError("asked to stop")  # the main process no longer waits for an answer
-        try:
-            data = files.read(index)
-            decode(data)
-            return data
-        except TransientReadError:
-            raise
-        except (OSError, UnreadableImage) as error:
-            bad.append(f"{files.name(index)}: {error}")
-            return b""
-
-
-def write_shards(work: _Writing, processes: int, progress: Progress) -> None:
-    """Write files in processes, which end when this one ends.
+def write(found: Found, shards: list[Shard], threads: int, progress: Progress) -> None:
+    """Write files, but for those with unreadable images.
 
     Raises:
-        UserError: images are unreadable, which are also printed; or a process was killed.
+        UserError: images are unreadable, which are also printed; or a file cannot be written.
     """
-    bad: list[str] = []
-    number = max(1, min(processes, len(work)))
-    written = loader(work, number, in_order=False) if len(work) else ()
-    try:
-        for done, lines in written:
-            progress(done)
-            bad += lines
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
+    unreadable: list[str] = []
+    schema = schema_of(found)
+    with ThreadPoolExecutor(threads) as pool:  # reading and decoding leave Python to other threads
+        for shard in shards:
+            rows = []
+            for row in pool.map(partial(checked_row, found.splits[shard.split]), shard.images):
+                progress(1)
+                if isinstance(row, str):
+                    unreadable.append(row)
+                else:
+                    rows.append(row)
+            if len(rows) == len(shard.images):
+                write_file(shard.path, rows, schema)
+    if unreadable:
+        print(*unreadable, sep="\n", file=sys.stderr)
         raise UserError(
-            "a process that works on the images was killed, perhaps because memory ran out (then take fewer: "
-            "--processes); run the same command again, what is written stays"
-        ) from error
-    finally:
-        work.stop.set()
-    if bad:
-        print(*bad, sep="\n", file=sys.stderr)
-        raise UserError(
-            f"{len(bad):,} of the images cannot be read, {'; '.join(bad[:3])}{' ...' * (len(bad) > 3)}: get them "
-            "again, and run the same command"
+            f"{len(unreadable):,} of the images cannot be read, {'; '.join(unreadable[:3])}"
+            f"{' ...' * (len(unreadable) > 3)}: get them again, and run the same command"
         )
+
+
+def checked_row(files: Files, index: int) -> dict[str, Any] | str:
+    """An image's row in a store, or a line about it if it cannot be decoded."""
+    try:
+        data = files.read(index)
+        decode(data)
+    except TransientReadError:
+        raise
+    except (OSError, UnreadableImage) as error:
+        return f"{files.name(index)}: {error}"
+    return {"image": {"bytes": data, "path": files.path(index)}, "label": int(files.labels[index])}
+
+
+def write_file(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with durable.whole(path) as temporary, pa.ipc.new_stream(str(temporary), schema) as writer:
+            for start in range(0, len(rows), BATCH):
+                writer.write_batch(pa.RecordBatch.from_pylist(rows[start : start + BATCH], schema))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}, {reason}: mend that, and the same command goes on") from error
 
 
 def fingerprint(found: Found) -> str:

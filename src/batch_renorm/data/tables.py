@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -216,20 +217,20 @@ class ParquetFiles(TableFiles):
                 labels.append(checked_labels(file.read(["label"])["label"], shard))
         self.starts, self.labels = np.cumsum(rows), np.concatenate(labels)
         self._loaded: tuple[int, Any] = (-1, None)
+        self._loading = Lock()  # so that of several threads one reads a group
 
     def image(self, index: int) -> dict[str, Any] | bytes:
         number = self._group(index)
-        if self._loaded[0] != number:
-            shard, group = self.groups[number]
-            with reading(shard, "a whole Parquet file", COPY):
-                self._loaded = number, pq.ParquetFile(shard).read_row_group(group, ["image"])["image"]
-        return self._loaded[1][index - int(self.starts[number])].as_py()
+        with self._loading:
+            if self._loaded[0] != number:
+                shard, group = self.groups[number]
+                with reading(shard, "a whole Parquet file", COPY):
+                    self._loaded = number, pq.ParquetFile(shard).read_row_group(group, ["image"])["image"]
+            images = self._loaded[1]
+        return images[index - int(self.starts[number])].as_py()
 
     def place(self, index: int) -> str:
         return f"{self.groups[self._group(index)][0]}, row {index}"
 
     def _group(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": (-1, None)}
