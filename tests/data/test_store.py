@@ -101,7 +101,9 @@ def test_a_damaged_store_is_noticed(target):
 def test_another_store_or_folder_is_not_written_into(folders, written, target, tmp_path):
     prepare(folders, target)
     prepare(written["archives"], target)  # the same images, stored otherwise
-    with pytest.raises(UserError, match=r"or has 5 images a file \(--images-per-file\): choose another folder"):
+    with pytest.raises(
+        UserError, match=r"or has another number of images a file \(--images-per-file\): choose another folder"
+    ):
         prepare(folders, target, images_per_file=6)
     other = shutil.copytree(folders, tmp_path / "other")
     first = next((other / "train/n01440764").iterdir())
@@ -136,4 +138,4 @@ def test_the_command_writes_a_store(run_script, written, tmp_path):
     assert code == 0, err
     assert "archives: 4 classes, 12 training images, 8 validation images" in out
     assert "writing: 20.0 of 20.0 images" in err
-    assert find(tmp_path / "store").kind == "a store"
+    assert find(tmp_path / "store").kind == "Arrow files"

@@ -20,12 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from batch_renorm import durable
-from batch_renorm.data.files import Files, Found, printable, reading
+from batch_renorm.data.files import Files, Found, printable
 from batch_renorm.data.images import UnreadableImage, decode
-from batch_renorm.data.tables import FINISHED, STORE
+from batch_renorm.data.tables import FINISHED, SPLITS, STORE
 from batch_renorm.errors import TransientReadError, UserError
 
-FOLDERS = {"train": "train", "val": "validation"}
 BATCH = 256
 """Images in a record batch, about 28 MB of ImageNet."""
 
@@ -46,11 +45,11 @@ def shards_of(found: Found, target: Path, images: int) -> list[Shard]:
     """The files of a store with so many images each."""
     result = []
     for split, files in found.splits.items():
-        total = len(files.labels)
-        starts = range(0, total, images)
+        whole = range(len(files.labels))
+        starts = whole[::images]
         for number, start in enumerate(starts):
-            path = target / FOLDERS[split] / f"data-{number:05d}-of-{len(starts):05d}.arrow"
-            result.append(Shard(path, split, range(start, min(start + images, total))))
+            path = target / SPLITS[split][0] / f"data-{number:05d}-of-{len(starts):05d}.arrow"
+            result.append(Shard(path, split, whole[start : start + images]))
     return result
 
 
@@ -61,35 +60,32 @@ def prepare(found: Found, target: Path, images_per_file: int, threads: int, prog
         UserError: the folder is in use or holds something else; the disk is full; or images are unreadable: the
             message names them, and everything else is written.
     """
-    about: dict[str, Any] = {"images_per_file": images_per_file, "source": fingerprint(found)}
+    source = fingerprint(found)
+    about = json.dumps({"images_per_file": images_per_file, "source": source}, indent=1)
     check_target(target, about)
     shards = shards_of(found, target, images_per_file)
     missing = [shard for shard in shards if not shard.path.exists()]
     progress(sum(len(shard.images) for shard in shards if shard not in missing))
-    if (target / FINISHED).exists() and not missing:  # perhaps on a read-only disk
-        return
     target.mkdir(parents=True, exist_ok=True)
     with durable.only_writer(target, "the store", "wait until it ends, or choose another folder"):
-        durable.write_text(target / STORE, json.dumps(about, indent=1))
+        durable.write_text(target / STORE, about)
         for part in target.glob("**/*.part"):  # of a process that was killed
             part.unlink()
         write(found, missing, threads, progress)
-        describe(found, shards, target, about["source"])
+        describe(found, shards, target, source)
 
 
-def check_target(target: Path, about: dict[str, Any]) -> None:
+def check_target(target: Path, about: str) -> None:
     """Check that a folder is new, empty, or has this store, finished or not.
 
     Raises:
         UserError: it has something else.
     """
     if (target / STORE).exists():
-        with reading(target / STORE, "JSON", "choose another folder"):
-            begun = dict(json.loads((target / STORE).read_bytes()))
-        if begun != about:
+        if (target / STORE).read_bytes() != about.encode():
             raise UserError(
-                f"{target} is the store of other images, or has {begun.get('images_per_file')} images a file "
-                "(--images-per-file): choose another folder"
+                f"{target} is the store of other images, or has another number of images a file (--images-per-file): "
+                "choose another folder"
             )
     elif target.exists() and set(os.listdir(target)) - {durable.LOCK}:
         raise UserError(f"{target} is not empty and not a store: choose another folder")
@@ -102,7 +98,6 @@ def write(found: Found, shards: list[Shard], threads: int, progress: Progress) -
         UserError: images are unreadable, which are also printed; or a file cannot be written.
     """
     unreadable: list[str] = []
-    schema = schema_of(found)
     with ThreadPoolExecutor(threads) as pool:  # reading and decoding leave Python to other threads
         for shard in shards:
             rows = []
@@ -113,7 +108,7 @@ def write(found: Found, shards: list[Shard], threads: int, progress: Progress) -
                 else:
                     rows.append(row)
             if len(rows) == len(shard.images):
-                write_file(shard.path, rows, schema)
+                write_file(shard.path, rows, schema_of(found))
     if unreadable:
         print(*unreadable, sep="\n", file=sys.stderr)
         raise UserError(
@@ -141,8 +136,7 @@ def write_file(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
             for start in range(0, len(rows), BATCH):
                 writer.write_batch(pa.RecordBatch.from_pylist(rows[start : start + BATCH], schema))
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path}, {reason}: mend that, and the same command goes on") from error
+        raise UserError(f"cannot write {path} ({error}): mend that, and the same command goes on") from error
 
 
 def fingerprint(found: Found) -> str:
@@ -157,9 +151,8 @@ def fingerprint(found: Found) -> str:
 
 def features_of(found: Found) -> dict[str, Any]:
     """The columns, as `datasets` describes them."""
-    return {
-        "image": {"_type": "Image"}, "label": {"names": list(map(printable, found.classes)), "_type": "ClassLabel"},
-    }  # fmt: skip
+    label = {"names": list(map(printable, found.classes)), "_type": "ClassLabel"}
+    return {"image": {"_type": "Image"}, "label": label}
 
 
 def schema_of(found: Found) -> pa.Schema:
@@ -171,7 +164,7 @@ def schema_of(found: Found) -> pa.Schema:
 def describe(found: Found, shards: list[Shard], target: Path, source: str) -> None:
     """Write the files that `datasets.load_from_disk` needs."""
     for split in found.splits:
-        folder = target / FOLDERS[split]
+        folder = target / SPLITS[split][0]
         state: dict[str, Any] = {
             "_data_files": [{"filename": shard.path.name} for shard in shards if shard.split == split],
             "_fingerprint": source, "_format_columns": None, "_format_kwargs": {}, "_format_type": None,
@@ -179,4 +172,4 @@ def describe(found: Found, shards: list[Shard], target: Path, source: str) -> No
         }  # fmt: skip
         durable.write_text(folder / "dataset_info.json", json.dumps({"features": features_of(found)}, indent=1))
         durable.write_text(folder / "state.json", json.dumps(state, indent=1))
-    durable.write_text(target / FINISHED, json.dumps({"splits": [FOLDERS[split] for split in found.splits]}))
+    durable.write_text(target / FINISHED, json.dumps({"splits": [SPLITS[split][0] for split in found.splits]}))

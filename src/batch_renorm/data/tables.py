@@ -7,7 +7,7 @@ Parquet files can only be read in order, to prepare a store.
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -36,12 +36,11 @@ def find(root: Path, splits: Sequence[str]) -> Found | None:
     Raises:
         UserError: not finished, damaged, or without images and labels.
     """
-    is_store, finished = (root / STORE).exists(), (root / FINISHED).exists()
-    if is_store and not finished:
+    if (root / STORE).exists() and not (root / FINISHED).exists():
         raise UserError(f"the store {root} is not finished: run scripts/prepare_imagenet.py again, it goes on")
     arrow = {split: arrow_files(root, split) for split in SPLITS}
     parquet = {split: parquet_files(root, split) for split in splits}
-    in_arrow = finished or any(arrow.values())
+    in_arrow = any(arrow.values())
     if not in_arrow and not any(parquet.values()):
         return None
     found: dict[str, Any] = {}
@@ -50,8 +49,7 @@ def find(root: Path, splits: Sequence[str]) -> Found | None:
             looked = ", ".join(f"{name}/state.json" for name in SPLITS[split])
             raise UserError(f"{root} has no {split} images: looked for {looked} and {split}-*.parquet, also in data/")
         found[split] = ArrowFiles(files) if in_arrow else ParquetFiles(files)
-    kind = "a store" if is_store else "an Arrow folder" if in_arrow else "Parquet files"
-    return Found(kind, class_names(found), found, any_order=in_arrow)
+    return Found("Arrow files" if in_arrow else "Parquet files", class_names(found), found, any_order=in_arrow)
 
 
 def arrow_files(root: Path, split: str) -> list[Path]:
@@ -87,22 +85,19 @@ def parquet_files(root: Path, split: str) -> list[Path]:
 
 
 def class_names(splits: dict[str, Any]) -> list[str]:
-    """The data set's names for its labels, which `datasets` writes into a file's schema; numbers if it has none.
+    """The data set's names for its labels, which `datasets` writes into a file's schema.
 
     Raises:
-        UserError: fewer names than labels, or something other than names.
+        UserError: there are none, or fewer names than labels.
     """
     most = max(splits.values(), key=lambda files: int(files.labels.max()))
-    count, images = int(most.labels.max()) + 1, sum(len(files.labels) for files in splits.values())
     where = most.name(int(most.labels.argmax()))
-    with reading(where, "of a table with names of classes", COPY):
-        description = json.loads((most.schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = description.get("info", {}).get("features", {}).get("label", {}).get("names")
-        names = list(map(str, range(min(count, images)))) if names is None else names
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError("names of classes are no text")
-    if len(names) < count:
-        raise UserError(f"{where} has the label {count - 1:,}, but the table has {len(names):,} classes: {COPY}")
+    with reading(where, "of a table with the names of its classes (class_encode_column)", COPY):
+        names = json.loads(most.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    if len(names) <= most.labels.max():
+        raise UserError(
+            f"{where} has the label {most.labels.max():,}, but the table has {len(names):,} classes: {COPY}"
+        )
     return names
 
 
@@ -115,9 +110,8 @@ def check_columns(schema: pa.Schema, where: object) -> None:
     if not {"image", "label"} <= set(schema.names):
         raise UserError(f"{where} has the columns {', '.join(schema.names)}: image and label are needed")
     image, label = schema.field("image").type, schema.field("label").type
-    data = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
-    if not (pa.types.is_binary(data) or pa.types.is_large_binary(data)):
-        raise UserError(f"{where} has images as {image}: save it again with the images' bytes in it (embedded)")
+    if not pa.types.is_struct(image) or {field.name for field in image} != {"bytes", "path"}:
+        raise UserError(f"{where} has images as {image}: save it again with datasets.Image, bytes and path")
     if not pa.types.is_integer(label):
         raise UserError(f"{where} has labels of type {label}: whole numbers are needed (class_encode_column)")
 
@@ -141,8 +135,8 @@ class TableFiles(Files):
 
     schema: pa.Schema
 
-    def image(self, index: int) -> dict[str, Any] | bytes:
-        """The image's entry in the table: its bytes, or a dictionary of bytes and path."""
+    def image(self, index: int) -> dict[str, Any]:
+        """The image's entry in the table: its bytes and its path, or None for either."""
         raise NotImplementedError
 
     def place(self, index: int) -> str:
@@ -150,8 +144,7 @@ class TableFiles(Files):
         raise NotImplementedError
 
     def path(self, index: int) -> str | None:
-        image = self.image(index)
-        path = image.get("path") if isinstance(image, dict) else None
+        path = self.image(index)["path"]
         return None if path is None else printable(path)
 
     def name(self, index: int) -> str:
@@ -159,8 +152,7 @@ class TableFiles(Files):
         return self.place(index) + (f" ({path})" if path else "")
 
     def read_once(self, index: int) -> bytes:
-        image = self.image(index)
-        data = image["bytes"] if isinstance(image, dict) else image
+        data = self.image(index)["bytes"]
         if data is None:
             raise OSError("there is a path instead of the image: save the data set again with embedded images")
         return data
@@ -177,16 +169,15 @@ class ArrowFiles(TableFiles):
                 check_columns(table.schema, shard)
                 table.validate(full=True)  # reads the images' places, not the images
         with reading(self.folder, "a folder of Arrow files with the same columns", COPY):
-            self.schema, image = self._table.schema, self._table["image"]
-            named = pa.types.is_struct(image.type) and image.type.get_field_index("path") >= 0
-            paths = pc.struct_field(image, "path").cast(pa.binary()) if named else pa.nulls(len(image), pa.binary())
+            self.schema = self._table.schema
+            paths = pc.struct_field(self._table["image"], "path").cast(pa.binary())
             super().__init__(checked_labels(self._table["label"], self.folder), paths)
 
     @cached_property
     def _table(self) -> pa.Table:
         return pa.concat_tables([_opened(shard) for shard in self.shards])
 
-    def image(self, index: int) -> dict[str, Any] | bytes:
+    def image(self, index: int) -> dict[str, Any]:
         return self._table["image"][self.rows[index]].as_py()  # here the disk is read
 
     def place(self, index: int) -> str:
@@ -205,32 +196,30 @@ class ParquetFiles(TableFiles):
 
     def __init__(self, shards: list[Path]) -> None:
         self.groups: list[tuple[Path, int]] = []
-        rows, labels = [0], []
+        rows, labels = [], []
         for shard in shards:
             with reading(shard, "a whole Parquet file", COPY):
                 file = pq.ParquetFile(shard)
                 self.schema = file.schema_arrow
                 check_columns(self.schema, shard)
-                for group in range(file.metadata.num_row_groups):
-                    self.groups.append((shard, group))
-                    rows.append(file.metadata.row_group(group).num_rows)
+                self.groups += [(shard, group) for group in range(file.num_row_groups)]
+                rows += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 labels.append(checked_labels(file.read(["label"])["label"], shard))
-        self.starts, self.labels = np.cumsum(rows), np.concatenate(labels)
-        self._loaded: tuple[int, Any] = (-1, None)
-        self._loading = Lock()  # so that of several threads one reads a group
+        self.labels, self.ends = np.concatenate(labels), np.cumsum(rows)
+        self.group_of = np.repeat(np.arange(len(rows)), rows)
+        self._reading = Lock()  # so that of several threads one reads a group
 
-    def image(self, index: int) -> dict[str, Any] | bytes:
-        number = self._group(index)
-        with self._loading:
-            if self._loaded[0] != number:
-                shard, group = self.groups[number]
-                with reading(shard, "a whole Parquet file", COPY):
-                    self._loaded = number, pq.ParquetFile(shard).read_row_group(group, ["image"])["image"]
-            images = self._loaded[1]
-        return images[index - int(self.starts[number])].as_py()
+    def image(self, index: int) -> dict[str, Any]:
+        group = self.group_of[index]
+        with self._reading:
+            images = _images_of(*self.groups[group])
+        return images[index - int(self.ends[group])].as_py()  # from the group's end
 
     def place(self, index: int) -> str:
-        return f"{self.groups[self._group(index)][0]}, row {index}"
+        return f"{self.groups[self.group_of[index]][0]}, row {index}"
 
-    def _group(self, index: int) -> int:
-        return int(np.searchsorted(self.starts, index, side="right")) - 1
+
+@lru_cache(maxsize=2)  # of a group that threads still read and of the next one
+def _images_of(shard: Path, group: int) -> pa.ChunkedArray:
+    with reading(shard, "a whole Parquet file", COPY):
+        return pq.ParquetFile(shard).read_row_group(group, ["image"])["image"]
