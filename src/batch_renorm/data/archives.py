@@ -5,9 +5,7 @@ Nothing is unpacked: tarfile reads the headers once, and images are read at thei
 
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from batch_renorm.errors import UserError
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 AGAIN = "download it again"
 
-Place = Sequence[int]
+Place = tuple[int, int]
 """First byte in the archive, number of bytes."""
 
 
@@ -29,55 +27,45 @@ class TarFiles(PlainFiles):
     def __init__(self, archive: Path, labels: np.ndarray, names: list[str], places: dict[str, Place]) -> None:
         super().__init__(archive, labels, names)
         self.places = np.array([places[name] for name in names], dtype=np.int64)
-        self._file: int | None = None
 
     def read_once(self, index: int) -> bytes:
-        if self._file is None:
-            self._file = os.open(self.root, os.O_RDONLY)
         start, size = self.places[self.rows[index]].tolist()
-        data = os.pread(self._file, size, start)  # uses no file position, which processes would share
-        if len(data) != size:
-            raise OSError(f"the archive ends after {len(data)} of {size} bytes: {AGAIN}")
-        return data
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_file": None}
+        with open(self.root, "rb") as archive:
+            archive.seek(start)
+            return archive.read(size)
 
 
-def images_in(archive: Path) -> tuple[dict[str, list[str]], list[str], dict[str, Place]]:
-    """The names of the images in each tar in a tar, of those beside the tars, and the places of all.
+def images_in(archive: Path) -> tuple[list[str], dict[str, Place]]:
+    """The classes that have a tar in an archive, and the places of its images: `n01440764/a.JPEG`, or `a.JPEG`.
 
     Raises:
         UserError: the archive cannot be read.
     """
-    by_class: dict[str, list[str]] = {}
-    beside: list[str] = []
+    classes: list[str] = []
     places: dict[str, Place] = {}
-    with reading(archive, "a whole tar file, uncompressed", AGAIN), archive.open("rb") as file:
-        for name, start, size in _members(file, str(archive)):
-            if name.endswith(".tar"):
-                members = _members(file, f"{archive}:{name}", start, size)
-                inner = {f"{name}/{member}": place for member, *place in members}
-                if (wnid := Path(name).stem) in by_class:
-                    raise UserError(f"{archive} has the class {printable(wnid)} twice: {AGAIN}")
-                by_class[wnid] = list(filter(is_image, inner))
-                places |= inner
-            elif is_image(name):
-                beside.append(name)
-                places[name] = start, size
-    return by_class, beside, places
+    with reading(archive, "a whole tar file, uncompressed", AGAIN), tarfile.open(archive, "r:") as outer:
+        for member in outer:
+            if member.name.endswith(".tar"):
+                if (name := Path(member.name).stem) in classes:
+                    raise UserError(f"{archive} has the class {printable(name)} twice: {AGAIN}")
+                classes.append(name)
+                with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
+                    images = [image for image in inner if is_image(image.name)]
+                    check_end(inner, f"{archive}:{member.name}")
+                start = member.offset_data
+                places |= {f"{name}/{image.name}": (start + image.offset_data, image.size) for image in images}
+            elif is_image(member.name):
+                places[os.path.basename(member.name)] = member.offset_data, member.size
+        check_end(outer, archive)
+    return classes, places
 
 
-def _members(file: IO[bytes], archive: str, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and size of each file in a tar that begins at byte `start` of a file."""
-    file.seek(start)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            if size is not None and member.offset_data + member.size > start + size:
-                raise UserError(f"{archive} is cut off in {printable(member.name)}: {AGAIN}")
-            if member.isfile():
-                yield member.name, member.offset_data, member.size
-            tar.members.clear()  # type: ignore[attr-defined]  # a million of them are not needed again
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes damage for the end
-            raise UserError(f"{archive} is cut off or damaged at byte {tar.offset:,}: {AGAIN}")
+def check_end(tar: tarfile.TarFile, where: Path | str) -> None:
+    """Check that a tar that was read ends as tars do: tarfile takes damage for the end.
+
+    Raises:
+        UserError: it does not.
+    """
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise UserError(f"{where} is cut off or damaged at byte {tar.offset:,}: {AGAIN}")

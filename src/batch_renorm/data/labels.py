@@ -1,8 +1,7 @@
-"""Lists: the classes of validation images that are all in one folder or archive, and names of classes.
+"""Names of classes, and the lists that give the class of each validation image where all are in one folder or archive.
 
-A list gives the class of each image: the devkit's ground truth (numbers, whose classes are in meta.mat), a list of
-synsets (one class per line, in the order of file names), or lines with image and class, as in Kaggle's
-LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt. Or names say it: ILSVRC2012_val_00000001_n01751748.JPEG.
+A list is the devkit's ground truth (numbers, whose classes are in meta.mat), one class a line in the order of file
+names, or lines with image and class, as in Kaggle's LOC_val_solution.csv and Tiny ImageNet's val_annotations.txt.
 """
 
 import io
@@ -20,10 +19,11 @@ from batch_renorm.data.files import STEM, is_image, looks_like, printable, readi
 from batch_renorm.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12"
+DEVKITS = (f"{DEVKIT}.tar.gz", f"{DEVKIT}.tgz", f"{DEVKIT}.tar", DEVKIT)
 TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 LISTS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "synset_labels.txt",
          "val_annotations.txt")  # fmt: skip
-DEVKIT_AGAIN, LIST_AGAIN = f"download {DEVKIT}.tar.gz again", "get the list again"
+LIST_AGAIN = "get the list again"
 
 
 def in_order(names: Collection[str]) -> list[str]:
@@ -56,23 +56,21 @@ def labelled(of_image: Sequence[str], known: Sequence[str] | None, where: object
 
 
 def classes_of(names: Sequence[str], folders: Iterable[Path]) -> tuple[Path | str, list[str]]:
-    """The first list of validation images' classes that one of the folders has, and what it says of each image.
-
-    Args:
-        names: the images' names, sorted.
+    """The first list that one of the folders has, and the class that it gives each of the images, sorted by name.
 
     Raises:
         UserError: there is no list, or one that does not fit the images.
     """
     folders = list(dict.fromkeys(filter(Path.is_dir, folders)))
-    for folder in folders:
-        for name in LISTS:
-            if (folder / name).is_file():
-                return folder / name, _from_list(folder / name, names)
-        if (devkit := devkit_in(folder)) is not None:
-            truth, _ = read_devkit(devkit)
-            _check_number(devkit, len(truth), len(names))
-            return devkit, truth
+    for path in (folder / name for folder in folders for name in (*LISTS, *DEVKITS)):
+        if path.exists():
+            of_image = read_devkit(path)[0] if path.name in DEVKITS else _from_list(path, names)
+            if len(of_image) != len(names):
+                raise UserError(
+                    f"{path} has {len(of_image):,} labels for {len(names):,} validation images: the list or some "
+                    "images are not whole"
+                )
+            return path, of_image
     behind = [re.search(r"_(n\d{8})\.[^.]*$", name) for name in names]
     if all(behind):
         return "a name among the validation images", [match[1] for match in behind if match]
@@ -82,50 +80,37 @@ def classes_of(names: Sequence[str], folders: Iterable[Path]) -> tuple[Path | st
     )
 
 
+def _from_list(path: Path, names: Sequence[str]) -> list[str]:
+    rows = [re.split(r"[,\s]+", line.replace('"', "")) for line in _lines(path, "labels", LIST_AGAIN)]
+    if all(len(row) == 1 for row in rows):
+        return [row[0] for row in rows]
+    classes: dict[str, str] = {}
+    for name, of_image, *_ in (row for row in rows if len(row) > 1 and row[1]):
+        if classes.setdefault(_stem(name), of_image) != of_image:
+            raise UserError(f"{path} has two classes for {printable(name)}: {LIST_AGAIN}")
+    if missing := [name for name in names if _stem(name) not in classes]:
+        raise UserError(f"{path} has no class for {printable(missing[0])}: {LIST_AGAIN}")
+    return [classes[_stem(name)] for name in names]
+
+
+def _stem(name: str) -> str:
+    """An image's name without folders, the extension of images, and the class that Hugging Face's copy appends."""
+    return re.sub(STEM, "", name) if is_image(name) else os.path.basename(name)
+
+
 def _lines(path: Path, what: str, cure: str) -> list[str]:
     """The lines of a text file that have something in them."""
     with reading(path, f"a list of {what}, in UTF-8", cure):
         if looks_like(path):
             raise ValueError  # `reading` says what it looks like
-        data = path.read_bytes()
-        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")  # as on Windows
-        return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _from_list(path: Path, names: Sequence[str]) -> list[str]:
-    rows = [re.split(r"[,\s]+", line.replace('"', "")) for line in _lines(path, "labels", LIST_AGAIN)]
-    if all(len(row) == 1 for row in rows):
-        _check_number(path, len(rows), len(names))
-        return [row[0] for row in rows]
-    classes: dict[str, str] = {}
-    for name, of_image, *_ in (row for row in rows if len(row) > 1 and row[1]):
-        if classes.setdefault(stem(name), of_image) != of_image:
-            raise UserError(f"{path} has two classes for {printable(name)}: {LIST_AGAIN}")
-    missing = next((name for name in names if stem(name) not in classes), None)
-    if missing is not None:
-        raise UserError(f"{path} has no class for {printable(missing)}: {LIST_AGAIN}")
-    return [classes[stem(name)] for name in names]
-
-
-def _check_number(path: Path, labels: int, images: int) -> None:
-    if labels != images:
-        raise UserError(
-            f"{path} has {labels:,} labels for {images:,} validation images: the list or some images are not whole"
-        )
-
-
-def devkit_in(folder: Path) -> Path | None:
-    """A devkit in a folder: its archive, its folder, or the folder itself if it contains `data`."""
-    archives = sorted(folder.glob(f"{DEVKIT}.t*"))
-    folders = [base for base in (folder / DEVKIT, folder) if (base / TRUTH).exists() or (base / META).exists()]
-    return next(iter(archives + folders), None)
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
 
 
 def read_devkit(path: Path) -> tuple[list[str], list[str]]:
     """The class (wnid) of each validation image as a devkit's ground truth says, and all of its classes, sorted."""
     from scipy.io import loadmat
 
-    with reading(path, f"a devkit with {TRUTH} and {META}", DEVKIT_AGAIN):
+    with reading(path, f"a devkit with {TRUTH} and {META}", f"download {DEVKIT}.tar.gz again"):
         if path.is_dir():
             truth, meta = ((path / name).read_bytes() for name in (TRUTH, META))
         else:
@@ -145,7 +130,7 @@ def class_names(path: Path) -> list[str]:
         UserError: it names none, or one twice.
     """
     if path.is_dir() or path.suffix in (".gz", ".tgz", ".tar"):
-        return read_devkit(devkit_in(path) or path)[1]
+        return read_devkit(path)[1]
     lines = _lines(path, "classes", "it must have the name of a class on each line")
     names = [line.split()[0] if re.match(r"n\d{8}\b", line) else line for line in lines]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -164,8 +149,3 @@ def chosen_labels(chosen: int | str, classes: Sequence[str]) -> np.ndarray:
     if not 1 <= chosen <= len(classes):
         raise UserError(f"data.labels={chosen} must be at least 1 and at most {len(classes):,}, the classes there are")
     return np.arange(chosen)
-
-
-def stem(name: str) -> str:
-    """An image's name without folders, the extension of images, and the class that Hugging Face's copy appends."""
-    return re.sub(STEM, "", name) if is_image(name) else os.path.basename(name)

@@ -10,13 +10,14 @@ Labels follow the sorted names of the classes; names that are all numbers are so
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from batch_renorm.data import archives, tables
-from batch_renorm.data.archives import ARCHIVES, TarFiles
+from batch_renorm.data import tables
+from batch_renorm.data.archives import ARCHIVES, TarFiles, images_in
 from batch_renorm.data.files import Files, Found, PlainFiles, is_image, patiently, printable
 from batch_renorm.data.labels import LISTS, class_names, classes_of, in_order, labelled
 from batch_renorm.errors import UserError
@@ -96,31 +97,29 @@ def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequenc
     for split, place in places.items():
         make: Callable[..., Files] = PlainFiles
         if place.is_dir():
-            by_class, beside = images_below(place, passed)
+            folders, images = images_below(place, passed)
         elif place.exists():
-            by_class, beside, positions = archives.images_in(place)
-            make = partial(TarFiles, places=positions)
+            folders, positions = images_in(place)
+            images, make = list(positions), partial(TarFiles, places=positions)
         else:
             raise UserError(f"{root} has other archives, not {place.name}: download it from image-net.org, too")
+        beside = sorted(image for image in images if "/" not in image)
+        images = [image for image in images if "/" in image]
+        of_image = [image.partition("/")[0] for image in images]
         if split == "train":
             passed += ["images beside the folders of classes"] * len(beside)
-            beside = []
+            check_train(place, {*folders, *(classes or ())}, of_image)
         else:
-            by_class = {name: images for name, images in by_class.items() if images}
-            if not beside and list(by_class) == ["images"] and "images" not in (classes or ()):  # as in Tiny ImageNet
-                beside = by_class.pop("images")
-        check(split, place, by_class, beside)
-        if beside:
-            images = sorted(beside, key=os.path.basename)
+            if not beside and set(of_image) == {"images"} and "images" not in (classes or ()):  # as in Tiny ImageNet
+                beside, images = sorted(images), []
+            check_val(place, len(images), len(beside))
+        where: Path | str = place
+        if not images:
+            images = beside
             where, of_image = classes_of(images, (root, place.parent, place))
-        else:
-            images = [image for of_class in by_class.values() for image in of_class]
-            where, of_image = place, [name for name, of_class in by_class.items() for _ in of_class]
-        if sorted(by_class) != in_order(by_class):
-            remarks = [f"the classes of {root} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ..."]
-        if split == "train" and (absent := in_order(set(classes or ()) - set(of_image))):
-            raise UserError(f"{where} has no images of the class {printable(absent[0])}, which data.class_list names")
         classes, labels = labelled(of_image, classes, where)
+        if in_order(classes) == list(classes) != sorted(classes):
+            remarks = [f"the classes of {root} are numbers and sorted as such: 0, 1, 2, ..., 10, and not 0, 1, 10, ..."]
         found[split] = make(place, labels, images)
     if passed:
         counts = ", ".join(f"{what} ({count:,})" for what, count in Counter(passed).most_common())
@@ -128,38 +127,46 @@ def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequenc
     return Found(kind, list(classes or ()), found, tuple(remarks))
 
 
-def check(split: str, place: Path, by_class: dict[str, list[str]], beside: list[str]) -> None:
-    """Check that each class has training images, and that all validation images are in folders of classes or none is.
+def check_train(place: Path, classes: Collection[str], of_image: Sequence[str]) -> None:
+    """Check that there are classes, and training images of each.
 
     Raises:
         UserError: it is not so.
     """
-    if split == "train":
-        if not by_class:
-            where = "train/<class>/*.JPEG, or in a tar of n01440764.tar and so on"
-            raise UserError(f"{place} has no folders: training images must be in {where}, as image-net.org has it")
-        if empty := [name for name, images in by_class.items() if not images]:
-            raise UserError(f"the class {printable(empty[0])} has no images: {place / empty[0]} has no *.JPEG file")
-    elif by_class and beside:
+    if not classes:
+        where = "train/<class>/*.JPEG, or in a tar of n01440764.tar and so on"
+        raise UserError(f"{place} has no folders: training images must be in {where}, as image-net.org has it")
+    if absent := in_order(set(classes) - set(of_image)):
+        name = printable(absent[0])
+        raise UserError(f"{place} has no images of the class {name}: looked for {place.name}/{name}/*.JPEG")
+
+
+def check_val(place: Path, in_folders: int, beside: int) -> None:
+    """Check that all validation images are in folders of classes, or none is.
+
+    Raises:
+        UserError: it is not so.
+    """
+    if in_folders and beside:
         raise UserError(
-            f"{place} has {len(beside):,} images beside {len(by_class):,} folders of classes that have some: sorting "
-            "them into folders was interrupted; finish that, or unpack the validation images again"
+            f"{place} has {beside:,} images beside {in_folders:,} in folders of classes: sorting them into folders was "
+            "interrupted; finish that, or unpack the validation images again"
         )
-    elif not by_class and not beside:
+    if not in_folders and not beside:
         raise UserError(f"{place} has no images: looked for {place}/<class>/*.JPEG and {place}/*.JPEG")
 
 
-def images_below(folder: Path, passed: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The paths of all images below each folder in a folder, and of the images beside these folders."""
+def images_below(folder: Path, passed: list[str]) -> tuple[list[str], list[str]]:
+    """The folders in a folder, and the paths of all images below it."""
 
     def below(inner: str) -> list[str]:
         folders, images = contents(folder / inner, passed)
         deeper = (path for name in folders for path in below(f"{inner}/{name}"))
         return [*(f"{inner}/{name}" for name in images), *deeper]
 
-    names, images = contents(folder, passed)
+    folders, images = contents(folder, passed)
     with ThreadPoolExecutor(16) as pool:  # a network file system answers many requests at once
-        return dict(zip(names, pool.map(below, names), strict=True)), images
+        return folders, [*images, *chain.from_iterable(pool.map(below, folders))]
 
 
 def contents(folder: Path, passed: list[str]) -> tuple[list[str], list[str]]:
