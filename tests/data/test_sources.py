@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import shutil
-import socket
 import tarfile
 from pathlib import Path
 
@@ -245,22 +244,14 @@ def test_what_systems_leave_among_images_is_passed_over_and_said(folders, copied
     assert "images beside the folders of classes (1)" in remark
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "link to nothing"])
-def test_what_is_no_file_is_refused_and_never_waited_for(copied, tmp_path, kind, monkeypatch):
-    root = copied("folders")
-    monkeypatch.chdir(root)  # a socket's path is short
-    for place in (f"train/{WNIDS[1]}/a.JPEG", "list"):
-        path = Path(place)
-        if kind == "pipe":
-            os.mkfifo(path)
-        elif kind == "socket":
-            with socket.socket(socket.AF_UNIX) as server:
-                server.bind(str(path))
-        else:
-            path.symlink_to("nowhere")
-        with pytest.raises(UserError, match=f"{path.name}.*(is no file but|No such file).*(remove|on each line)"):
-            find(root, class_list=None if "JPEG" in place else str(root / "list"))
-        path.unlink()
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing"])
+def test_what_is_no_file_is_refused_and_never_waited_for(copied, kind):
+    path = copied("folders") / "train" / WNIDS[1] / "a.JPEG"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    assert complaint(path.parents[2]).startswith(f"{path} is no file but a pipe, a device or a link to nothing")
 
 
 def test_classes_named_by_numbers_are_sorted_as_numbers(tmp_path):

@@ -1,9 +1,4 @@
-"""Finds a data set below a folder and detects its kind: store, Hugging Face's tables, archives, folders of classes.
-
-- `train/<class>/*.JPEG` and `val/<class>/*.JPEG`, or `val/*.JPEG` with a list of labels beside it;
-- ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the devkit, from image-net.org;
-- folders written by scripts/prepare_imagenet.py or `datasets.save_to_disk`;
-- Parquet files of `ILSVRC/imagenet-1k`, only for preparing a store.
+"""Finds a data set below a folder, in any of the layouts of docs/imagenet.md.
 
 Labels follow the sorted names of the classes; names that are all numbers are sorted as numbers.
 """
@@ -60,10 +55,11 @@ def _find(root: Path, splits: Sequence[str], class_list: str | None) -> Found:
         if classes is not None:
             raise UserError(f"{root} has a table with its own numbers of classes: leave out data.class_list")
         return found
-    if any((root / ARCHIVES[split]).is_file() for split in splits):
-        return find_images("archives", root, {split: root / ARCHIVES[split] for split in splits}, classes)
-    base = next((base for base in (root, root / KAGGLE) if (base / "train").is_dir() or val_folder(base)), root)
-    train, val = base / "train", val_folder(base)
+    archives = {split: root / ARCHIVES[split] for split in splits}
+    if any(archive.is_file() for archive in archives.values()):
+        return find_images("archives", root, archives, classes)
+    base = root / KAGGLE if (root / KAGGLE).is_dir() else root
+    train, val = base / "train", next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
     if "train" in splits and not train.is_dir():
         raise UserError(
             f"no images in {root}: looked for train/<class>/*.JPEG, {ARCHIVES['train']}, Arrow folders "
@@ -77,19 +73,12 @@ def _find(root: Path, splits: Sequence[str], class_list: str | None) -> Found:
     return find_images("folders of classes", root, {split: places[split] for split in splits}, classes)
 
 
-def val_folder(base: Path) -> Path | None:
-    return next((base / name for name in VAL_FOLDERS if (base / name).is_dir()), None)
-
-
 def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequence[str] | None) -> Found:
     """Archives or folders of images.
 
     Args:
         places: the archive or folder of each split.
         classes: names in the order of labels, if they are known.
-
-    Raises:
-        UserError: something is missing or does not fit.
     """
     found: dict[str, Files] = {}
     passed: list[str] = []
@@ -128,11 +117,7 @@ def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequenc
 
 
 def check_train(place: Path, classes: Collection[str], of_image: Sequence[str]) -> None:
-    """Check that there are classes, and training images of each.
-
-    Raises:
-        UserError: it is not so.
-    """
+    """Raise a UserError unless there are classes, and training images of each."""
     if not classes:
         where = "train/<class>/*.JPEG, or in a tar of n01440764.tar and so on"
         raise UserError(f"{place} has no folders: training images must be in {where}, as image-net.org has it")
@@ -142,11 +127,7 @@ def check_train(place: Path, classes: Collection[str], of_image: Sequence[str]) 
 
 
 def check_val(place: Path, in_folders: int, beside: int) -> None:
-    """Check that all validation images are in folders of classes, or none is.
-
-    Raises:
-        UserError: it is not so.
-    """
+    """Raise a UserError unless there are validation images, all in folders of classes or none."""
     if in_folders and beside:
         raise UserError(
             f"{place} has {beside:,} images beside {in_folders:,} in folders of classes: sorting them into folders was "
@@ -185,12 +166,11 @@ def contents(folder: Path, passed: list[str]) -> tuple[list[str], list[str]]:
                 if entry.is_symlink() and folder.resolve().is_relative_to(os.path.realpath(entry.path)):
                     raise UserError(f"{printable(entry.path)} is a link to a folder above it: remove it")
                 folders.append(name)
-            elif not is_image(name) and name not in LISTS:
+            elif is_image(name):
+                if not entry.is_file():
+                    what = "no file but a pipe, a device or a link to nothing"
+                    raise UserError(f"{printable(entry.path)} is {what}: remove it")
+                images.append(name)
+            elif name not in LISTS:
                 passed.append(f"files *{os.path.splitext(printable(name))[1]}")
-            elif entry.is_file():
-                images += [name] if is_image(name) else []
-            else:
-                raise UserError(
-                    f"{printable(entry.path)} is no file but a pipe, a device or a link to nothing: remove it"
-                )
     return sorted(folders), images
