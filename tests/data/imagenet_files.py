@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -107,19 +106,19 @@ def write_archives(root):
     return root
 
 
-def devkit():
+def devkit(folder="ILSVRC2012_devkit_t12/data/", meta_name="meta.mat"):
     """The devkit's archive: ground truth as ILSVRC2012_IDs, and meta.mat, a MATLAB file of nested synsets."""
     from scipy.io import savemat
 
-    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O"),
-              ("children", "O"), ("wordnet_height", "O"), ("num_train_images", "O")]  # fmt: skip
+    names = "ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images"
     rows = [(float(i), wnid, "w", "g", 0.0, np.zeros((1, 0)), 0.0, 3.0) for wnid, i in ILSVRC_IDS.items()]
     rows.append((1001.0, "n00001740", "entity", "g", 2.0, np.array([[1.0, 2.0]]), 19.0, 0.0))
+    synsets = np.array(rows, dtype=[(name, "O") for name in names]).reshape(-1, 1)
     meta = io.BytesIO()
-    savemat(meta, {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)}, do_compression=True)
+    savemat(meta, {"synsets": synsets}, do_compression=True)
     truth = "".join(f"{ILSVRC_IDS[WNIDS[label]]}\n" for label in VAL_LABELS)
-    files = {"ILSVRC2012_validation_ground_truth.txt": truth.encode(), "meta.mat": meta.getvalue()}
-    return gzip.compress(tar({f"ILSVRC2012_devkit_t12/data/{name}": data for name, data in files.items()}))
+    files = {"ILSVRC2012_validation_ground_truth.txt": truth.encode(), meta_name: meta.getvalue()}
+    return gzip.compress(tar({folder + name: data for name, data in files.items()}))
 
 
 def hugging_face():
@@ -147,11 +146,10 @@ def write_arrow(root):
 
 
 def write_parquet(root):
-    """data/train-00000-of-00002.parquet and so on, several row groups each, and a test split without labels."""
+    """data/train-00000-of-00002.parquet and so on, several row groups each."""
     (root / "data").mkdir(parents=True)
     for split, data in hugging_face().items():
         for number in range(2):
             path = root / "data" / f"{split}-{number:05d}-of-00002.parquet"
             data.shard(2, number, contiguous=True).to_parquet(str(path), batch_size=2)
-    (root / "README.md").write_text(json.dumps({"configs": "data"}))
     return root
