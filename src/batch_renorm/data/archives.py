@@ -22,8 +22,6 @@ Place = tuple[int, int]
 class TarFiles(PlainFiles):
     """Images in a tar file, read at their places in it."""
 
-    SEPARATOR = ":"
-
     def __init__(self, archive: Path, labels: np.ndarray, names: list[str], places: dict[str, Place]) -> None:
         super().__init__(archive, labels, names)
         self.places = np.array([places[name] for name in names], dtype=np.int64)

@@ -49,14 +49,11 @@ def patiently(read: Callable[[], T], describe: Callable[[], str]) -> T:
 
 @contextmanager
 def reading(path: Path | str, what: str, cure: str) -> Iterator[None]:
-    """Turn any error while reading a file into one line with the file's name, but for errors of a moment.
+    """Turn any error while reading a file into a UserError, but for errors of a moment.
 
     Args:
         what: what the file should be.
         cure: what the user can do if it is not.
-
-    Raises:
-        UserError: the reader raised any exception.
     """
     try:
         yield
@@ -98,12 +95,15 @@ def printable(name: str | bytes) -> str:
 class Files:
     """The encoded images of one split, sorted by label, then by name; those without a name keep their order.
 
-    Objects are pickled for loader processes, without open files. Subclasses say where an image is and read it.
+    Objects are pickled for loader processes. Subclasses say where an image is and read it.
 
     Args:
         labels: (images,) int64, in the order of `names`.
         names: the images' names, bytes or null.
     """
+
+    any_order = True
+    """Whether images can be read in any order without reading others."""
 
     def __init__(self, labels: np.ndarray, names: pa.Array | pa.ChunkedArray) -> None:
         stems = pc.replace_substring_regex(names, STEM, "")
@@ -145,8 +145,6 @@ class PlainFiles(Files):
         names: paths below the root, as `labels` unsorted.
     """
 
-    SEPARATOR = "/"
-
     def __init__(self, root: Path, labels: np.ndarray, names: list[str]) -> None:
         self.root, self.names = os.fsencode(root), pa.array(map(os.fsencode, names), pa.binary())
         super().__init__(labels, self.names)
@@ -155,7 +153,7 @@ class PlainFiles(Files):
         return printable(self._name(index))
 
     def name(self, index: int) -> str:
-        return printable(self.root) + self.SEPARATOR + self.path(index)
+        return f"{printable(self.root)}/{self.path(index)}"
 
     def read_once(self, index: int) -> bytes:
         with open(os.path.join(self.root, self._name(index)), "rb") as file:
@@ -174,11 +172,9 @@ class Found:
         classes: names in the order of labels.
         splits: "train" and "val", or the asked one alone.
         remarks: lines that the user should read, for example what was passed over.
-        any_order: whether images can be read in any order without reading others.
     """
 
     kind: str
     classes: list[str]
     splits: dict[str, Files]
     remarks: tuple[str, ...] = ()
-    any_order: bool = True

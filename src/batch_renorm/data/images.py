@@ -115,7 +115,7 @@ class Images(Source):
         if root == "???":
             raise UserError(f"say where the images are, data.root=/path/to/imagenet; {HOW_TO_GET}")
         found = find(root, splits, class_list)
-        if not found.any_order:
+        if not all(files.any_order for files in found.splits.values()):
             raise UserError(
                 f"data.root={root} has {found.kind}, which cannot be read in any order: make a store of them with "
                 f"python scripts/prepare_imagenet.py {root} STORE, then data.root=STORE"

@@ -74,12 +74,7 @@ def _find(root: Path, splits: Sequence[str], class_list: str | None) -> Found:
 
 
 def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequence[str] | None) -> Found:
-    """Archives or folders of images.
-
-    Args:
-        places: the archive or folder of each split.
-        classes: names in the order of labels, if they are known.
-    """
+    """Archives or folders of images: the place of each split, and the classes in the order of labels, if known."""
     found: dict[str, Files] = {}
     passed: list[str] = []
     remarks = []
@@ -101,7 +96,13 @@ def find_images(kind: str, root: Path, places: dict[str, Path], classes: Sequenc
         else:
             if not beside and set(of_image) == {"images"} and "images" not in (classes or ()):  # as in Tiny ImageNet
                 beside, images = sorted(images), []
-            check_val(place, len(images), len(beside))
+            if images and beside:
+                raise UserError(
+                    f"{place} has {len(beside):,} images beside {len(images):,} in folders of classes: sorting them "
+                    "into folders was interrupted; finish that, or unpack the validation images again"
+                )
+            if not images and not beside:
+                raise UserError(f"{place} has no images: looked for {place}/<class>/*.JPEG and {place}/*.JPEG")
         where: Path | str = place
         if not images:
             images = beside
@@ -124,17 +125,6 @@ def check_train(place: Path, classes: Collection[str], of_image: Sequence[str]) 
     if absent := in_order(set(classes) - set(of_image)):
         name = printable(absent[0])
         raise UserError(f"{place} has no images of the class {name}: looked for {place.name}/{name}/*.JPEG")
-
-
-def check_val(place: Path, in_folders: int, beside: int) -> None:
-    """Raise a UserError unless there are validation images, all in folders of classes or none."""
-    if in_folders and beside:
-        raise UserError(
-            f"{place} has {beside:,} images beside {in_folders:,} in folders of classes: sorting them into folders was "
-            "interrupted; finish that, or unpack the validation images again"
-        )
-    if not in_folders and not beside:
-        raise UserError(f"{place} has no images: looked for {place}/<class>/*.JPEG and {place}/*.JPEG")
 
 
 def images_below(folder: Path, passed: list[str]) -> tuple[list[str], list[str]]:

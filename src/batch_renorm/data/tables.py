@@ -49,7 +49,7 @@ def find(root: Path, splits: Sequence[str]) -> Found | None:
             looked = ", ".join(f"{name}/state.json" for name in SPLITS[split])
             raise UserError(f"{root} has no {split} images: looked for {looked} and {split}-*.parquet, also in data/")
         found[split] = ArrowFiles(files) if in_arrow else ParquetFiles(files)
-    return Found("Arrow files" if in_arrow else "Parquet files", class_names(found), found, any_order=in_arrow)
+    return Found("Arrow files" if in_arrow else "Parquet files", class_names(found), found)
 
 
 def arrow_files(root: Path, split: str) -> list[Path]:
@@ -193,6 +193,8 @@ def _opened(shard: Path) -> pa.Table:
 
 class ParquetFiles(TableFiles):
     """Images in the order of the files. Reading the next image is quick; reading any other is slow."""
+
+    any_order = False
 
     def __init__(self, shards: list[Path]) -> None:
         self.groups: list[tuple[Path, int]] = []
