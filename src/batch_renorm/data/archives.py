@@ -59,11 +59,7 @@ def images_in(archive: Path) -> tuple[list[str], dict[str, Place]]:
 
 
 def check_end(tar: tarfile.TarFile, where: Path | str) -> None:
-    """Check that a tar that was read ends as tars do: tarfile takes damage for the end.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raise a UserError unless a tar that was read ends as tars do: tarfile takes damage for the end."""
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise UserError(f"{where} is cut off or damaged at byte {tar.offset:,}: {AGAIN}")

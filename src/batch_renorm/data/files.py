@@ -8,11 +8,11 @@ reference counts would copy a million Python objects, page by page, into every l
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,26 +25,6 @@ STEM = r"^.*/|(_n\d{8})?\.[^./]*$"
 """Parts of a name that are not its stem: folders, extension, and the class that Hugging Face's copy appends."""
 WAITS = (0.1, 1.0, 5.0)
 """Seconds before a read that failed for a moment is tried again."""
-
-T = TypeVar("T")
-
-
-def patiently(read: Callable[[], T], describe: Callable[[], str]) -> T:
-    """What `read` returns; it is called again while it fails for a moment.
-
-    Raises:
-        TransientReadError: it still fails after all WAITS; the message has what `describe` returns.
-    """
-    for wait in (0.0, *WAITS):
-        time.sleep(wait)
-        try:
-            return read()
-        except OSError as error:
-            if error.errno not in TRANSIENT:
-                raise
-            failure = error
-    tried = f"tried {len(WAITS) + 1} times; the same command may work later"
-    raise TransientReadError(f"cannot read {describe()}: {failure.strerror or failure} ({tried})") from failure
 
 
 @contextmanager
@@ -132,7 +112,16 @@ class Files:
             TransientReadError: it still fails.
             OSError: it cannot be read.
         """
-        return patiently(lambda: self.read_once(index), lambda: self.name(index))
+        for wait in (0.0, *WAITS):
+            time.sleep(wait)
+            try:
+                return self.read_once(index)
+            except OSError as error:
+                if error.errno not in TRANSIENT:
+                    raise
+                failure = error
+        tried = f"tried {len(WAITS) + 1} times; the same command may work later"
+        raise TransientReadError(f"cannot read {self.name(index)}: {failure.strerror} ({tried})") from failure
 
     def read_once(self, index: int) -> bytes:
         raise NotImplementedError

@@ -9,7 +9,6 @@ converts differently (CMYK). EXIF orientation is ignored, as in the readers behi
 
 import io
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from batch_renorm.data.augmentation import AREAS, distort, random_box, resized, resized_centre
-from batch_renorm.data.files import patiently, printable
+from batch_renorm.data.files import printable
 from batch_renorm.data.labels import chosen_labels
 from batch_renorm.data.loaders import Draw, Fetched, Source
 from batch_renorm.data.minibatches import AUGMENTATION, generator
@@ -132,7 +131,7 @@ class Images(Source):
         self.area, self.colours = (area[0], area[1]), colours
         self.files, names = found.splits, found.classes
         if labels is not None:
-            chosen = patiently(partial(chosen_labels, labels, names), partial(str, labels))
+            chosen = chosen_labels(labels, names)
             self.files = {split: files.of_labels(chosen) for split, files in found.splits.items()}
             names = [names[label] for label in chosen]
         self.classes = len(names)

@@ -36,13 +36,11 @@ def in_order(names: Collection[str]) -> list[str]:
 def labelled(of_image: Sequence[str], known: Sequence[str] | None, where: object) -> tuple[Sequence[str], np.ndarray]:
     """The classes in the order of labels, and the label of every image, (images,) int64.
 
+    Raises a UserError, which begins with `where`, if a class is none of the known ones.
+
     Args:
         of_image: the class of every image.
         known: names in the order of labels; None takes the classes of the images.
-        where: what says so, for messages.
-
-    Raises:
-        UserError: a class is none of the known ones.
     """
     names = set(of_image)
     known = in_order(names) if known is None else known
@@ -126,8 +124,7 @@ def read_devkit(path: Path) -> tuple[list[str], list[str]]:
 def class_names(path: Path) -> list[str]:
     """The classes that a file names, one a line, or those of a devkit, sorted. Of `n01440764 tench` the wnid counts.
 
-    Raises:
-        UserError: it names none, or one twice.
+    Raises a UserError if it names none, or one twice.
     """
     if path.is_dir() or path.suffix in (".gz", ".tgz", ".tar"):
         return read_devkit(path)[1]
@@ -141,8 +138,7 @@ def class_names(path: Path) -> list[str]:
 def chosen_labels(chosen: int | str, classes: Sequence[str]) -> np.ndarray:
     """The labels that data.labels takes, ascending: the first so many, or those whose classes a file names.
 
-    Raises:
-        UserError: the data set does not have them.
+    Raises a UserError if the data set does not have them.
     """
     if isinstance(chosen, str):
         return np.sort(labelled(class_names(Path(os.path.expanduser(chosen))), classes, f"data.labels={chosen}")[1])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from batch_renorm.data import tables
 from batch_renorm.data.archives import ARCHIVES, TarFiles, images_in
-from batch_renorm.data.files import Files, Found, PlainFiles, is_image, patiently, printable
+from batch_renorm.data.files import Files, Found, PlainFiles, is_image, printable
 from batch_renorm.data.labels import LISTS, class_names, classes_of, in_order, labelled
 from batch_renorm.errors import UserError
 
@@ -40,16 +40,11 @@ def find(root: str | Path, splits: Sequence[str] = BOTH, class_list: str | None 
     Raises:
         UserError: no known data set, or an incomplete one; the message says what was looked for.
         OSError: a folder cannot be read.
-        TransientReadError: the disk failed for a moment, and again.
     """
     root = Path(os.path.expanduser(root))
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise UserError(f"no images in {root}, which {what}: check the path; for ImageNet, {HOW_TO_GET}")
-    return patiently(lambda: _find(root, splits, class_list), lambda: str(root))
-
-
-def _find(root: Path, splits: Sequence[str], class_list: str | None) -> Found:
     classes = None if class_list is None else class_names(Path(os.path.expanduser(class_list)))
     if (found := tables.find(root, splits)) is not None:
         if classes is not None:

@@ -76,11 +76,7 @@ def prepare(found: Found, target: Path, images_per_file: int, threads: int, prog
 
 
 def check_target(target: Path, about: str) -> None:
-    """Check that a folder is new, empty, or has this store, finished or not.
-
-    Raises:
-        UserError: it has something else.
-    """
+    """Raise a UserError unless a folder is new, empty, or has this store, finished or not."""
     if (target / STORE).exists():
         if (target / STORE).read_bytes() != about.encode():
             raise UserError(

@@ -102,11 +102,7 @@ def class_names(splits: dict[str, Any]) -> list[str]:
 
 
 def check_columns(schema: pa.Schema, where: object) -> None:
-    """Check that a file has whole numbers as labels and the bytes of images.
-
-    Raises:
-        UserError: it has not; the message names the file and its columns.
-    """
+    """Raise a UserError, with the file and its columns, unless it has whole numbers as labels and images in it."""
     if not {"image", "label"} <= set(schema.names):
         raise UserError(f"{where} has the columns {', '.join(schema.names)}: image and label are needed")
     image, label = schema.field("image").type, schema.field("label").type
@@ -117,11 +113,7 @@ def check_columns(schema: pa.Schema, where: object) -> None:
 
 
 def checked_labels(column: pa.ChunkedArray, where: object) -> np.ndarray:
-    """A column of labels, (images,) int64.
-
-    Raises:
-        UserError: an image has no label; the message names the file.
-    """
+    """A column of labels, (images,) int64; raises a UserError, with the file, if an image has none."""
     labels = pc.fill_null(column, -1).to_numpy().astype(np.int64)
     if not len(labels):
         raise UserError(f"{where} has no images: {COPY}")
