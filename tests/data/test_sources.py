@@ -25,6 +25,10 @@ def contents(found, split):
     return [(int(label), files.read(index)) for index, label in enumerate(files.labels)]
 
 
+def both(found):
+    return contents(found, "train"), contents(found, "val")
+
+
 def complaint(root):
     with pytest.raises(UserError) as error:
         find(root)
@@ -56,9 +60,7 @@ def test_every_format_holds_the_same_images_in_the_same_places(folders, copied, 
     found, expected = find(root), find(folders)
     assert found.classes == (NAMES if kind == "arrow" else WNIDS)
     in_another_process = pickle.loads(pickle.dumps(found))
-    for split in ("train", "val"):
-        assert contents(found, split) == contents(expected, split)
-        assert contents(in_another_process, split) == contents(expected, split)
+    assert both(found) == both(in_another_process) == both(expected)
     for train in (*root.rglob("train"), *root.glob("*_train.tar")):  # validation images alone
         shutil.rmtree(train) if train.is_dir() else train.unlink()
     assert contents(find(root, ("val",)), "val") == contents(expected, "val")
@@ -93,16 +95,28 @@ def test_what_is_missing_is_named_with_what_was_looked_for(tmp_path, copied):
     assert "has no folders: training images must be in train/<class>/*.JPEG" in complaint(tmp_path / "half")
 
 
-def test_wrong_folders_are_named(copied):
+def half_sorted(root):
+    """The validation images beside the folders of classes, but for those of one class."""
+    for image in (root / "val").glob("*/*"):
+        if image.parent.name != WNIDS[0]:
+            image.rename(root / "val" / image.name)
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        (lambda r: write(r / "val/n99/a.JPEG", b""), "val has the class n99, which is none of the 4 classes of the"),
+        (lambda r: (r / "train/n1").mkdir(), "train has no images of the class n1: looked for train/n1/*.JPEG"),
+        (half_sorted, "val has 6 images beside 2 in folders of classes: sorting them into folders was interrupted"),
+        (lambda r: (r / "train" / WNIDS[0] / "all").symlink_to(".."), "all is a link to a folder above it: remove it"),
+        (lambda r: (r / "val" / WNIDS[0] / "a.JPEG").symlink_to("nowhere"), "a.JPEG is no file but a pipe, a device"),
+        (lambda r: os.mkfifo(r / "train" / WNIDS[0] / "a.JPEG"), "a.JPEG is no file but a pipe, a device or a link"),
+    ],
+)
+def test_wrong_folders_are_named(copied, change, answer):
     root = copied("folders")
-    write(root / "val/n99/a.JPEG", b"")
-    assert "has the class n99, which is none of the 4 classes of the data set" in complaint(root)
-    shutil.rmtree(root / "val/n99")
-    (root / "train/n00000001").mkdir()
-    assert "train has no images of the class n00000001: looked for train/n00000001/*.JPEG" in complaint(root)
-    (root / "train/n00000001").rmdir()
-    (root / "train" / WNIDS[0] / "all").symlink_to("..")  # else every image would be there forty times
-    assert complaint(root) == f"{root / 'train' / WNIDS[0] / 'all'} is a link to a folder above it: remove it"
+    change(root)
+    assert answer in complaint(root)
 
 
 @pytest.mark.parametrize("folder", ["./ILSVRC2012_devkit_t12/data/", "home/me/data/", "data/"])
@@ -186,8 +200,7 @@ def test_tiny_imagenet_is_read_as_it_is_downloaded(tmp_path):
     (tmp_path / "val/val_annotations.txt").write_text(rows)
     write(tmp_path / "test/images/test_0.JPEG", b"")
     found = find(tmp_path)
-    for split in ("train", "val"):
-        assert contents(found, split) == [(label, wnid.encode()) for label, wnid in enumerate(WNIDS)]
+    assert both(found) == ([(label, wnid.encode()) for label, wnid in enumerate(WNIDS)],) * 2
     assert found.remarks == (f"passed over in {tmp_path}: files *.txt (4)",)
 
 
@@ -198,25 +211,14 @@ def test_what_systems_leave_among_images_is_passed_over_and_said(folders, copied
                   "train/lost+found/a.JPEG", f"val/{WNIDS[2]}/._a.JPEG", f"train/{WNIDS[1]}/Thumbs.db",
                   f"train/{WNIDS[1]}/1.npy", f"train/{WNIDS[1]}/2.npy", "train/loose.JPEG"):  # fmt: skip
         write(root / place, b"an image that would count")
-    found, expected = find(root), find(folders)
-    for split in ("train", "val"):
-        assert contents(found, split) == contents(expected, split)
+    found = find(root)
+    assert both(found) == both(find(folders))
     (remark,) = found.remarks
     assert remark.startswith(
         f"passed over in {root}: hidden files and folders, and those of systems (7), files *.npy (2)"
     )
     assert "files *.db (1)" in remark
     assert "images beside the folders of classes (1)" in remark
-
-
-@pytest.mark.parametrize("kind", ["pipe", "link to nothing"])
-def test_what_is_no_file_is_refused_and_never_waited_for(copied, kind):
-    path = copied("folders") / "train" / WNIDS[1] / "a.JPEG"
-    if kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to("nowhere")
-    assert complaint(path.parents[2]).startswith(f"{path} is no file but a pipe, a device or a link to nothing")
 
 
 def test_classes_named_by_numbers_are_sorted_as_numbers(tmp_path):
@@ -305,14 +307,6 @@ def test_damage_in_the_middle_of_an_archive_is_noticed(copied):
     assert complaint(train.parent).startswith(f"{train} is cut off or damaged at byte")
 
 
-def test_validation_images_half_in_folders_are_not_half_a_data_set(copied):
-    root = copied("flat")
-    for name in sorted(val_images())[:3]:
-        (root / "val" / WNIDS[0]).mkdir(exist_ok=True)
-        (root / "val" / name).rename(root / "val" / WNIDS[0] / name)
-    assert f"{root / 'val'} has 5 images beside 3 in folders of classes: sorting" in complaint(root)
-
-
 def test_a_list_of_classes_that_train_lacks_is_refused(copied, tmp_path):
     """Else the network would have an output that nothing trains."""
     (tmp_path / "list").write_text("\n".join([*WNIDS, "n99999999"]))
@@ -340,39 +334,33 @@ def test_classes_that_val_lacks_are_refused_unless_they_are_meant(copied):
     [
         (lambda t: t.drop_columns("label"), "has the columns image: image and label are needed"),
         (lambda t: t.set_column(1, "label", t["label"].cast(pa.string())), "has labels of type string: whole numbers"),
-        (lambda t: t.set_column(1, "label", pa.array([None] * len(t), pa.int64())), "images without a label"),
+        (lambda t: t.set_column(1, "label", pa.array([None] * len(t), pa.int64())), "has images without a label"),
         (lambda t: t.set_column(1, "label", pa.array([-1] * len(t))), "has images without a label (null or -1)"),
         (lambda t: t.set_column(0, "image", pa.array(["a.JPEG"] * len(t))), "has images as string: save it again"),
         (lambda t: t.set_column(1, "label", pa.array([9] * len(t))), "has the label 9, but the table has 4 classes"),
+        (lambda t: t.replace_schema_metadata(), "is not of a table with the names of its classes"),
+        (LFS, "is a pointer of Git LFS, not the file itself (git lfs pull): copy or download it again"),
+        (b"PAR1", "is not a whole Parquet file"),
     ],
 )
-def test_parquet_files_of_other_columns_are_named(copied, change, answer):
-    root = copied("parquet")
-    path = root / "data/train-00000-of-00002.parquet"
-    pq.write_table(change(pq.read_table(path)), path)
-    text = complaint(root)
-    assert text.startswith(str(path))
+def test_a_wrong_parquet_file_is_named(copied, change, answer):
+    path = copied("parquet") / "data/train-00001-of-00002.parquet"
+    if isinstance(change, bytes):
+        path.write_bytes(change)
+    else:
+        pq.write_table(change(pq.read_table(path)), path)
+    text = complaint(path.parents[1])
+    assert text.startswith(str(path.parent))
     assert answer in text
 
 
-def test_a_missing_or_unreal_parquet_file_is_named(written, copied):
+def test_a_series_of_parquet_files_is_whole(copied):
     root = copied("parquet")
-    path = root / "data/train-00001-of-00002.parquet"
-    whole = path.read_bytes()
-    for data, answer in (
-        (LFS, "is a pointer of Git LFS, not the file itself (git lfs pull)"),
-        (whole[:-20], "is not a whole Parquet file"),
-        (b"", "is empty"),
-    ):
-        path.write_bytes(data)
-        text = complaint(root)
-        assert text.startswith(f"{path} {answer}")
-        assert text.endswith("copy or download it again")
+    path = (root / "data/train-00001-of-00002.parquet").rename(root / "data/train-00001-of-00003.parquet")
+    assert "has files of several series" in complaint(root)
     path.unlink()
     lacks = "lacks number 1 of the files such as train-00000-of-00002.parquet (1 of 2 files): download it"
     assert complaint(root) == f"{root / 'data'} {lacks}"
-    path.with_name("train-00001-of-00003.parquet").write_bytes(whole)
-    assert "has files of several series" in complaint(root)
 
 
 def test_the_hubs_own_conversion_to_parquet_is_read(tmp_path, written):
@@ -382,8 +370,7 @@ def test_the_hubs_own_conversion_to_parquet_is_read(tmp_path, written):
             file = f"{split}-{number:05d}-of-00002.parquet"
             write(hub / split / f"{number:04d}.parquet", (written["parquet"] / "data" / file).read_bytes())
     for root in (hub, hub.parent):
-        for split in ("train", "val"):
-            assert contents(find(root), split) == contents(find(written["parquet"]), split)
+        assert both(find(root)) == both(find(written["parquet"]))
     (hub / "train/0000.parquet").rename(hub / "train/0002.parquet")
     assert f"{hub / 'train'} lacks number 0 of the files such as 0001.parquet (1 of 3 files)" in complaint(hub)
     (hub / "train").rename(hub / "partial-train")  # where the conversion ended before its end

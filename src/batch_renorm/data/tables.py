@@ -93,7 +93,7 @@ def class_names(splits: dict[str, Any]) -> list[str]:
     most = max(splits.values(), key=lambda files: int(files.labels.max()))
     where = most.name(int(most.labels.argmax()))
     with reading(where, "of a table with the names of its classes (class_encode_column)", COPY):
-        names = json.loads(most.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        names = json.loads((most.schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
     if len(names) <= most.labels.max():
         raise UserError(
             f"{where} has the label {most.labels.max():,}, but the table has {len(names):,} classes: {COPY}"
