@@ -51,24 +51,18 @@ def cut_in_half(name):
     return whole
 
 
-def write_train_folders(root, per_class=3):
+def write_folders(root, per_class=3, sorted_val=True):
     for wnid, files in train_images(per_class).items():
         for name, data in files.items():
             write(root / "train" / wnid / name, data)
-
-
-def write_folders(root, per_class=3):
-    write_train_folders(root, per_class)
     for (name, data), label in zip(val_images().items(), VAL_LABELS, strict=True):
-        write(root / "val" / WNIDS[label] / name, data)
+        write(root / "val" / (WNIDS[label] if sorted_val else "") / name, data)
     return root
 
 
 def write_flat(root):
     """Validation images in one folder, the devkit unpacked beside it."""
-    write_train_folders(root)
-    for name, data in val_images().items():
-        write(root / "val" / name, data)
+    write_folders(root, sorted_val=False)
     with tarfile.open(fileobj=io.BytesIO(devkit())) as archive:
         archive.extractall(root, filter="data")
     return root
@@ -76,13 +70,12 @@ def write_flat(root):
 
 def write_kaggle(root):
     """The competition's archive, unpacked: labels in a table, with boxes, in an order of its own."""
-    base = root / "ILSVRC/Data/CLS-LOC"
-    write_train_folders(base)
-    rows = []
-    for (name, data), label in zip(val_images().items(), VAL_LABELS, strict=True):
-        write(base / "val" / name, data)
-        rows.insert(0, f"{name.removesuffix('.JPEG')},{WNIDS[label]} 85 1 499 272 {WNIDS[label]} 1 2 3 4 \n")
-    (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(rows))
+    write_folders(root / "ILSVRC/Data/CLS-LOC", sorted_val=False)
+    rows = [
+        f"{name.removesuffix('.JPEG')},{WNIDS[label]} 85 1 499 272 {WNIDS[label]} 1 2 3 4 \n"
+        for name, label in zip(val_images(), VAL_LABELS, strict=True)
+    ]
+    (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(reversed(rows)))
     return root
 
 

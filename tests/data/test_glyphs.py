@@ -27,16 +27,9 @@ def test_an_image_is_the_same_alone_and_in_any_batch_and_another_than_others(sou
         torch.testing.assert_close(draw(source, "train", [index])[0], together[row], rtol=0, atol=1e-6)
     parts = source.images([source.fetch("train", np.array([5, 900])), source.fetch("train", np.array([17]))], CPU)
     torch.testing.assert_close(parts, together[:3], rtol=0, atol=1e-6)
+    assert together.shape == (4, 1, source.size, source.size)
     assert not torch.equal(draw(source, "val", [5])[0], together[0])
     assert not torch.equal(together[0], together[1])
-
-
-def test_shapes_and_labels(source, glyph_options):
-    size = glyph_options["size"]
-    assert draw(source, "val", [0, 1]).shape == (2, 1, size, size)
-    labels = source.labels("train")
-    assert len(labels) == glyph_options["labels"] * glyph_options["train_images"]
-    assert (np.bincount(labels) == glyph_options["train_images"]).all()
 
 
 def bare(options, **changes):
