@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from batch_renorm.data.files import is_image
 from batch_renorm.data.images import Images
@@ -57,23 +58,19 @@ def measure(root: Path, args: Namespace) -> dict[str, list[float]]:
             transforms.PILToTensor(),  # uint8, like ours: the device converts to float
         ]
     )
-    files, count = folders.files["train"], len(folders.labels("train"))
-    names = [files.name(index) for index in range(count)]
+    reference = ImageFolder(str(root / "set/train"), recipe)
+    count = len(reference)
     minibatches = [np.arange(start, min(start + MINIBATCH, count)) for start in range(0, count, MINIBATCH)]
 
-    def reference() -> None:
+    def theirs() -> None:
         for indices in minibatches:
-            images = []
-            for index in indices:
-                with open(names[index], "rb") as file:
-                    images.append(recipe(Image.open(file).convert("RGB")))
-            torch.stack(images)
+            torch.stack([reference[index][0] for index in indices])
 
     def ours(source: Images) -> None:
         for step, indices in enumerate(minibatches):
             source.fetch("train", indices, Draw(0, step, 0))
 
-    runs = {REFERENCE: reference, "from folders": lambda: ours(folders), "from a store": lambda: ours(store)}
+    runs = {REFERENCE: theirs, "from folders": lambda: ours(folders), "from a store": lambda: ours(store)}
     return interleaved(runs, args)
 
 
