@@ -119,34 +119,29 @@ def test_wrong_folders_are_named(copied, change, answer):
     assert answer in complaint(root)
 
 
-@pytest.mark.parametrize("folder", ["./ILSVRC2012_devkit_t12/data/", "home/me/data/", "data/"])
-def test_a_devkit_is_read_however_it_was_packed(copied, folders, folder):
-    archives = copied("archives")
-    (archives / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(devkit(folder))
-    assert contents(find(archives), "val") == contents(find(folders), "val")
-
-
 SYNSETS = "\n".join(WNIDS[label] for label in VAL_LABELS)
 ROWS = [f'"{name[:23]}","{WNIDS[label]} 1 2 3 4"' for name, label in zip(val_images(), VAL_LABELS, strict=True)]
 TABLE = "\r\n".join(ROWS)
+TRAIN, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_devkit_t12.tar.gz"
 SYNSET_LIST, TABLE_LIST, TINY_LIST = "synset_labels.txt", "LOC_val_solution.csv", "val_annotations.txt"
 
 
 @pytest.mark.parametrize(
     ("name", "data"),
     [
+        *((DEVKIT, devkit(folder)) for folder in ("./ILSVRC2012_devkit_t12/data/", "home/me/data/", "data/")),
         ("imagenet_2012_validation_synset_labels.txt", SYNSETS.encode()),
         (TABLE_LIST, f"ImageId,PredictionString\r\n{TABLE}".encode("utf-8-sig")),
     ],
 )
-def test_a_list_of_labels_is_read(copied, folders, name, data):
+def test_the_classes_of_validation_images_are_read(copied, folders, name, data):
+    """The devkit however it was packed, and lists."""
     archives = copied("archives")
+    (archives / DEVKIT).unlink()
     (archives / name).write_bytes(data)
-    (archives / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     assert contents(find(archives), "val") == contents(find(folders), "val")
 
 
-TRAIN, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_devkit_t12.tar.gz"
 EMPTY = tar({})
 TWO_CLASSES_FOR_ONE = f"{TABLE}\r\n{ROWS[0].split(',')[0]},n99999999 1".encode()
 
