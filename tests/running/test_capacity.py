@@ -1,10 +1,11 @@
 """What fits a machine: workers in a pass, loader processes, images in shared memory; and that a run says so."""
 
-import contextlib
+import copy
 import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -47,26 +48,17 @@ def test_on_a_gpu_the_size_halves_until_it_fits(made, monkeypatch):
         memory_of(run, ALONE, CUDA, {})
 
 
-def test_a_try_frees_what_it_takes_and_changes_nothing(made, monkeypatch):
-    """On a GPU played by this CPU: 50 workers are too many, 25 leave too little free, 12 fit."""
-    run, tried, losses = made("size.workers=50"), [], Training.losses
-    before = {name: value.clone() for name, value in run.training.state_dict().items()}
-
-    def small(self, model, images, labels):
-        tried.append(len(images) // 16)
-        if tried[-1] > 25:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return losses(self, model, images[:16], labels[:16])
-
-    monkeypatch.setattr(Training, "losses", small)
-    for name in ("reset_peak_memory_stats", "synchronize", "empty_cache"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=100))
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 4 * tried[-1])
-    assert [capacity.fits(run, workers, CPU) for workers in (50, 25, 12)] == [False, False, True]
-    for name, value in run.training.state_dict().items():
-        assert torch.equal(value, before[name]), name
+def test_a_try_fits_or_not_and_changes_nothing(made, monkeypatch):
+    """On a GPU of 100 bytes, played by this CPU."""
+    run, gpu = made(), Mock(**{"get_device_properties.return_value.total_memory": 100})
+    before = copy.deepcopy(run.training.state_dict())
+    monkeypatch.setattr(torch, "cuda", gpu)
+    for reserved, answer in ((90, True), (91, False)):
+        gpu.max_memory_reserved.return_value = reserved
+        assert capacity.fits(run, 1, CPU) == answer
+    torch.testing.assert_close(run.training.state_dict(), before, rtol=0, atol=0)
+    monkeypatch.setattr(Training, "losses", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    assert not capacity.fits(run, 1, CPU)
 
 
 def test_the_opening_says_what_will_happen(made):
