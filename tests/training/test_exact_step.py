@@ -28,7 +28,9 @@ class PlainNorm(torch.nn.Module):
 
     def __init__(self, layer, group, variance):
         super().__init__()
-        self.bias, self.mu, self.sigma, self.eps = layer.bias, layer.mu, layer.sigma, layer.eps
+        self.bias, self.eps = layer.bias, layer.eps
+        self.register_buffer("mu", layer.mu)
+        self.register_buffer("sigma", layer.sigma)
         self.group, self.variance, self.seen, self.limits = group, variance, [], (1.0, 0.0)
 
     def forward(self, x):
@@ -99,19 +101,10 @@ def reference(run):
                 p -= momentum[name]
             for norm in norms:
                 norm.move(config["norm"]["alpha"])
-            now = {n: t.clone() for n, t in (*model.named_parameters(), *buffers(model))}
+            now = {n: t.clone() for n, t in (*model.named_parameters(), *model.named_buffers())}
             decay = min(config["average"]["decay"], (1 + step) / (10 + step)) if step else 0
             average = {n: decay * average.get(n, 0) + (1 - decay) * t for n, t in now.items()}
     return {f"model.{n}": t for n, t in now.items()} | {f"average.module.{n}": t for n, t in average.items()}
-
-
-def buffers(model):
-    return [
-        (f"{n}.{k}", getattr(m, k))
-        for n, m in model.named_modules()
-        if isinstance(m, PlainNorm)
-        for k in ("mu", "sigma")
-    ]
 
 
 @pytest.mark.parametrize("limit", [None, 2])
