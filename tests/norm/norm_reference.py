@@ -58,28 +58,34 @@ def by_groups(x, g, groups, rmax, dmax, mu, sigma, gamma, beta, eps=1e-3) -> lis
     return [torch.cat(y), torch.stack(mu_b), torch.stack(sigma_b), torch.cat(gx), sum(g_gamma), sum(g_beta)]
 
 
-def state(channels: int, dtype=torch.float64, seed: int = 0) -> dict[str, Tensor]:
+def trained(function, x, g, gamma, beta) -> list[Tensor]:
+    """The same of function(x, gamma, beta), which returns y, mu_b and sigma_b, by autograd."""
+    leaves = [t.detach().requires_grad_() for t in (x, gamma, beta)]
+    y, mu_b, sigma_b = function(*leaves)
+    y.backward(g)
+    return [y.detach(), mu_b, sigma_b, *(leaf.grad for leaf in leaves)]
+
+
+def assert_near(found, expected, tolerance) -> None:
+    """Each tensor is as expected, up to the tolerance times its largest value, or 1."""
+    for a, b in zip(found, expected, strict=True):
+        atol = tolerance * max(1.0, b.abs().max().item())
+        torch.testing.assert_close(a, b, rtol=0, atol=atol, check_dtype=False)
+
+
+def state(channels: int, dtype=torch.float64) -> dict[str, Tensor]:
     """Some mu, sigma, gamma, beta; with bounds of 1.5 and 0.5 about half of the r and d clip."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(low: float, high: float) -> Tensor:
-        values = torch.rand(channels, generator=generator, dtype=torch.float64)
-        return (low + (high - low) * values).to(dtype)
-
+    generator = torch.Generator().manual_seed(0)
+    ranges = {"mu": (-1, 2), "sigma": (0.5, 5), "gamma": (0.5, 2), "beta": (-1, 1)}
     return {
-        "mu": random(-1, 2),
-        "sigma": random(0.5, 5),
-        "gamma": random(0.5, 2),
-        "beta": random(-1, 1),
+        name: (low + (high - low) * torch.rand(channels, generator=generator, dtype=torch.float64)).to(dtype)
+        for name, (low, high) in ranges.items()
     }
 
 
 def filled(layer):
     """The layer with some statistics and parameters."""
-    with torch.no_grad():
-        values = state(layer.num_features)
-        layer.mu, layer.sigma = values["mu"], values["sigma"]
-        for parameter, name in ((layer.weight, "gamma"), (layer.bias, "beta")):
-            if parameter is not None:
-                parameter.copy_(values[name])
+    values = state(layer.num_features)
+    layer.mu, layer.sigma = values["mu"], values["sigma"]
+    layer.load_state_dict({"weight": values["gamma"], "bias": values["beta"]}, strict=False)
     return layer
