@@ -83,6 +83,11 @@ def state(channels: int, dtype=torch.float64) -> dict[str, Tensor]:
     }
 
 
+def statistics_of(model) -> dict[str, Tensor]:
+    """Copies of a model's running statistics and counters, by name."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
 def filled(layer):
     """The layer with some statistics and parameters."""
     values = state(layer.num_features)
