@@ -1,9 +1,11 @@
-"""The paper's Algorithm 1 and its printed gradients, for one group, in plain operations."""
+"""The paper's Algorithm 1 and its printed gradients, for one group, in plain operations; a network to try layers in."""
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from batch_renorm.norm import BatchRenorm2d
 
 
 class Result(NamedTuple):
@@ -94,3 +96,13 @@ def filled(layer):
     layer.mu, layer.sigma = values["mu"], values["sigma"]
     layer.load_state_dict({"weight": values["gamma"], "bias": values["beta"]}, strict=False)
     return layer
+
+
+def network(norm=BatchRenorm2d, **options) -> nn.Sequential:
+    """Two convolutions, each with a norm that has some statistics; the same at every call."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4, **options), nn.ReLU(), nn.Conv2d(4, 5, 3), norm(5, **options))
+    for layer in (model[1], model[4]):
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2)
+    return model

@@ -1,6 +1,7 @@
 """The recipes of the norm README run, and do what they say."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -13,23 +14,10 @@ from batch_renorm.norm import layers_of
 
 PAGE = Path(batch_renorm.norm.__file__).with_name("README.md").read_text(encoding="utf-8")
 
-
-def recipes():
-    """Of every heading, the code under it."""
-    found, heading, inside = {}, "", False
-    for line in PAGE.splitlines():
-        if inside and line.startswith("```"):
-            inside = False
-        elif inside:
-            found[heading] += line + "\n"
-        elif line.startswith("#"):
-            heading = line.lstrip("# ")
-        elif line == "```python":
-            inside, found[heading] = True, ""
-    return found
-
-
-RECIPES = recipes()
+RECIPES = {}  # of every heading, the code under it
+for section in re.split(r"^#+ ", PAGE, flags=re.MULTILINE)[1:]:
+    if code := re.search(r"```python\n(.*?)```", section, re.DOTALL):
+        RECIPES[section.splitlines()[0]] = code[1]
 
 
 def network():
@@ -85,6 +73,7 @@ def test_every_recipe_is_here():
     assert list(RECIPES) == list(CHECKS)
 
 
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")  # a trace that takes batches of one size alone
 @pytest.mark.parametrize("name", list(CHECKS))
 def test_recipes(name, monkeypatch):
     stock = timm.create_model
