@@ -9,6 +9,7 @@ from batch_renorm.norm import batch_renorm
 
 EPS = 1e-3
 BOUNDS = [(1.0, 0.0), (1.5, 0.5), (3.0, 5.0), (float("inf"), float("inf"))]
+# In groups of 1 some have a single value of a channel, which batchnorm refuses.
 SHAPES = [(6, 5), (6, 5, 7), (6, 5, 4, 3), (6, 5, 3, 2, 4), (6, 1, 4, 3), (6, 5, 1, 1), (2, 5, 1, 3)]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -67,19 +68,6 @@ def test_first_and_second_derivatives_with_r_and_d_frozen(shape, layout, group_s
     assert torch.autograd.gradcheck(run, (x, gamma, beta), check_forward_ad=True, check_batched_grad=True)
     if layout == "contiguous":
         assert torch.autograd.gradgradcheck(run, (x, gamma, beta))
-
-
-@pytest.mark.parametrize("group_size", [None, 2])
-@pytest.mark.parametrize("bounds", BOUNDS)
-def test_input_gradient_lies_in_the_null_space(bounds, group_size):
-    """sum(g) = 0 and sum(x g) = 0 in every group: the loss ignores shifting and scaling x."""
-    x = random_input((6, 4, 3, 3)).requires_grad_()
-    y = batch_renorm(x, state(4)["mu"], state(4)["sigma"], None, None, *bounds, 1e-14, group_size)[0]
-    y.backward(random_input(x.shape, seed=2))
-    for xs, gs in zip(x.detach().split(group_size or 6), x.grad.split(group_size or 6), strict=True):
-        scale = gs.abs().sum((0, 2, 3))
-        assert (gs.sum((0, 2, 3)) / scale).abs().max() < 1e-12
-        assert ((xs * gs).sum((0, 2, 3)) / scale).abs().max() < 1e-11
 
 
 def test_without_gamma_and_beta_they_are_1_and_0():
@@ -162,19 +150,6 @@ def test_bad_input_names_the_thing(change, message):
     arguments = {"x": torch.zeros(8, 5, 3, 3), **state(5, torch.float32), **change}
     with pytest.raises(TypeError if message == "int64" else ValueError, match=message):
         batch_renorm(**arguments)
-
-
-@pytest.mark.parametrize("group_size", [None, 1])
-def test_one_value_per_channel_or_no_variance_is_finite(group_size):
-    """y = gamma * clip((x - mu) / sigma) + beta, and no gradient; batchnorm raises here."""
-    values = state(5)
-    x = random_input((1, 5, 1, 1)).expand(2, 5, 1, 1).clone().requires_grad_()
-    y = batch_renorm(x, **values, rmax=3.0, dmax=0.5, group_size=group_size)[0]
-    y.sum().backward()
-    matrix = as_matrix(x.detach())
-    d = ((matrix - values["mu"]) / values["sigma"]).clamp(-0.5, 0.5)
-    torch.testing.assert_close(as_matrix(y), values["gamma"] * d + values["beta"])
-    assert x.grad.abs().max() < 1e-12
 
 
 def test_sigma_of_0_counts_as_the_root_of_eps():

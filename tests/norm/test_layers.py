@@ -5,6 +5,7 @@ import math
 import pickle
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -96,14 +97,12 @@ def test_dimensions_and_switches(kind, shape, options, lacking):
     ("make", "message"),
     [
         (lambda: BatchRenorm2d(0), "num_features.*0"),
-        (lambda: BatchRenorm2d(3, eps=0), "eps.*0"),
         (lambda: BatchRenorm2d(3, momentum=2), "momentum.*2"),
         (lambda: BatchRenorm2d(3, track_running_stats=False), "track_running_stats.*True"),
         (lambda: BatchRenorm2d(3, rmax=0.9), "rmax.*0.9"),
         (lambda: BatchRenorm2d(3, averages="mean"), "averages.*'mean'"),
         (lambda: BatchRenorm2d(3)(torch.zeros(4, 3)), r"BatchRenorm2d.*\(N, C, H, W\).*\(4, 3\)"),
         (lambda: BatchRenorm1d(3)(torch.zeros(4, 3, 2, 2)), "BatchRenorm1d"),
-        (lambda: BatchRenorm2d(3)(torch.zeros(4, 5, 2, 2)), "5 channels"),
         (lambda: BatchRenorm2d(3).eval()(torch.zeros(4, 5, 2, 2)), "5 channels"),
         (lambda: BatchRenorm2d(3, group_size=4)(torch.zeros(6, 3, 2, 2)), "6 examples.*groups of 4"),
     ],
@@ -271,20 +270,28 @@ def test_batch_statistics_is_batchnorm_of_the_whole_batch_or_of_groups():
 # ---- activation checkpointing --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_is_exact_with_the_deferred_update_and_else_an_error(use_reentrant):
-    """Recomputed with mu and sigma that the first forward has moved, gradients were 12% off."""
+@pytest.mark.parametrize(
+    ("recomputed", "tolerance"),
+    [
+        (lambda f: partial(checkpoint, f, use_reentrant=False), 0),
+        (lambda f: partial(checkpoint, f, use_reentrant=True), 0),
+        (lambda f: torch.compile(lambda x: checkpoint(f, x, use_reentrant=False), backend="aot_eager"), 1e-5),
+    ],
+    ids=["eager", "reentrant", "compiled"],
+)
+def test_checkpointing_is_exact_with_the_deferred_update_and_else_an_error(recomputed, tolerance):
+    """Recomputed with mu and sigma that the first forward has moved, gradients were 12% off, compiled ones 37%."""
     x = (torch.randn(4, 3, 2, 2) * 3 + 1).requires_grad_()
     results = []
-    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=use_reentrant)):
+    for wrap in (lambda f: f, recomputed):
         layer = BatchRenorm2d(3, momentum=0.1, group_size=2)
-        statistics = StepStatistics(layer)
+        run, statistics = wrap(layer), StepStatistics(layer)
         for _ in range(3):
             x.grad = None
-            run(layer, x).square().sum().backward()
+            run(x).tanh().sum().backward()
             statistics.update()
         results.append((x.grad, layer.weight.grad, layer.mu, layer.sigma))
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
     statistics.release()
-    with pytest.raises(RuntimeError, match="StepStatistics"):
-        run(layer, x).square().sum().backward()
+    with pytest.raises(RuntimeError, match=r"activation checkpointing.*StepStatistics"):
+        run(x).square().sum().backward()
