@@ -3,8 +3,10 @@
 import copy
 
 import pytest
+import timm
 import torch
 from norm_reference import algorithm1, filled, network, statistics_of
+from timm.utils import freeze, unfreeze
 from torch import nn
 from torch.func import functional_call, grad, jacfwd, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -69,9 +71,6 @@ def test_lightning_freezes_and_thaws_it():
 @pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0"])  # nn.BatchNorm2d, and BatchNormAct2d
 def test_timm_freezes_and_thaws_it(name):
     """Thawed it is batchnorm, as the README says, which convert_batchnorm mends."""
-    timm = pytest.importorskip("timm")
-    from timm.utils import freeze, unfreeze
-
     torch.manual_seed(0)
     model, x = convert_batchnorm(timm.create_model(name, num_classes=5)), torch.randn(2, 3, 32, 32)
     model(x)
@@ -96,32 +95,28 @@ def test_a_step_says_that_a_tool_has_put_batchnorm_in_the_layers_place():
             use(model)
 
 
-@torch.no_grad()
-def precise_bn(model, batches):
-    """What fvcore's update_bn_stats does to the layers of a model."""
-    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta, seen = [layer.momentum for layer in layers], [[] for _ in layers]
-    for layer in layers:
-        layer.momentum = 1.0
-    for x in batches:
-        model(x)
-        for values, layer in zip(seen, layers, strict=True):
-            values.append(torch.stack([layer.running_mean, layer.running_var]))
-    for layer, momentum, values in zip(layers, momenta, seen, strict=True):
-        (layer.running_mean, layer.running_var), layer.momentum = torch.stack(values).mean(0), momentum
-
-
-@pytest.mark.parametrize("estimate", [precise_bn, lambda model, data: update_bn(data, model)])
-def test_estimates_of_deep_layers_are_batchnorm_s(estimate):
+@pytest.mark.parametrize("momentum", [1.0, None])  # which PreciseBN sets, and update_bn
+def test_estimates_of_deep_layers_are_batchnorm_s(momentum):
     """r and d of statistics that are being estimated would distort what the next layer's are estimated of."""
-    data, models = [torch.randn(8, 3, 12, 12) * 9 + 9 for _ in range(3)], [network(), network(nn.BatchNorm2d, eps=1e-3)]
-    for model in models:
-        estimate(model, data)
-    ours, theirs = map(statistics_of, models)
-    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)  # theirs has n - 1 in the variance
-    StepStatistics(models[0])
+    data, results = [torch.randn(8, 3, 12, 12) * 9 + 9 for _ in range(3)], []
+    for model in (network(), network(nn.BatchNorm2d, eps=1e-3)):
+        for layer in (model[1], model[4]):
+            layer.reset_running_stats()
+            layer.momentum = momentum
+        for x in data:
+            model(x)
+        results.append(statistics_of(model))
+    torch.testing.assert_close(*results, rtol=1e-2, atol=1e-4)  # batchnorm has n - 1 in the variance
+
+
+def test_a_step_s_statistics_are_released_before_an_estimate():
+    model, x = network(), torch.randn(8, 3, 12, 12)
+    StepStatistics(model)
     with pytest.raises(RuntimeError, match="release"):
-        estimate(models[0], data)
+        update_bn([x], model)
+    model[1].momentum = 1.0
+    with pytest.raises(RuntimeError, match="release"):
+        model(x)
 
 
 @pytest.mark.parametrize("kind", ["sigma", "variance"])

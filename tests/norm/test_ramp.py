@@ -22,7 +22,6 @@ from batch_renorm.norm import (
 def test_the_paper_s_ramp():
     """rmax = 1, dmax = 0 for 5k steps, then linear to rmax = 3 at 40k, dmax = 5 at 25k."""
     ramp = Ramp.of_length(140_000)
-    assert (ramp.start, ramp.rmax_end, ramp.dmax_end) == (5000, 40000, 25000)
     assert ramp == Ramp(5000, 40000, 25000)
     assert ramp(0) == ramp(5000) == (1, 0)
     assert ramp(15000) == (1 + 2 * 10 / 35, 2.5)
@@ -30,12 +29,12 @@ def test_the_paper_s_ramp():
     assert ramp(40000) == ramp(10**9) == (3, 5)
 
 
-def test_knees_scale_with_the_run_and_may_coincide():
-    ramp = Ramp.of_length(1400, rmax=2.0, dmax=1.0)
-    assert (ramp.start, ramp.rmax_end, ramp.dmax_end) == (50, 400, 250)
-    assert ramp(1400) == (2, 1)
+def test_knees_scale_with_the_run_and_may_coincide_and_no_bound_is_one_at_once():
+    assert Ramp.of_length(1400, rmax=2.0, dmax=1.0) == Ramp(50, 400, 250, rmax=2.0, dmax=1.0)
     assert Ramp(0, 0, 0)(0) == (3, 5)
     assert Ramp(10, 10, 10)(9) == (1, 0)
+    free = Ramp(2, 10, 10, rmax=math.inf, dmax=math.inf)
+    assert [free(step) for step in (0, 2, 3, 99)] == [(1, 0), (1, 0), (math.inf, math.inf), (math.inf, math.inf)]
 
 
 @pytest.mark.parametrize(
@@ -52,12 +51,6 @@ def test_knees_scale_with_the_run_and_may_coincide():
 def test_bad_ramps_name_the_values(arguments, message):
     with pytest.raises(ValueError, match=message):
         Ramp(*arguments)
-
-
-def test_without_a_bound_r_and_d_are_free_once_growth_starts():
-    ramp = Ramp(2, 10, 10, rmax=math.inf, dmax=math.inf)
-    assert [ramp(step) for step in (0, 2)] == [(1, 0), (1, 0)]
-    assert [ramp(step) for step in (3, 10, 99)] == [(math.inf, math.inf)] * 3
 
 
 @pytest.mark.parametrize("ramp", [Ramp(2, 7, 5), Ramp(3, 3, 3), Ramp(1, 4, 6, rmax=math.inf), Ramp(0, math.inf, 2)])
