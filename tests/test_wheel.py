@@ -8,8 +8,6 @@ import zipfile
 
 from tests.conftest import ROOT
 
-SOURCES = ["pyproject.toml", "README.md", "LICENSE", "src"]
-
 PROGRAM = """
 import sys
 from importlib.metadata import distribution
@@ -25,11 +23,10 @@ from batch_renorm import BatchRenorm2d, Ramp, StepStatistics, convert_batchnorm,
 place = Path(sys.argv[1])
 assert Path(batch_renorm.__file__).is_relative_to(place), batch_renorm.__file__
 assert (place / "batch_renorm/py.typed").exists()
-model = torch.nn.Sequential(
+model = convert_batchnorm(torch.nn.Sequential(
     torch.nn.Conv2d(3, 8, 3), BatchRenorm2d(8, group_size=2), torch.nn.ReLU(),
     torch.nn.Conv2d(8, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 5),
-)
-model = convert_batchnorm(model)
+))
 optimizer, ramp, statistics = torch.optim.SGD(model.parameters(), 0.1), Ramp(0, 3, 3), StepStatistics(model)
 x, labels, losses = torch.randn(8, 3, 8, 8), torch.arange(8) % 5, []
 for step in range(3):
@@ -48,11 +45,10 @@ print("trained", [r for r in distribution("batch-renorm").requires if "extra =="
 
 def test_the_wheel_needs_torch_alone_and_trains(tmp_path):
     source, place = tmp_path / "source", tmp_path / "place"
-    source.mkdir()  # building leaves files beside what it builds
-    for name in SOURCES:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, source / name)
-    shutil.rmtree(source / "src/batch_renorm.egg-info", ignore_errors=True)
+    # Building leaves files beside what it builds.
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     build = "from setuptools import build_meta; build_meta.build_wheel('..')"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("batch_renorm-*.whl")

@@ -17,8 +17,7 @@ def test_a_convolution_as_a_matrix_product_is_the_convolution(kernel, size, layo
     g = torch.randn_like(expected)
     leaves = [x, layer.weight, layer.bias]
     found, wanted = (torch.autograd.grad(out, leaves, g) for out in (y, expected))
-    for a, b in zip([y, *found], [expected, *wanted], strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close([y, *found], [expected, *wanted])
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -37,5 +36,4 @@ def test_a_block_s_product_is_inception_s_branches(layout):
     y, g = block(x), torch.randn_like(expected)
     torch.testing.assert_close(y, expected)
     leaves = [x, block.product.weight, block.wide[0].weight]
-    for ours, theirs in zip(*(torch.autograd.grad(out, leaves, g) for out in (y, expected)), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(out, leaves, g) for out in (y, expected)))
