@@ -18,25 +18,23 @@ for name in ("filelock", "hydra", "numpy", "omegaconf", "pyarrow", "pydantic", "
     sys.modules[name] = None  # as if it was not installed
 import torch
 import batch_renorm
-from batch_renorm import BatchRenorm2d, Ramp, StepStatistics, convert_batchnorm, set_limits, to_batchnorm
+from batch_renorm import BatchRenorm2d, Ramp, StepStatistics, convert_batchnorm, to_batchnorm
 
 place = Path(sys.argv[1])
 assert Path(batch_renorm.__file__).is_relative_to(place), batch_renorm.__file__
 assert (place / "batch_renorm/py.typed").exists()
 model = convert_batchnorm(torch.nn.Sequential(
-    torch.nn.Conv2d(3, 8, 3), BatchRenorm2d(8, group_size=2), torch.nn.ReLU(),
+    torch.nn.Conv2d(3, 8, 3), BatchRenorm2d(8, group_size=2, ramp=Ramp(0, 3, 3)), torch.nn.ReLU(),
     torch.nn.Conv2d(8, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 5),
 ))
-optimizer, ramp, statistics = torch.optim.SGD(model.parameters(), 0.1), Ramp(0, 3, 3), StepStatistics(model)
+optimizer, statistics = torch.optim.SGD(model.parameters(), 0.1), StepStatistics(model)
 x, labels, losses = torch.randn(8, 3, 8, 8), torch.arange(8) % 5, []
-for step in range(3):
-    set_limits(model, *ramp(step))
-    loss = torch.nn.functional.cross_entropy(model(x), labels)
+for _ in range(3):
+    losses.append(torch.nn.functional.cross_entropy(model(x), labels))
     optimizer.zero_grad()
-    loss.backward()
+    losses[-1].backward()
     optimizer.step()
     statistics.update()
-    losses.append(loss.item())
 assert losses[2] < losses[0], losses
 torch.testing.assert_close(to_batchnorm(model.eval())(x), model(x))
 print("trained", [r for r in distribution("batch-renorm").requires if "extra ==" not in r])
@@ -53,8 +51,9 @@ def test_the_wheel_needs_torch_alone_and_trains(tmp_path):
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("batch_renorm-*.whl")
     zipfile.ZipFile(wheel).extractall(place)
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, place]
-    environment = os.environ | {"PYTHONPATH": str(place)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM, place],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(place)}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "trained ['torch>=2.11']"
