@@ -84,42 +84,36 @@ def test_frozen_statistics_are_those_of_the_file_while_gamma_and_beta_learn(stoc
     before, after = trained(model)
     averages = [name for name in before if "running" in name or "num_batches" in name]
     assert all(torch.equal(after[name], stock.state_dict()[name]) for name in averages)
-    assert not any(
-        torch.equal(before[name], after[name]) for name in before if name.endswith(("bn1.weight", "bn1.bias"))
-    )
+    learned = [name for name in before if name.endswith(("bn1.weight", "bn1.bias"))]
+    assert not any(torch.equal(before[name], after[name]) for name in learned)
 
 
 def test_weights_with_other_names_in_the_same_order_fit(stock, file, tmp_path):
     others = OrderedDict((f"_layer{k}", value) for k, value in enumerate(stock.state_dict().values()))
     torch.save(others, tmp_path / "others.pth")
-    torch.manual_seed(1)
-    named = create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=file).state_dict()
-    torch.manual_seed(1)
-    renamed = create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=str(tmp_path / "others.pth")).state_dict()
-    assert all(torch.equal(named[name], renamed[name]) for name in named)
+    networks = []
+    for weights in (file, str(tmp_path / "others.pth")):
+        torch.manual_seed(1)
+        networks.append(create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=weights).state_dict())
+    torch.testing.assert_close(*networks, rtol=0, atol=0)
+    named = networks[0]
     assert torch.equal(named["bn1.running_mean"], stock.state_dict()["bn1.running_mean"])
     assert not named["classifier.weight"].any()  # the new classifier starts at 0
 
 
 def test_weights_that_do_not_fit_are_named_in_one_line(stock, tmp_path):
-    def message(contents):
-        torch.save(contents, tmp_path / "x.pth")
-        with pytest.raises(ValueError, match=r"model\.checkpoint=.*x\.pth") as error:
-            create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=str(tmp_path / "x.pth"))
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
     weights = dict(stock.state_dict())
-    wrong = message(weights | {"conv_stem.weight": torch.zeros(8, 3, 3, 3)})
-    assert (
-        "does not fit the network: Error(s) in loading state_dict for EfficientNet: size mismatch for conv_stem"
-        in wrong
-    )
-    lacking = message({key: value for key, value in weights.items() if key != "bn1.bias"})
-    assert 'Missing key(s) in state_dict: "bn1.bias"' in lacking
-    assert "cannot load weights" in message([1, 2])
-    (tmp_path / "y.pth").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"cannot load weights from model\.checkpoint=.*y\.pth: "):
-        create(NAME, 5, 3, RENORM, checkpoint=str(tmp_path / "y.pth"))
+    torch.save(weights | {"conv_stem.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "wrong.pth")
+    torch.save({key: value for key, value in weights.items() if key != "bn1.bias"}, tmp_path / "lacking.pth")
+    (tmp_path / "none.pth").write_bytes(b"no weights")
+    for name, message in (
+        ("wrong", "does not fit the network: Error(s) in loading state_dict for EfficientNet: size mismatch for conv_"),
+        ("lacking", "does not fit the network: Error(s) in loading state_dict for EfficientNet: Missing key(s)"),
+        ("none", "cannot load weights from model.checkpoint="),
+    ):
+        with pytest.raises(ValueError, match=rf"model\.checkpoint=.*{name}\.pth") as error:
+            create(NAME, 5, 3, RENORM, learned_gamma=True, checkpoint=str(tmp_path / f"{name}.pth"))
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"model\.frozen=7: the network has 6 blocks"):
         create(NAME, 5, 3, RENORM, learned_gamma=True, frozen=7)
