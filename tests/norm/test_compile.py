@@ -1,11 +1,9 @@
 """torch.compile: one graph, and none again as the ramp moves. Backends without a C++ compiler."""
 
-import copy
-
 import pytest
 import torch
 import torch._dynamo
-from norm_reference import assert_near, network, state, trained
+from norm_reference import assert_near, network, state, statistics_of, trained
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from batch_renorm.norm import BatchRenorm2d, Ramp, StepStatistics, batch_renorm, layers_of, set_limits
@@ -58,7 +56,7 @@ def test_compiled_training_equals_eager_without_recompiling_as_the_ramp_moves(de
 def test_compiled_evaluation_equals_eager_and_a_batch_that_is_not_finite_poisons_nothing():
     model, x = BatchRenorm2d(3), torch.randn(4, 3, 2, 2)
     model(x)
-    before = copy.deepcopy(model.state_dict())
+    before = statistics_of(model)
     run = torch.compile(model, backend="aot_eager", fullgraph=True)
     run(x * torch.nan)
     assert torch.equal(model.running_mean, before["running_mean"])

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from norm_reference import filled, statistics_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 
 from batch_renorm.norm import BatchRenorm1d, BatchRenorm2d, StepStatistics
 from tests.conftest import FORKS
@@ -87,13 +88,19 @@ def test_a_layer_without_a_group_stays_and_evaluation_gives_none():
 
 
 def test_release_gives_the_layers_back():
-    model = network()
+    """To another StepStatistics, and to tools that estimate mu and sigma anew: update_bn, and PreciseBN by momentum."""
+    model, x = network(), images(4)
     statistics = StepStatistics(model)
     with pytest.raises(ValueError, match=r"'1'.*release"):
         StepStatistics(model)
+    with pytest.raises(RuntimeError, match="release"):
+        update_bn([x], model)
+    model[1].momentum = 1.0
+    with pytest.raises(RuntimeError, match="release"):
+        model(x)
     statistics.release()
     before = statistics_of(model)
-    model(images(4))
+    model(x)
     assert not torch.equal(statistics_of(model)["1.running_mean"], before["1.running_mean"])
     StepStatistics(model)
 
