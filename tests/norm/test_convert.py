@@ -86,8 +86,6 @@ def test_norm_and_activation_keep_their_order_and_training_works():
     twin = pickle.loads(pickle.dumps(model))
     torch.testing.assert_close(copy.deepcopy(twin)(x), model(x))
     assert type(to_batchnorm(twin)[1]) is BatchNormAct2d
-    with pytest.raises(ValueError, match=r"\(N, C, H, W\)"):
-        layer(torch.zeros(2, 4))
 
 
 @pytest.mark.parametrize(

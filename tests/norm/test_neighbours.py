@@ -97,14 +97,14 @@ def test_a_step_says_that_a_tool_has_put_batchnorm_in_the_layers_place():
 @pytest.mark.parametrize("momentum", [1.0, None])  # which PreciseBN sets, and update_bn
 def test_estimates_of_deep_layers_are_batchnorm_s(momentum):
     """r and d of statistics that are being estimated would distort what the next layer's are estimated of."""
-    data, results = [torch.randn(8, 3, 12, 12) * 9 + 9 for _ in range(3)], []
-    for model in (network(), network(nn.BatchNorm2d, eps=1e-3)):
+    data, results = [torch.randn(8, 3, 12, 12) * 9 + 9 for _ in range(3)], ([], [])
+    for model, found in zip((network(), network(nn.BatchNorm2d, eps=1e-3)), results, strict=True):
         for layer in (model[1], model[4]):
             layer.reset_running_stats()
             layer.momentum = momentum
         for x in data:
             model(x)
-        results.append(statistics_of(model))
+            found.append(statistics_of(model))
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-4)  # batchnorm has n - 1 in the variance
 
 
