@@ -157,9 +157,8 @@ def test_fusing_into_the_convolution():
         torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_fx_sees_one_node_that_trains_and_evaluates(training):
-    model, x = network(momentum=0.1, group_size=2).train(training), torch.randn(4, 3, 12, 12)
+def test_fx_sees_one_node_that_trains_and_evaluates():
+    model, x = network(momentum=0.1, group_size=2), torch.randn(4, 3, 12, 12)
     twin = copy.deepcopy(model)
     traced = torch.fx.symbolic_trace(model)
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == list("01234")
@@ -204,9 +203,6 @@ def test_an_ensemble_by_vmap(layer):
     y = vmap(lambda p, b, x: functional_call(models[0], (p, b), x), in_dims=(0, 0, None))(parameters, buffers, x)
     torch.testing.assert_close(y[1], models[1](x))
     torch.testing.assert_close(buffers["running_var"][1], models[1].running_var)
-
-
-# ---- empty batches -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("deferred", [False, True])

@@ -9,14 +9,7 @@ import torch
 from norm_reference import network, statistics_of
 from torch import nn
 
-from batch_renorm.norm import (
-    Ramp,
-    StepStatistics,
-    convert_batchnorm,
-    set_limits,
-    to_batchnorm,
-    training_normalization,
-)
+from batch_renorm.norm import Ramp, StepStatistics, convert_batchnorm, set_limits, to_batchnorm, training_normalization
 
 
 def test_the_paper_s_ramp():

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
-from batch_renorm.norm import BatchRenorm1d, BatchRenorm2d, StepStatistics
+from batch_renorm.norm import BatchRenorm1d, BatchRenorm2d, StepStatistics, set_limits
 from tests.conftest import FORKS
 
 
@@ -152,6 +152,7 @@ class Task(nn.Module):
 
 
 def in_a_child(task, queue):
+    set_limits(task, 1.0, 0.0)
     queue.put(task.step())
 
 
@@ -175,12 +176,14 @@ def test_another_process_moves_it_once_a_step():
     result = queue.get()
     process.join()
     assert result == (0.5, 1)
+    assert task.net[0].rmax == 3  # tensors of another process share their memory
 
 
 def test_a_copy_without_its_model_says_so():
     task = Task(False)
     statistics, net = copy.deepcopy(task.statistics), copy.deepcopy(task.net)
     net(torch.ones(4, 3, dtype=torch.float64))
+    assert net[0].num_batches_tracked == 1  # the copied model moves at every forward
     with pytest.raises(RuntimeError, match=r"copy it in one object with the model"):
         statistics.update()
 
