@@ -9,21 +9,22 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from batch_renorm.running.cli import as_hydra_reads, explained
+from batch_renorm.screen import print_remark
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "configs"), config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train, or print the result of a finished run; return the final val_top1, the objective of a search."""
-    from batch_renorm.running.screen import final_accuracy, print_remark
-
     with explained():
         settings: Any = OmegaConf.to_container(config, resolve=True)
         if "torch" not in sys.modules and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             print_remark(f"{settings['experiment']}, scale {settings['scale']}, seed {settings['seed']}: loading torch")
+        from batch_renorm.running.progress import accuracies
         from batch_renorm.running.run import train
 
         train(settings)
-        return final_accuracy(Path(settings["folder"]))
+        found = accuracies(Path(settings["folder"]))
+        return found[-1][0] if found else None
     return None
 
 

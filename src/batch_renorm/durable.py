@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from batch_renorm.errors import UserError
+from batch_renorm.errors import DiskFullError, UserError
 
 LOCK = ".lock"
 GRACE = 2.0  # seconds to wait for a killed writer to disappear
@@ -25,14 +25,26 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Raise DiskFullError if the disk or the quota has no room for the file that is written in this block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(path) from error
+        raise
+
+
+@contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it durably becomes `path` when the block ends without an error."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with room_for(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except BaseException:
         with suppress(OSError):  # report the first error, not this one
             temporary.unlink(missing_ok=True)

@@ -11,8 +11,9 @@ from torch import nn
 from batch_renorm.models.timm_models import create, stock_weights
 from batch_renorm.norm import BatchRenorm2d, StepStatistics
 from batch_renorm.norm.layers import has_layers, layers_of
-from batch_renorm.running.build import check_norms, norm_factory
+from batch_renorm.running.build import norm_factory
 from batch_renorm.running.schema import read
+from batch_renorm.training.groups import check_norms
 
 NAME = "test_efficientnet"  # timm's network for tests: a stem, 4 blocks, 64 pixels in a millisecond
 RENORM = partial(BatchRenorm2d, eps=1e-3, momentum=0.5, averages="sigma", group_size=2, scale=False, rmax=3.0, dmax=5.0)

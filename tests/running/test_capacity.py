@@ -10,9 +10,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from batch_renorm.data.loading import Loading, loading_of
 from batch_renorm.running import capacity
 from batch_renorm.running.arithmetic import entries
-from batch_renorm.running.capacity import Execution, Loading, Memory, loading_of, memory_of
+from batch_renorm.running.capacity import Execution, Memory, memory_of
 from batch_renorm.running.progress import opening
 from batch_renorm.running.ranks import ALONE, World
 from batch_renorm.training.module import Training
@@ -78,50 +79,42 @@ def test_the_opening_says_what_will_happen(made):
         assert words in text, text
 
 
-def reading(asked="auto", source_reads=True):
-    source = SimpleNamespace(needs_loader_processes=source_reads, image_bytes=3 * 299 * 299)
-    return SimpleNamespace(machine=SimpleNamespace(loader_processes=asked), source=source)
+READS = SimpleNamespace(needs_loader_processes=True, image_bytes=3 * 299 * 299)
+MAKES = SimpleNamespace(needs_loader_processes=False, image_bytes=1)
 
 
 @pytest.fixture
-def machine(monkeypatch):
-    """Ranks with so many cores each, on a machine with so many free bytes of shared memory."""
+def shared_memory(monkeypatch):
+    """A machine with so many free bytes of shared memory."""
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(os.path, "isdir", lambda path: True)
-
-    def of(cores, free=1 << 40):
-        monkeypatch.setattr(capacity, "cores", lambda world: cores)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
-
-    return of
+    return lambda free: monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
 
 
 @pytest.mark.parametrize(
-    ("cores", "device", "processes"), [(12, CUDA, 11), (1, CUDA, 1), (200, CUDA, 16), (2, CPU, 1), (1.5, CPU, 0)]
+    ("cores", "gpu", "processes"), [(12, True, 11), (1, True, 1), (200, True, 16), (2, False, 1), (1.5, False, 0)]
 )
-def test_processes_follow_the_cores_of_a_rank(machine, cores, device, processes):
-    machine(cores)
-    assert loading_of(reading(), ALONE, device, 10) == Loading(processes, f"{cores} cores of this rank")
-    assert loading_of(reading(source_reads=False), ALONE, device, 10).processes == 0
-    assert loading_of(reading(7), ALONE, device, 10).processes == 7
+def test_processes_follow_the_cores_of_a_rank(shared_memory, cores, gpu, processes):
+    shared_memory(1 << 40)
+    assert loading_of(READS, "auto", 10, cores, 1, gpu) == Loading(processes, f"{cores} cores of this rank")
+    assert loading_of(MAKES, "auto", 10, cores, 1, gpu).processes == 0
+    assert loading_of(READS, 7, 10, cores, 1, gpu).processes == 7
     with pytest.raises(ValueError, match=r"trainer.loader_processes=9999 for the .* cores of a rank: say auto"):
-        loading_of(reading(9999), ALONE, device, 10)
+        loading_of(READS, 9999, 10, cores, 1, gpu)
 
 
-def test_no_more_processes_than_shared_memory_holds(machine):
+def test_no_more_processes_than_shared_memory_holds(shared_memory):
     """8 ranks, 224 + 64 images of 299 pixels: a container's 64 MB hold none, 14 GB hold 9."""
     for free, processes in ((64 << 20, 0), (14 << 30, 9), (1 << 40, 11)):
-        machine(12.0, free)
-        loading = loading_of(reading(), EIGHT, CUDA, 288)
+        shared_memory(free)
+        loading = loading_of(READS, "auto", 288, 12.0, 8, gpu=True)
         assert loading.processes == processes
         assert ("/dev/shm" in loading.because) == (processes < 11)
-    machine(12.0, 64 << 20)
-    assert loading_of(reading(0), EIGHT, CPU, 1600).processes == 0
-    full = (
-        "/dev/shm holds the images of 0 loader processes a rank: give it more .*, or lower trainer.loader_processes=8"
-    )
+    shared_memory(64 << 20)
+    assert loading_of(READS, 0, 1600, 12.0, 8, gpu=False).processes == 0
+    full = "/dev/shm holds the images of 0 loader processes .*: give it more .*, or lower trainer.loader_processes=8"
     with pytest.raises(ValueError, match=full):
-        loading_of(reading(8), EIGHT, CPU, 1600)
+        loading_of(READS, 8, 1600, 12.0, 8, gpu=False)
 
 
 def test_cores_are_those_of_a_rank(monkeypatch):

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from batch_renorm.running import screen
+from batch_renorm import screen
 from batch_renorm.running.progress import Progress
-from batch_renorm.running.screen import duration, wrapped
+from batch_renorm.screen import wrapped
 
 
 def test_time_left_is_at_the_mean_speed_with_evaluations():
@@ -38,14 +38,6 @@ def test_a_line_that_nobody_reads_is_no_error():
         for _ in range(3):
             screen.print_line("some words", stream)
     screen.print_line("closed", stream)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(41.2, "41 s"), (150, "2 min"), (3600, "1 h 00 min"), (7500, "2 h 05 min"), (90000, "1 day 1 h")],
-)
-def test_durations(seconds, words):
-    assert duration(seconds) == words
 
 
 def test_lines_break_between_words_and_a_path_stays_whole(monkeypatch):

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from batch_renorm import durable
+from batch_renorm.errors import UserError
+
 HEADER = ["step", "metric", "value"]
 BY_THE_CLOCK = ("images_per_second", "seconds_")
 """Prefixes of metrics that measure time: only these differ when the same run is repeated."""
@@ -26,3 +29,26 @@ def parsed(line: str) -> tuple[int, str, float] | None:
         return int(cells[0]), cells[1], float(cells[2])
     except ValueError:
         return None
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop a curve's rows after `step`, including half-written ones from a killed run or a power cut.
+
+    A run that resumes from a checkpoint repeats the steps after it, so that no row is lost or doubled.
+
+    Raises:
+        UserError: a row up to `step`, which the run would not repeat, is damaged, or the file is missing.
+    """
+    if not path.exists():
+        if step:
+            raise UserError(f"{path} is missing, with its rows up to step {step:,}: get it, or say fresh=true")
+        return
+    kept, bad = [], None
+    for number, line in enumerate(lines_of(path)[1:], 2):
+        if (row := parsed(line)) is None:
+            bad = bad or number
+        elif row[0] <= step:
+            if bad is not None:
+                raise UserError(f"{path} is damaged in line {bad}: take that line out, or begin again with fresh=true")
+            kept.append(line)
+    durable.write_text(path, ",".join(HEADER) + "\n" + "".join(kept))

@@ -1,6 +1,5 @@
 """From a config to the objects of a run."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,17 +15,17 @@ from batch_renorm.data.loaders import Division, Source, TrainingPasses, check_so
 from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.errors import UserError
 from batch_renorm.norm import BatchRenorm2d, Ramp
-from batch_renorm.norm.layers import BatchRenorm, has_layers
+from batch_renorm.norm.layers import has_layers
 from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
 from batch_renorm.running.folder import read_config
 from batch_renorm.running.ranks import Stop
 from batch_renorm.running.schema import Config, Logging, Machine, Minibatch, Options, Size, read, target
 from batch_renorm.training.evaluation import Evaluation
+from batch_renorm.training.groups import CHANNELS, check_norm, check_norms
 from batch_renorm.training.module import Training
 from batch_renorm.training.optimizer import Optimization
 
 CPU = torch.device("cpu")
-CHANNELS = 64  # of the layer on which a norm is tried
 
 
 @dataclass(frozen=True)
@@ -123,51 +122,5 @@ def norm_factory(config: Config, options: Options) -> partial[Any]:
     factory, arguments = target(config["norm"]), options.arguments["norm"]
     if "group_size" in inspect.signature(factory).parameters:
         arguments = arguments | {"group_size": group}
-    layer: nn.Module = make("norm", factory, channels=CHANNELS, **arguments)
-    if sees_the_minibatch(layer):
-        raise UserError(f"norm={config['norm']['name']}: {type(layer).__name__} {NO_GROUPS}")
+    check_norm(make("norm", factory, channels=CHANNELS, **arguments), config["norm"]["name"])
     return partial(factory, **arguments)
-
-
-NO_GROUPS = (
-    "normalises an image with whatever else is in its pass, and not with its group (minibatch.group): make it from "
-    "BatchRenorm2d(channels, group_size=group_size), which with rmax=1 and dmax=0 is batchnorm"
-)
-
-
-def sees_the_minibatch(layer: nn.Module) -> bool:
-    """Whether a layer's output for an image depends on other images of its pass, or of earlier ones.
-
-    Tries one image with two neighbours, in training and then in evaluation. BatchRenorm layers, which keep to their
-    groups, are in evaluation.
-    """
-    image, *neighbours = torch.randn(3, 2, CHANNELS, 5, 5)
-    outputs = []
-    for neighbour in neighbours:
-        images, tried = torch.cat([image, neighbour]), copy.deepcopy(layer).train()
-        for part in tried.modules():
-            if isinstance(part, BatchRenorm):
-                part.eval()
-        with torch.no_grad():
-            outputs.append([tried(images)[: len(image)], tried.eval()(images)[: len(image)]])
-    return any(not torch.allclose(a, b, atol=1e-5) for a, b in zip(*outputs, strict=True))
-
-
-def normalises_passes(module: nn.Module) -> bool:
-    """Whether a layer is one of torch's whose statistics are those of a whole pass."""
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        return module.track_running_stats
-    batchnorm = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchRenorm)
-    return batchnorm and module.train().training  # a frozen one stays in evaluation mode
-
-
-def check_norms(model: nn.Module, group: int) -> None:
-    """Raise UserError if a layer of the network normalises anything but groups of minibatch.group."""
-    for name, module in model.named_modules():
-        if normalises_passes(module):
-            raise UserError(f"the network's layer {name!r}, {type(module).__name__}, {NO_GROUPS}")
-        if isinstance(module, BatchRenorm) and module.group_size != group:
-            raise UserError(
-                f"the network's layer {name!r} normalises groups of {module.group_size}, and minibatch.group={group}: "
-                "make it by the function `norm` that the network is given"
-            )

@@ -1,4 +1,4 @@
-"""What a machine holds: workers in a pass, images in an evaluation's batch, loader processes.
+"""What a machine holds: workers in a pass, images in an evaluation's batch, cores of a rank.
 
 `trainer.workers_per_pass=auto` on a GPU is a try, and half of it after "out of memory"; everything else is a formula.
 """
@@ -7,13 +7,13 @@ import copy
 import ctypes
 import gc
 import os
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from batch_renorm.data.loaders import split_evenly
+from batch_renorm.data.loading import Loading
 from batch_renorm.errors import UserError
 from batch_renorm.running.build import Run
 from batch_renorm.running.ranks import World, gather
@@ -21,9 +21,6 @@ from batch_renorm.running.ranks import World, gather
 SPARE = 0.9  # fraction of a GPU's memory that may be used: the rest is for fragments, DDP and the loaders
 PASS_ON_A_CPU = 8e9  # bytes that a rank's forward and backward may take, unless one worker takes more
 ACTIVATIONS = 2000  # bytes that a forward keeps and a backward adds, for each number of an image
-MOST_PROCESSES = 16  # of a rank: each prepares some 500 images a second, and no GPU is known to need 8,000
-PREFETCHED = 2  # passes that a loader process prepares in advance; torch's default
-SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,6 @@ class Memory:
     workers_per_pass: int
     because: str
     evaluation_batch: int
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Loader processes of this rank, and why so many."""
-
-    processes: int
-    because: str
 
 
 @dataclass(frozen=True)
@@ -102,29 +91,6 @@ def fits(run: Run, workers: int, device: torch.device) -> bool:
         model = later = images = None  # type: ignore[assignment]  # noqa: F841
         gc.collect()  # now, because an exception's frames may hold tensors
         torch.cuda.empty_cache()
-
-
-def loading_of(run: Run, world: World, device: torch.device, images: int) -> Loading:
-    """The loader processes of this rank, by its cores and the shared memory, in which they pass images on.
-
-    `images` are those of the largest pass and of an evaluation's batch. Far more processes than cores, or than shared
-    memory holds, are a UserError: they would die in a run.
-    """
-    asked, have = run.machine.loader_processes, cores(world)
-    if asked == "auto" and not run.source.needs_loader_processes:
-        return Loading(0, "the device makes the images")
-    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else 1 << 60
-    fit = int(0.8 * free / (run.source.image_bytes * images * PREFETCHED * world.devices))
-    full = f"{SHARED_MEMORY} holds the images of {fit} loader processes a rank: give it more (docker run --shm-size)"
-    if asked == "auto":
-        least, most = (0, 1) if device.type == "cpu" else (1, MOST_PROCESSES)  # on a CPU the network uses all cores
-        processes = min(most, max(least, int(have) - 1))
-        return Loading(fit, full) if fit < processes else Loading(processes, f"{have:.3g} cores of this rank")
-    if asked > max(MOST_PROCESSES, 8 * have):
-        raise UserError(f"trainer.loader_processes={asked} for the {have:.3g} cores of a rank: say auto, or fewer")
-    if asked > fit:
-        raise UserError(f"{full}, or lower trainer.loader_processes={asked} or trainer.workers_per_pass")
-    return Loading(asked, "trainer.loader_processes")
 
 
 def cores(world: World) -> float:

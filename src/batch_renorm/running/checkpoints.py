@@ -21,7 +21,7 @@ from batch_renorm import durable
 from batch_renorm.errors import UserError
 from batch_renorm.records.curve import read_rows
 from batch_renorm.running.build import Config, Run, load_run
-from batch_renorm.running.folder import Folder, differences, room_for
+from batch_renorm.running.folder import Folder, differences
 
 KEPT = 2
 
@@ -33,10 +33,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()  # torch's own writer hides the error of a full disk
         torch.save(checkpoint, content)
-        with room_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with durable.whole(path) as temporary:
-                temporary.write_bytes(content.getbuffer())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with durable.whole(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -17,16 +17,17 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
+from batch_renorm.data.loading import loading_of
 from batch_renorm.errors import DiskFullError
 from batch_renorm.running import arithmetic, checkpoints
 from batch_renorm.running.build import Run
-from batch_renorm.running.capacity import Execution, loading_of, memory_of
+from batch_renorm.running.capacity import Execution, cores, memory_of
 from batch_renorm.running.folder import Folder, provenance
 from batch_renorm.running.launch import device_of
 from batch_renorm.running.loggers import CurveLogger, WandbLogger
 from batch_renorm.running.progress import Progress, opening
 from batch_renorm.running.ranks import ALONE, World, from_rank_0
-from batch_renorm.running.screen import print_line
+from batch_renorm.screen import print_line
 from batch_renorm.training.distance import activation_distances
 from batch_renorm.training.evaluation import ON_MINIBATCHES, evaluate, watched
 
@@ -122,7 +123,8 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
     arithmetic.configure_torch(run.arithmetic)
     memory = memory_of(run, world, device, record)
     passes = run.passes(world.rank, world.ranks, memory.workers_per_pass)
-    loading = loading_of(run, world, device, memory.workers_per_pass * run.minibatch.size + memory.evaluation_batch)
+    images = memory.workers_per_pass * run.minibatch.size + memory.evaluation_batch
+    loading = loading_of(run.source, run.machine.loader_processes, images, cores(world), world.devices, gpu)
     execution = Execution(arithmetic.entries(run.arithmetic, device), memory, loading)
     machine = torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads"
     facts = provenance(machine) if world.rank == 0 else {}

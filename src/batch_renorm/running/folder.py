@@ -3,7 +3,6 @@
 Only one process at a time uses a run folder (`claimed`); its files are written whole or not at all (`durable`).
 """
 
-import errno
 import json
 import os
 import platform
@@ -22,7 +21,7 @@ import numpy as np
 import yaml
 
 from batch_renorm import durable
-from batch_renorm.errors import DiskFullError, UserError
+from batch_renorm.errors import UserError
 from batch_renorm.records.config import differences
 
 OURS = (
@@ -45,7 +44,7 @@ class Folder:
 
     def write_record(self, **entries: Any) -> None:
         """Change entries of run.json, atomically."""
-        write_text(self.record_file, json.dumps(self.record() | entries, indent=2) + "\n")
+        durable.write_text(self.record_file, json.dumps(self.record() | entries, indent=2) + "\n")
 
 
 def with_places(settings: dict[str, Any]) -> dict[str, Any]:
@@ -75,22 +74,6 @@ def read_settings(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path} is damaged: delete it, and the same train.py command makes it again")
     return settings
-
-
-@contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Raise DiskFullError if the disk or the quota has no room for the file that is written in this block."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(path) from error
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    with room_for(path):
-        durable.write_text(path, text)
 
 
 @contextmanager
@@ -148,7 +131,7 @@ def prepare_folder(folder: Folder, config: dict[str, Any]) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     for rest in folder.path.glob("*.part"):  # left by a start that was killed while writing
         rest.unlink()
-    write_text(folder.config, yaml.safe_dump(config, sort_keys=False))
+    durable.write_text(folder.config, yaml.safe_dump(config, sort_keys=False))
     if not folder.record():
         folder.write_record(id=uuid.uuid4().hex[:12], started=time.strftime("%Y-%m-%d %H:%M:%S"), wall_seconds=0)
 
@@ -193,12 +176,10 @@ def provenance(device: str) -> dict[str, Any]:
 
 def commit() -> str | None:
     """The repository's commit, with a + if files differ from it; None outside a repository."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

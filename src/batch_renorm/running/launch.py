@@ -22,7 +22,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from batch_renorm.errors import UserError
 from batch_renorm.running.ranks import SIGNALS, World, ending_on_signals
-from batch_renorm.running.screen import print_remark, waiting
+from batch_renorm.screen import print_remark, waiting
 
 GRACE = 10.0  # seconds that the other ranks get to end by themselves after one has failed
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

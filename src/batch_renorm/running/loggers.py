@@ -20,13 +20,14 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from batch_renorm import durable
 from batch_renorm.errors import UserError
-from batch_renorm.records.curve import HEADER, lines_of, parsed, read_rows
+from batch_renorm.records.curve import HEADER, read_rows
 from batch_renorm.records.naming import model_of, run_group
 from batch_renorm.running.build import Run
-from batch_renorm.running.folder import Folder, room_for, write_text
+from batch_renorm.running.folder import Folder
 from batch_renorm.running.schema import Wandb
-from batch_renorm.running.screen import print_line, waiting
+from batch_renorm.screen import print_line, waiting
 
 PATIENCE = {"online": 60.0, "offline": 120.0, "after an error": 20.0}
 """Seconds that a run waits for W&B at its end: for its servers, or for its local process on a busy machine."""
@@ -47,7 +48,7 @@ class CurveLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         rows = "".join(f"{step},{name},{value:.6g}\n" for name, value in metrics.items())
-        with room_for(self.path), self.path.open("a") as file:
+        with durable.room_for(self.path), self.path.open("a") as file:
             file.write(rows if file.tell() else ",".join(HEADER) + "\n" + rows)
 
     @rank_zero_only
@@ -55,29 +56,6 @@ class CurveLogger(Logger):
         if self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def rewind(path: Path, step: int) -> None:
-    """Drop a curve's rows after `step`, including half-written ones from a killed run or a power cut.
-
-    A run that resumes from a checkpoint repeats the steps after it, so that no row is lost or doubled.
-
-    Raises:
-        UserError: a row up to `step`, which the run would not repeat, is damaged, or the file is missing.
-    """
-    if not path.exists():
-        if step:
-            raise UserError(f"{path} is missing, with its rows up to step {step:,}: get it, or say fresh=true")
-        return
-    kept, bad = [], None
-    for number, line in enumerate(lines_of(path)[1:], 2):
-        if (row := parsed(line)) is None:
-            bad = bad or number
-        elif row[0] <= step:
-            if bad is not None:
-                raise UserError(f"{path} is damaged in line {bad}: take that line out, or begin again with fresh=true")
-            kept.append(line)
-    write_text(path, ",".join(HEADER) + "\n" + "".join(kept))
 
 
 class WandbLogger(Logger):

@@ -1,4 +1,4 @@
-"""What a run says of itself: a table when it starts, a line per evaluation and, on a terminal, one of the last step."""
+"""What a run says of itself: a table, a line per evaluation, on a terminal one of the last step, and the result."""
 
 import sys
 import time
@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from tqdm import tqdm
 
 from batch_renorm.data.loaders import Pass, split_evenly
+from batch_renorm.errors import UserError
+from batch_renorm.records import curve
 from batch_renorm.running.build import Run
 from batch_renorm.running.capacity import Execution
+from batch_renorm.running.folder import Folder
 from batch_renorm.running.ranks import World
-from batch_renorm.running.screen import duration, print_line, waiting, wrapped
+from batch_renorm.screen import print_line, waiting, wrapped
 
 QUIET = 300.0  # seconds without a line after which a log file gets one, even without an evaluation
 OFTEN = 0.2  # seconds between two forms of a terminal's line
 CLEAR = "\x1b[K"  # a terminal's line, from here to its end
+OTHERS = {
+    "val_top5": "top-5", "train_top1": "on training images", "val_top1_batch_statistics": "with batch statistics",
+}  # fmt: skip
 
 
 def opening(run: Run, world: World, execution: Execution, folder: Path, step: int) -> str:
@@ -83,13 +90,13 @@ class Progress(Callback):
         self.begin = self.begin or (step, now)
 
     def line(self, step: int, evaluated: bool, now: float) -> str:
-        """One line: step 1,500 of 6,000, val 61.2%, loss 1.930, 1,630 images/s, 3 min left."""
+        """One line: step 1,500 of 6,000, val 61.2%, loss 1.930, 1,630 images/s, 03:10 left."""
         latest, steps, left = self.run.training.latest, f"{self.run.size.steps:,}", self.seconds_left(step, now)
         facts = [f"step {step:>{len(steps)},} of {steps}"]
         facts += [f"val {latest['val_top1']:.1f}%"] if evaluated else []
         facts += [f"loss {latest['loss']:.3f}"] if "loss" in latest else []
         facts += [f"{latest['images_per_second']:,.0f} images/s"] if "images_per_second" in latest else []
-        return ", ".join(facts + ([f"{duration(left)} left"] if left else []))
+        return ", ".join(facts + ([f"{tqdm.format_interval(left)} left"] if left else []))
 
     def seconds_left(self, step: int, now: float) -> float | None:
         """The remaining time at the mean speed of this process, evaluations included; None if unknown."""
@@ -99,3 +106,31 @@ class Progress(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.until_first_batch.close()
+
+
+def accuracies(path: Path) -> list[tuple[float, int]]:
+    """Every val_top1 of a run folder, percent, and its step."""
+    rows = curve.read_rows(Folder(path.expanduser()).curve)
+    return [(value, step) for step, metric, value in rows if metric == "val_top1"]
+
+
+def summary(folder: Folder) -> str:
+    """Final and best accuracy of a finished run, the place of its files, and the command that draws them.
+
+    Raises:
+        UserError: the curve is missing or has no accuracy.
+    """
+    final = {metric: value for _, metric, value in curve.read_rows(folder.curve)}
+    if not (points := accuracies(folder.path)):
+        raise UserError(f"{folder.path} is a finished run, but {folder.curve} has no val_top1; fresh=true repeats it")
+    best, step = max(points, key=lambda point: point[0])
+    lines = [
+        f"validation top-1 {points[-1][0]:.1f}% at the end, {best:.1f}% at best (step {step:,})",
+        ", ".join(f"{name} {final[metric]:.1f}%" for metric, name in OTHERS.items() if metric in final),
+        f"{folder.record().get('wall_seconds', 0) / 60:.1f} minutes; curve, config, checkpoints: {folder.path}",
+        "figures and table: python scripts/report.py",
+    ]
+    if {"seconds_wait", "seconds_step"} <= final.keys():
+        wait, whole = final["seconds_wait"], final["seconds_wait"] + final["seconds_step"]
+        lines.insert(2, f"a step takes {whole:.3g} s, of which {wait / whole:.0%} waits for images")
+    return "\n  ".join(filter(None, lines))

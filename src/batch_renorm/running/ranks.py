@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batch_renorm.errors import UserError
-from batch_renorm.running.screen import print_from_handler, waiting
+from batch_renorm.screen import print_from_handler, waiting
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero
 
 from batch_renorm.data.loaders import Division
 from batch_renorm.errors import NotFiniteError, Stopped, UserError, last_checkpoint
+from batch_renorm.records.curve import rewind
 from batch_renorm.records.naming import model_of
 from batch_renorm.running import checkpoints
 from batch_renorm.running.build import Run, build
@@ -25,10 +26,10 @@ from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
 from batch_renorm.running.folder import Folder, check_data, claimed, prepare_folder, with_places
 from batch_renorm.running.launch import connected, device_of, find_world, start_ranks, uses_gpu
-from batch_renorm.running.loggers import rewind
+from batch_renorm.running.progress import summary
 from batch_renorm.running.ranks import Stop, World, on_rank_0, together
 from batch_renorm.running.schema import Config, Machine, read
-from batch_renorm.running.screen import print_remark, print_result, summary
+from batch_renorm.screen import print_remark, print_result
 
 
 def train(config: DictConfig | Config, world: World | None = None) -> None:
