@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from batch_renorm.records.curve import accuracies
 from batch_renorm.running.cli import as_hydra_reads, explained
 from batch_renorm.screen import print_remark
 
@@ -19,12 +20,10 @@ def main(config: DictConfig) -> float | None:
         settings: Any = OmegaConf.to_container(config, resolve=True)
         if "torch" not in sys.modules and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             print_remark(f"{settings['experiment']}, scale {settings['scale']}, seed {settings['seed']}: loading torch")
-        from batch_renorm.running.progress import accuracies
         from batch_renorm.running.run import train
 
         train(settings)
-        found = accuracies(Path(settings["folder"]))
-        return found[-1][0] if found else None
+        return next(reversed(accuracies(Path(settings["folder"], "curve.csv").expanduser()).values()), None)
     return None
 
 

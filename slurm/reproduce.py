@@ -20,9 +20,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from batch_renorm.errors import UserError
+from batch_renorm.records.config import differences
+from batch_renorm.records.folder import Folder, read_mapping
 from batch_renorm.reporting import paper
 from batch_renorm.running.cli import CONFIGS, as_hydra_reads, explained
-from batch_renorm.running.folder import Folder, differences, read_config, with_places
+from batch_renorm.running.folder import with_places
 
 SEVEN = sorted(paper.EXPERIMENTS)
 FORMS = {"seeds": (r"\d{1,9}(,\d{1,9})*", "0,1,2"), "at_once": (r"[1-9]\d{0,5}", "4")}
@@ -99,7 +101,7 @@ def composed(experiment: str, seed: int, overrides: Sequence[str]) -> dict[str, 
 def record_of(config: dict[str, Any]) -> dict[str, Any]:
     """A run's run.json, empty before it starts; a run of another config in its folder must not pass for it."""
     folder = Folder(Path(config["folder"]))
-    if folder.config.exists() and (differing := differences(read_config(folder.config), config)):
+    if folder.config.exists() and (differing := differences(read_mapping(folder.config), config)):
         how = "move it aside, or give these runs another place (folder=...)"
         raise UserError(f"{folder.path} holds a run of another config; it differs in {', '.join(differing)}: {how}")
     return folder.record()

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from batch_renorm.records.curve import read_rows
-from batch_renorm.records.naming import run_group
+from batch_renorm.records.naming import run_group, tags_of
 from batch_renorm.reporting import paper
-from batch_renorm.running.loggers import tags_of
 from batch_renorm.showing import dashboard
 from tests.conftest import ROOT
 from tests.wandb_file import history, offline_files, records

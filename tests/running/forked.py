@@ -4,10 +4,11 @@ import socket
 import time
 
 from batch_renorm.records.curve import read_rows
+from batch_renorm.records.folder import Folder
 from batch_renorm.running.build import build
 from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, prepare_folder
+from batch_renorm.running.folder import prepare_folder
 from batch_renorm.running.launch import connected, torchrun_names
 from batch_renorm.running.ranks import ALONE, World
 from batch_renorm.running.run import train

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import torch
 
+from batch_renorm.records.folder import Folder
 from batch_renorm.running.checkpoints import checkpoints, remove_old, step_of
-from batch_renorm.running.folder import Folder
 from batch_renorm.running.loggers import CurveLogger
 from tests.conftest import TINY
 from tests.running.checkpoint_files import final_state

@@ -7,8 +7,8 @@ import pytest
 
 from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.errors import TransientReadError, UserError
+from batch_renorm.records.folder import Folder
 from batch_renorm.running import checkpoints, fitting
-from batch_renorm.running.folder import Folder
 from batch_renorm.running.run import train
 from batch_renorm.training.module import Training
 from tests.conftest import TINY

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from batch_renorm.records.curve import read_rows
-from batch_renorm.running.folder import Folder
+from batch_renorm.records.folder import Folder
 from tests.conftest import TINY
 from tests.data import imagenet_files
 from tests.running.forked import train_in_forks, trained

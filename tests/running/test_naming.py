@@ -2,8 +2,7 @@
 
 import pytest
 
-from batch_renorm.records.naming import dataset_of, run_group
-from batch_renorm.running.loggers import tags_of
+from batch_renorm.records.naming import dataset_of, run_group, tags_of
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from batch_renorm.errors import UserError
+from batch_renorm.records.config import differences
+from batch_renorm.records.folder import Folder
 from batch_renorm.running.checkpoints import checkpoints
-from batch_renorm.running.folder import Folder, check_data, differences, move_aside, prepare_folder
+from batch_renorm.running.folder import check_data, move_aside, prepare_folder
 from tests.running.checkpoint_files import assert_bit_equal, curve, final_state
 
 

@@ -15,9 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from batch_renorm import durable
 from batch_renorm.records import curve
 from batch_renorm.records.curve import rewind
+from batch_renorm.records.folder import Folder
 from batch_renorm.running import cli
 from batch_renorm.running.checkpoints import choose_checkpoint, load_weights, newest_readable
-from batch_renorm.running.folder import Folder, claimed, prepare_folder, with_places
+from batch_renorm.running.folder import claimed, prepare_folder, with_places
 from tests.conftest import TINY, Forked, script
 from tests.data.test_fuzz import HARMS, harmed
 from tests.running.forked import wait_for_rows

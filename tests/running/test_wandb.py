@@ -7,8 +7,8 @@ from unittest.mock import Mock
 import pytest
 import wandb
 
+from batch_renorm.records.folder import Folder
 from batch_renorm.running import loggers
-from batch_renorm.running.folder import Folder
 from batch_renorm.running.loggers import CurveLogger
 from tests.wandb_file import history, offline_files, records
 

@@ -16,6 +16,11 @@ def read_rows(path: Path) -> list[tuple[int, str, float]]:
     return [row for row in rows if row is not None]
 
 
+def accuracies(path: Path) -> dict[int, float]:
+    """The validation accuracy in percent, by step."""
+    return {step: value for step, metric, value in read_rows(path) if metric == "val_top1"}
+
+
 def lines_of(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 

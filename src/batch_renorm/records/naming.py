@@ -1,7 +1,7 @@
 """Names of data sets, places and networks, used in run folders, tags and W&B groups."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,12 @@ def run_group(config: Mapping[str, Any]) -> str:
 def model_of(config: Mapping[str, Any]) -> str:
     """The network's name: timm's name, or the name of the class."""
     return str(config["model"].get("name") or config["model"]["_target_"].rpartition(".")[2])
+
+
+def tags_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
+    """Experiment, norm, minibatch, scale, data set, network and more tags, each once and cut to W&B's length."""
+    names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
+    return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *more])]
 
 
 def as_name(text: str) -> str:

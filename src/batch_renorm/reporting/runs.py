@@ -3,7 +3,6 @@
 A run may be writing, killed or broken: everything readable is read, and the rest is reported.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, lines_of, parsed
+from batch_renorm.records.folder import read_mapping
 from batch_renorm.records.naming import as_name
 from batch_renorm.reporting.differences import Expected, apart
 from batch_renorm.reporting.paper import Curve
@@ -101,13 +100,9 @@ def _typed(value: Any, kind: type, default: Any = None) -> Any:
 
 
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A YAML or JSON mapping; an error while reading it becomes a note."""
+    """A config or a record; an error while reading it becomes a note."""
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        if isinstance(value, dict):
-            return value
-        notes.append(f"{path}: not a mapping, left out")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        notes.append(f"{path}: left out, {str(error).splitlines()[0]}")
+        return read_mapping(path)
+    except (OSError, UserError) as error:
+        notes.append(f"{path}: left out, {error}")
     return {}

@@ -28,9 +28,8 @@ def choose_arithmetic(machine: Machine, device: torch.device, began_with: dict[s
     """Choose a run's arithmetic; `began_with` is the choice recorded in its run.json.
 
     On GPUs with bfloat16 (compute capability 8.0 and up) the network's forward and backward run under bfloat16
-    autocast; mu, sigma, the loss, the weights and evaluation stay float32. GPUs without it (V100, T4) would
-    emulate it in software, so they use float32, even if the run began with bfloat16 elsewhere. Nothing is compiled by
-    default: on a CPU that takes longer than a run of the embedded scale, and on a GPU nobody has measured it.
+    autocast; mu, sigma, the loss, the weights and evaluation stay float32. GPUs without it (V100, T4) use float32, even
+    if the run began with bfloat16 elsewhere. Nothing is compiled by default: on a GPU nobody has measured it.
     """
     bf16 = has_bf16(device)
     if machine.precision == "bf16" and not bf16:

@@ -16,8 +16,8 @@ from batch_renorm.data.minibatches import Regime, regime
 from batch_renorm.errors import UserError
 from batch_renorm.norm import BatchRenorm2d, Ramp
 from batch_renorm.norm.layers import has_layers
+from batch_renorm.records.folder import read_mapping
 from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic
-from batch_renorm.running.folder import read_config
 from batch_renorm.running.ranks import Stop
 from batch_renorm.running.schema import Config, Logging, Machine, Minibatch, Options, Size, read, target
 from batch_renorm.training.evaluation import Evaluation
@@ -108,7 +108,7 @@ def load_run(folder: Path) -> Run:
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml")
-    return build(read_config(path))
+    return build(read_mapping(path))
 
 
 def norm_factory(config: Config, options: Options) -> partial[Any]:

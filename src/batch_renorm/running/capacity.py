@@ -102,8 +102,7 @@ def cores(world: World) -> float:
 def keep_freed_memory() -> bool:
     """Make this process keep freed memory for its next tensors; return whether the C library (glibc) can do that.
 
-    By default glibc returns large tensors to the system, and the next step has to map their pages again. That takes up
-    to half of a layer's time on a CPU and two thirds of the optimiser's.
+    By default it returns large tensors to the system, and mapping their pages again takes up to half of a layer's time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

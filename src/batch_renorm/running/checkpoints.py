@@ -19,9 +19,10 @@ from torch import nn
 
 from batch_renorm import durable
 from batch_renorm.errors import UserError
-from batch_renorm.records.curve import read_rows
+from batch_renorm.records.config import differences
+from batch_renorm.records.curve import accuracies
+from batch_renorm.records.folder import Folder
 from batch_renorm.running.build import Config, Run, load_run
-from batch_renorm.running.folder import Folder, differences
 
 KEPT = 2
 
@@ -122,8 +123,8 @@ def step_of(path: Path) -> int:
 @rank_zero_only
 def remove_old(folder: Folder) -> None:
     """Remove all checkpoints but the last two and the first best of the curve; best.ckpt becomes a link to it."""
-    accuracies = {step: value for step, metric, value in read_rows(folder.curve) if metric == "val_top1"}
-    best = max(accuracies, key=accuracies.__getitem__, default=None)
+    points = accuracies(folder.curve)
+    best = max(points, key=points.__getitem__, default=None)
     for age, path in enumerate(checkpoints(folder.path)):
         if step_of(path) == best:
             with suppress(OSError):  # without links in the file system, the file is only under its own name

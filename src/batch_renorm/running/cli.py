@@ -144,9 +144,6 @@ def known_options() -> list[str]:
         return [name for name, _ in flat_options(OmegaConf.to_container(compose("train")))]
 
 
-# The functions that configs call; what is no number here is named by the schema.
-
-
 def knee(numerator: int, denominator: int, *, _root_: DictConfig) -> int:
     """The config's ${knee:a,b}: the step at the fraction a/b of the run's length."""
     steps = getattr(_root_.size, "steps", None)
@@ -163,8 +160,7 @@ def half(size: Any) -> Any:
 def swept() -> str:
     """The config's ${swept:}: the options of a sweep's job other than scale, experiment and seed.
 
-    Empty for a single run and for a sweep over these three; `,ramp.rmax=5` in a sweep over ramp.rmax=3,5. It is part
-    of the run's folder, so that every job has its own folder.
+    `,ramp.rmax=5` in a sweep over ramp.rmax=3,5; empty for a single run. It makes every job's folder its own.
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""

@@ -19,10 +19,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from batch_renorm.data.loaders import Pass, SentAhead, training_loader
 from batch_renorm.data.loading import loading_of
 from batch_renorm.errors import DiskFullError
+from batch_renorm.records.folder import Folder
 from batch_renorm.running import arithmetic, checkpoints
 from batch_renorm.running.build import Run
 from batch_renorm.running.capacity import Execution, cores, memory_of
-from batch_renorm.running.folder import Folder, provenance
+from batch_renorm.running.folder import provenance
 from batch_renorm.running.launch import device_of
 from batch_renorm.running.loggers import CurveLogger, WandbLogger
 from batch_renorm.running.progress import Progress, opening
@@ -41,9 +42,7 @@ PROFILERS: dict[str | None, Callable[..., Profiler]] = {
 class AfterStep(Callback):
     """Evaluates when due, writes a checkpoint after each evaluation and before a stop, updates run.json, stops.
 
-    Args:
-        execution, facts: how and on what the run computes, for run.json.
-        record: run.json as it was before this start.
+    `execution` and `facts` are for run.json, `record` is run.json as it was before this start.
     """
 
     def __init__(
@@ -163,8 +162,7 @@ def fit(run: Run, folder: Folder, checkpoint: Path | None, world: World = ALONE)
 def disable_lightnings_signal_handling(trainer: Trainer) -> None:
     """Leave signals to `Stop`.
 
-    Lightning's SIGTERM handler starts a collective in the middle of a step. Lightning also runs a collective before
-    every pass, and the host waits for it. Neither can be switched off.
+    Lightning's handler starts a collective within a step, and every pass waits for one. Neither can be switched off.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

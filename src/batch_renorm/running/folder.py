@@ -1,16 +1,15 @@
-"""The run folder: its config, its record, and whether the same command starts, resumes or reports.
+"""The run folder: whether the same command starts, resumes or reports.
 
 Only one process at a time uses a run folder (`claimed`); its files are written whole or not at all (`durable`).
 """
 
-import json
 import os
 import platform
 import subprocess
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -23,28 +22,13 @@ import yaml
 from batch_renorm import durable
 from batch_renorm.errors import UserError
 from batch_renorm.records.config import differences
+from batch_renorm.records.folder import Folder, read_mapping
 
 OURS = (
     "config.yaml*", "curve.csv*", "run.json*", "checkpoints", "wandb", "*profile*", "mechanism.csv", "slurm*",
     "to-be-moved-aside-by-job-*", durable.LOCK,
 )  # fmt: skip
 """Files that a run folder may contain."""
-
-
-class Folder:
-    """The paths of a run's files."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.record_file = path, path / "run.json"
-        self.config, self.curve = path / "config.yaml", path / "curve.csv"
-
-    def record(self) -> dict[str, Any]:
-        """The contents of run.json, empty before the first start; a damaged file is a UserError."""
-        return read_settings(self.record_file, json.loads) if self.record_file.exists() else {}
-
-    def write_record(self, **entries: Any) -> None:
-        """Change entries of run.json, atomically."""
-        durable.write_text(self.record_file, json.dumps(self.record() | entries, indent=2) + "\n")
 
 
 def with_places(settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,21 +43,6 @@ def with_places(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and "root" in data:
         data = data | {"root": place("data.root", data["root"])}
     return settings | {"folder": place("folder", settings["folder"]), "data": data}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A run's config.yaml; a damaged one is a UserError."""
-    return read_settings(path, yaml.safe_load)
-
-
-def read_settings(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
-    try:
-        settings = parse(path.read_bytes())
-    except (yaml.YAMLError, ValueError):  # of another form, or not even text
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} is damaged: delete it, and the same train.py command makes it again")
-    return settings
 
 
 @contextmanager
@@ -112,7 +81,7 @@ def set_aside(path: Path) -> None:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder, even one whose start failed at once."""
     with suppress(OSError, ValueError):  # missing, or damaged
-        return {"seed", "size", "norm", "minibatch"} <= read_config(path / "config.yaml").keys()
+        return {"seed", "size", "norm", "minibatch"} <= read_mapping(path / "config.yaml").keys()
     ours = all(any(fnmatch(entry.name, pattern) for pattern in OURS) for entry in path.iterdir())
     return ours or any((path / "checkpoints").glob("step*.ckpt"))
 
@@ -123,7 +92,7 @@ def prepare_folder(folder: Folder, config: dict[str, Any]) -> None:
     Raises:
         UserError: the folder holds a run of another config, or a damaged file.
     """
-    if folder.config.exists() and (differing := differences(read_config(folder.config), config)):
+    if folder.config.exists() and (differing := differences(read_mapping(folder.config), config)):
         raise UserError(
             f"{folder.path} holds a run of another config; it differs in {', '.join(differing)}. Give this run its own "
             "place (folder=...), or add fresh=true to move the old one aside"

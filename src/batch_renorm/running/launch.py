@@ -1,8 +1,7 @@
 """Starting the ranks of a run: torchrun, srun or plain `python train.py`.
 
 Each launcher describes the ranks in environment variables. They are read into one `World`, and then set as torchrun's,
-the only ones that torch and Lightning read. Plain `python train.py` starts a process per rank with the composed config,
-so a sweep can have several ranks too.
+the only ones that torch and Lightning read. Plain python starts a process per rank, in a sweep for each of its runs.
 """
 
 import atexit
@@ -49,8 +48,7 @@ def find_world(accelerator: str, devices: int | str, env: Mapping[str, str] = os
 def started(env: Mapping[str, str]) -> World | None:
     """The place that torchrun or srun gave this process; None if neither started several processes.
 
-    Lightning's own environments also read what does not describe this process: variables of sbatch, and the RANK that a
-    container's hook sets without LOCAL_WORLD_SIZE.
+    Lightning's environments also read what is not about this process: sbatch's variables, a container hook's RANK.
     """
     launcher: Literal["torchrun", "srun"]
     missing = ", ".join(name for name in (*TORCHRUN, "MASTER_ADDR") if name not in env)

@@ -1,17 +1,15 @@
 """The loggers of a run: curve.csv, and Weights & Biases, which follows it.
 
 If W&B is late, absent or broken, training goes on: a separate thread opens the W&B run and logs. At every start it
-logs the curve so far from its beginning, because W&B cannot append to an offline run, and because a killed run may have
-logged fewer or more steps than its last checkpoint covers. So the newest offline file always holds every step once
-(files of earlier starts are moved aside). Online, W&B knows its last step, and the thread sends only later steps.
-Lightning's WandbLogger does none of this: it opens the run in the training thread, and a resumed offline run lacks its
-beginning.
+logs the curve from its beginning: W&B cannot append to an offline run, and a killed run may have logged other steps
+than its last checkpoint covers. So the newest offline file holds every step once. Online, only later steps are sent.
+Lightning's WandbLogger opens the run in the training thread, and a resumed offline run lacks its beginning.
 """
 
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -23,9 +21,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from batch_renorm import durable
 from batch_renorm.errors import UserError
 from batch_renorm.records.curve import HEADER, read_rows
-from batch_renorm.records.naming import model_of, run_group
+from batch_renorm.records.folder import Folder
+from batch_renorm.records.naming import run_group, tags_of
 from batch_renorm.running.build import Run
-from batch_renorm.running.folder import Folder
 from batch_renorm.running.schema import Wandb
 from batch_renorm.screen import print_line, waiting
 
@@ -61,11 +59,7 @@ class CurveLogger(Logger):
 class WandbLogger(Logger):
     """Logs rows by step to the W&B run of the record's id, beginning with the curve up to `step`.
 
-    Args:
-        run, wandb: the W&B run's name, config and settings.
-        folder: the run folder; W&B's files go to its `wandb`.
-        step: the step at which this start begins; later rows come through `log_metrics`.
-        facts: about this start, for W&B's table of runs: ranks, device, versions.
+    `facts` are about this start, for W&B's table of runs: ranks, device, versions.
     """
 
     name, version = "wandb", ""
@@ -164,9 +158,3 @@ class WandbLogger(Logger):
         if not self.given_up:
             print_line(f"going on without W&B ({reason}); curve.csv has everything")
         self.given_up = True
-
-
-def tags_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
-    """Experiment, norm, minibatch, scale, data set, network and more tags, each once and cut to W&B's length."""
-    names = [config["experiment"], config["norm"]["name"], config["minibatch"]["name"], config["scale"]]
-    return [str(tag)[:64] for tag in dict.fromkeys([*names, config["dataset"], model_of(config), *more])]

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from batch_renorm.data.loaders import Pass, split_evenly
 from batch_renorm.errors import UserError
 from batch_renorm.records import curve
+from batch_renorm.records.folder import Folder
 from batch_renorm.running.build import Run
 from batch_renorm.running.capacity import Execution
-from batch_renorm.running.folder import Folder
 from batch_renorm.running.ranks import World
 from batch_renorm.screen import print_line, waiting, wrapped
 
@@ -108,12 +108,6 @@ class Progress(Callback):
         self.until_first_batch.close()
 
 
-def accuracies(path: Path) -> list[tuple[float, int]]:
-    """Every val_top1 of a run folder, percent, and its step."""
-    rows = curve.read_rows(Folder(path.expanduser()).curve)
-    return [(value, step) for step, metric, value in rows if metric == "val_top1"]
-
-
 def summary(folder: Folder) -> str:
     """Final and best accuracy of a finished run, the place of its files, and the command that draws them.
 
@@ -121,11 +115,11 @@ def summary(folder: Folder) -> str:
         UserError: the curve is missing or has no accuracy.
     """
     final = {metric: value for _, metric, value in curve.read_rows(folder.curve)}
-    if not (points := accuracies(folder.path)):
+    if not (points := curve.accuracies(folder.curve)):
         raise UserError(f"{folder.path} is a finished run, but {folder.curve} has no val_top1; fresh=true repeats it")
-    best, step = max(points, key=lambda point: point[0])
+    best = max(points, key=points.__getitem__)
     lines = [
-        f"validation top-1 {points[-1][0]:.1f}% at the end, {best:.1f}% at best (step {step:,})",
+        f"validation top-1 {final['val_top1']:.1f}% at the end, {points[best]:.1f}% at best (step {best:,})",
         ", ".join(f"{name} {final[metric]:.1f}%" for metric, name in OTHERS.items() if metric in final),
         f"{folder.record().get('wall_seconds', 0) / 60:.1f} minutes; curve, config, checkpoints: {folder.path}",
         "figures and table: python scripts/report.py",

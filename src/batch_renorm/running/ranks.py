@@ -46,8 +46,7 @@ ALONE = World(rank=0, local_rank=0, devices=1, nodes=1, node=0, launcher="python
 def ending_on_signals() -> Iterator[None]:
     """Let a signal end the process while it waits for other ranks before training: there is nothing to save.
 
-    The wait is one call into C++, during which Python runs no signal handlers, so `Stop` would react only when the
-    other ranks arrive, if they do.
+    The wait is one call into C++, in which Python runs no signal handlers: `Stop` would not react.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():

@@ -18,13 +18,14 @@ from pytorch_lightning.utilities import rank_zero
 from batch_renorm.data.loaders import Division
 from batch_renorm.errors import NotFiniteError, Stopped, UserError, last_checkpoint
 from batch_renorm.records.curve import rewind
+from batch_renorm.records.folder import Folder
 from batch_renorm.records.naming import model_of
 from batch_renorm.running import checkpoints
 from batch_renorm.running.build import Run, build
 from batch_renorm.running.capacity import keep_freed_memory
 from batch_renorm.running.cli import explained
 from batch_renorm.running.fitting import fit
-from batch_renorm.running.folder import Folder, check_data, claimed, prepare_folder, with_places
+from batch_renorm.running.folder import check_data, claimed, prepare_folder, with_places
 from batch_renorm.running.launch import connected, device_of, find_world, start_ranks, uses_gpu
 from batch_renorm.running.progress import summary
 from batch_renorm.running.ranks import Stop, World, on_rank_0, together

@@ -1,7 +1,6 @@
 """The options of a run: their types and ranges, which are checked before anything is made.
 
-The options of a section are the arguments of a function: of a class here, or of what the section's `_target_` names.
-The annotations of the arguments say what is allowed, ranges in pydantic's words.
+A section's options are the annotated arguments of a class here, or of what its `_target_` names.
 """
 
 import inspect
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ImportString, TypeAdapter, ValidationError
 from pydantic import NonNegativeFloat as NonNegative
 from pydantic import PositiveFloat as Positive
@@ -293,16 +291,7 @@ def validated(adapter: TypeAdapter[Any], value: Any, name: str) -> Any:
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         allowed = " or ".join(dict.fromkeys(said(problem["msg"]) for problem in error.errors()))
-    raise UserError(f"{name} must be {allowed}, got {shown(value)}{hint(value, name)}")
-
-
-def hint(value: Any, name: str) -> str:
-    """What to write for a number that came as text, as all variables of the environment do."""
-    try:
-        number = isinstance(value, str) and type(yaml.safe_load(value)) in (int, float)  # "no" is a bool
-    except yaml.YAMLError:
-        number = False
-    return f", which is text; a number from the environment is {name}=${{oc.decode:${{oc.env:NAME}}}}" if number else ""
+    raise UserError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 WORDS = {
