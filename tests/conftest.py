@@ -56,11 +56,11 @@ def compose():
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import batch_renorm.running.cli  # noqa: F401  (registers the configs' resolver)
+    from batch_renorm.running.cli import as_hydra_reads
 
     def composed(*overrides):
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            return OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+            return OmegaConf.to_container(compose("train", as_hydra_reads(overrides)), resolve=True)
 
     return composed
 

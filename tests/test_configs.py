@@ -156,7 +156,7 @@ def test_no_option_is_ignored(compose):
 
 
 def test_a_short_run_is_a_few_steps_in_its_own_place(compose):
-    config = compose("debug=short", "scale=imagenet", "data.root=/data/ilsvrc")
+    config = compose("debug=true", "scale=imagenet", "data.root=/data/ilsvrc")
     assert (config["size"]["steps"], config["size"]["evaluate_every"], config["fresh"]) == (4, 4, True)
     assert config["folder"] == "runs/debug/imagenet/noniid_renorm/seed0"
 
@@ -201,10 +201,10 @@ def complaint(run_script, monkeypatch, tmp_path):
         (["logger=offline", "logger.wandb.mode=on"], "logger.wandb.mode must be 'offline' or 'online', got 'on'"),
         (["logger=offline", "logger.wandb.tags=mine"], "logger.wandb.tags must be a list, got 'mine'"),
         (["fresh=no"], "fresh must be true or false, got 'no'"),
-        (["debug=maybe"], "no debug=maybe; there are short"),
-        (["logger=false"], "true, false and numbers choose no file"),
+        (["debug=maybe"], "no debug=maybe; there are false, true"),
+        (["logger=false"], "no logger=false; there are csv, offline, wandb"),
         (["seed=${oc.decode:'1.5'}"], "seed must be a whole number, got 1.5"),
-        (["seed=${oc.env:SEED}"], "got '3'"),
+        (["seed=${oc.env:SEED}"], "got '3', which is text; a number from the environment is seed=${oc.decode:"),
         (["trainer.precision=16"], "trainer.precision must be 'auto', 32 or 'bf16', got 16"),
         (["trainer.compile=yes"], "trainer.compile must be true or false or 'auto',"),
         (["optim._target_=torch.optim.Nothing"], "optim._target_='torch.optim.Nothing' cannot be used"),

@@ -10,6 +10,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from batch_renorm.running.build import build
+from batch_renorm.running.cli import as_hydra_reads
 from tests.conftest import ROOT
 
 OWN = "docs/experiments.md"  # its files exist on the page alone, see test_experiments_of_ones_own
@@ -64,7 +65,7 @@ def test_experiments_of_ones_own(tmp_path, monkeypatch):
         for script, words in commands(text):
             assert (ROOT / script).exists()
             options = [word for word in words if "=" in word and not re.match("(experiment|seed)=.*,", word)]
-            composed.append((options, hydra.compose("train", options)))
+            composed.append((options, hydra.compose("train", as_hydra_reads(options))))
     assert len(composed) >= 10
     for options, config in composed:
         if "scale=imagenet" not in options:

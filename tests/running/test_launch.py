@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from batch_renorm import screen
 from batch_renorm.errors import UserError
-from batch_renorm.running import launch, ranks, screen
+from batch_renorm.running import launch, ranks
 from batch_renorm.running.launch import find_world, meeting_point_of_srun
 from batch_renorm.running.ranks import ALONE, World
 from tests.conftest import TINY, Forked, script
@@ -42,7 +43,8 @@ HOOK = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "n1"} 
     ],
 )
 def test_a_process_knows_its_place(env, expected):
-    assert find_world("cpu", "auto", env) == find_world("cpu", expected.devices, env) == expected
+    assert find_world("cpu", "auto", "auto", env) == expected
+    assert find_world("cpu", expected.devices, expected.nodes, env) == expected
 
 
 def test_a_task_of_sruns_meets_the_others_where_all_would_look():
@@ -54,28 +56,30 @@ def test_a_task_of_sruns_meets_the_others_where_all_would_look():
 
 
 @pytest.mark.parametrize(
-    ("devices", "env", "words"),
+    ("devices", "nodes", "env", "words"),
     [
-        (2, TORCHRUN, "torchrun started 4 processes a node, but trainer.devices=2"),
-        ("auto", SRUN | {"SLURM_STEP_NUM_TASKS": "3"}, "SLURM_STEP_NUM_TASKS=3, .*every machine needs as many"),
-        ("auto", SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, "--distribution=block"),
-        ("auto", TORCHRUN | {"RANK": "8"}, "RANK=8, .*unset what an earlier program left"),
-        ("auto", TORCHRUN | {"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE=, |LOCAL_WORLD_SIZE=:"),
-        ("auto", HOOK, "WORLD_SIZE=4 tells of other ranks, but LOCAL_WORLD_SIZE are not set: start with"),
-        ("auto", {"WORLD_SIZE": "8", "RANK": "0"}, "or unset WORLD_SIZE to train alone"),
-        ("auto", {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE=4 tells of"),
+        ("auto", 3, SRUN, "srun started 2 nodes, but trainer.num_nodes=3"),
+        ("auto", 2, {}, "trainer.num_nodes=2: start with srun or torchrun"),
+        (2, "auto", TORCHRUN, "torchrun started 4 processes a node, but trainer.devices=2"),
+        ("auto", "auto", SRUN | {"SLURM_STEP_NUM_TASKS": "3"}, "SLURM_STEP_NUM_TASKS=3, .*every machine needs as many"),
+        ("auto", "auto", SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, "--distribution=block"),
+        ("auto", "auto", TORCHRUN | {"RANK": "8"}, "RANK=8, .*unset what an earlier program left"),
+        ("auto", "auto", TORCHRUN | {"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE=, |LOCAL_WORLD_SIZE=:"),
+        ("auto", "auto", HOOK, "WORLD_SIZE=4 tells of other ranks, but LOCAL_WORLD_SIZE are not set: start with"),
+        ("auto", "auto", {"WORLD_SIZE": "8", "RANK": "0"}, "or unset WORLD_SIZE to train alone"),
+        ("auto", "auto", {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE=4 tells of"),
     ],
 )
-def test_disagreement_is_named(devices, env, words):
+def test_disagreement_is_named(devices, nodes, env, words):
     with pytest.raises(ValueError, match=words) as error:
-        find_world("cpu", devices, env)
+        find_world("cpu", devices, nodes, env)
     assert "\n" not in str(error.value)
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"2 rank.s. on this machine, but each sees 1 GPU.*--gpus-per-node"):
-        find_world("gpu", 2, {})
+        find_world("gpu", 2, 1, {})
 
 
 def train_with_forked_ranks(*arguments):

@@ -70,10 +70,7 @@ def memory_of(run: Run, world: World, device: torch.device, record: dict[str, An
 
 
 def fits(run: Run, workers: int, device: torch.device) -> bool:
-    """Whether forward and backward for some workers leave some of the GPU's memory free.
-
-    It works on copies, frees them, and changes no random stream.
-    """
+    """Whether forward and backward for some workers leave some of the GPU's memory free; it changes nothing."""
     shape = (workers * run.minibatch.size, run.source.channels, run.source.size, run.source.size)
     try:
         model = copy.deepcopy(run.training.model).to(device).train()

@@ -135,11 +135,7 @@ def remove_old(folder: Folder) -> None:
 
 
 def trained_model(folder: Path, checkpoint: Path | None = None) -> tuple[Run, nn.Module, Path]:
-    """A run, its inference model at a checkpoint (default: the newest readable one), and the checkpoint.
-
-    Raises:
-        UserError: the folder has no run or no readable checkpoint.
-    """
+    """A run, its inference model at a checkpoint (default: the newest readable one), and the checkpoint."""
     run = load_run(folder)
     path = checkpoint or newest_readable(folder)[0]
     if path is None:

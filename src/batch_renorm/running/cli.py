@@ -62,10 +62,6 @@ def explained() -> Iterator[None]:
         if (path := not_utf8()) is None:
             raise
         exit_with(f"{path} is not UTF-8 text: save it as UTF-8 ({error.reason})")
-    except ValueError as error:
-        if not str(error).startswith("Config group override must be a string"):
-            raise
-        exit_with("true, false and numbers choose no file: python train.py --help lists the choices of each group")
     except TransientReadError as error:
         exit_with(str(error), os.EX_TEMPFAIL)
     except OSError as error:
@@ -222,12 +218,14 @@ def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
 def as_path(argument: str, sweep: bool) -> str:
     """Quote the value of an option in PATHS if Hydra would misread it: ~, =, commas, parentheses, other letters.
 
-    In a sweep, commas keep their meaning.
+    In a sweep, commas keep their meaning. The name of a group's file may look like a bool or a number: debug=true.
     """
     name, equals, value = argument.partition("=")
+    override = parsed(argument)
+    if override is not None and isinstance(override.value(), bool | int | float) and (CONFIGS / name).is_dir():
+        return quoted(name, value)
     if not equals or name.lstrip("+") not in PATHS or not value:
         return argument
-    override = parsed(argument)
     plain = override is not None and isinstance(override.value(), str) and value == value.strip()
     return argument if plain or (sweep and override is not None) else quoted(name, value)
 

@@ -29,14 +29,17 @@ SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM
 OTHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
-def find_world(accelerator: str, devices: int | str, env: Mapping[str, str] = os.environ) -> World:
-    """This process's place in the run, if the launcher agrees with `devices` of configs/trainer."""
+def find_world(accelerator: str, devices: int | str, nodes: int | str, env: Mapping[str, str] = os.environ) -> World:
+    """This process's place in the run, if the launcher agrees with `devices` and `num_nodes` of configs/trainer."""
     visible = torch.cuda.device_count()
     wanted = {"auto": 1, "all": max(1, visible) if uses_gpu(accelerator) else 1}.get(str(devices), devices)
     world = started(env) or World(0, 0, int(wanted), 1, 0, "python")
-    if isinstance(devices, int) and devices != world.devices:
-        started_them = f"{world.launcher} started {world.devices} processes a node"
-        raise UserError(f"{started_them}, but trainer.devices={devices}: leave trainer.devices=auto")
+    for name, what, asked, got in (
+        ("devices", "processes a node", devices, world.devices), ("num_nodes", "nodes", nodes, world.nodes)
+    ):  # fmt: skip
+        if isinstance(asked, int) and asked != got:
+            cure = "start with srun or torchrun" if world.launcher == "python" else f"leave trainer.{name}=auto"
+            raise UserError(f"{world.launcher} started {got} {what}, but trainer.{name}={asked}: {cure}")
     if uses_gpu(accelerator) and visible < world.devices:
         raise UserError(
             f"{world.devices} rank(s) on this machine, but each sees {visible} GPU(s): start fewer, use trainer=cpu, "

@@ -36,8 +36,7 @@ from batch_renorm.screen import print_remark, print_result
 def train(config: DictConfig | Config, world: World | None = None) -> None:
     """Start, resume or report the run of a config.
 
-    Args:
-        world: this process's place, if it is a rank that another process has started.
+    `world` is this process's place, if it is a rank that another process has started.
 
     Raises:
         UserError, NotFiniteError, DiskFullError, Stopped: see `errors`; the last checkpoint is kept.
@@ -49,7 +48,7 @@ def train(config: DictConfig | Config, world: World | None = None) -> None:
     if (machine.threads or 1) > 4 * (cores := os.cpu_count() or 1):
         raise UserError(f"trainer.threads={machine.threads} for {cores} cores: say null, or fewer")
     if world is None:
-        world = find_world(machine.accelerator, machine.devices)
+        world = find_world(machine.accelerator, machine.devices, machine.num_nodes)
         Division(options.size.workers, world.rank, world.ranks, None)  # raises if there are too many ranks
         if world.launcher == "python" and world.ranks > 1:
             return start_ranks(world, train_as_rank, settings)

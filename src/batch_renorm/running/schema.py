@@ -5,6 +5,7 @@ A section's options are the annotated arguments of a class here, or of what its 
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -132,6 +133,7 @@ class Machine:
 
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count | Literal["auto", "all"]
+    num_nodes: Count | Literal["auto"]
     workers_per_pass: Count | Literal["auto"] | None
     loader_processes: Annotated[int, Field(ge=0, le=10_000)] | Literal["auto"]
     threads: Annotated[int, Field(ge=1, le=10_000)] | None
@@ -291,7 +293,9 @@ def validated(adapter: TypeAdapter[Any], value: Any, name: str) -> Any:
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         allowed = " or ".join(dict.fromkeys(said(problem["msg"]) for problem in error.errors()))
-    raise UserError(f"{name} must be {allowed}, got {shown(value)}")
+    number = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value)
+    cure = f", which is text; a number from the environment is {name}=${{oc.decode:${{oc.env:NAME}}}}" if number else ""
+    raise UserError(f"{name} must be {allowed}, got {shown(value)}{cure}")
 
 
 WORDS = {
