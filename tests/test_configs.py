@@ -89,8 +89,10 @@ def test_batch_statistics_are_evaluated_in_the_papers_proportion(compose, miniba
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_two_tiny_steps(compose, tmp_path, experiment):
-    folder = trained(compose(*TINY, "data.labels=24", f"experiment={experiment}"), tmp_path)
+def test_two_tiny_steps_and_lightnings_profile_of_them(compose, tmp_path, experiment):
+    options = [*TINY, "data.labels=24", "trainer.profile=simple"]
+    folder = trained(compose(*options, f"experiment={experiment}"), tmp_path)
+    assert "run_training_epoch" in next(tmp_path.glob("fit-profile*")).read_text()
     metrics = {metric for _, metric, _ in read_rows(folder.curve)}
     assert {"val_top1", "val_top5", "train_top1", "loss", "lr"} <= metrics
     of_groups = {
@@ -123,16 +125,12 @@ def test_every_norm_of_inception_v3_is_ours_and_gamma_is_fixed(compose):
     assert not any("BatchNorm" in type(module).__name__ for module in model.modules())
 
 
-def test_groupnorm_sees_no_group(compose):
-    """An image's answer is the same in any minibatch, also in training."""
-    model = build(compose("experiment=noniid_groupnorm", *TINY)).training.model.train()
+def test_groupnorm_takes_the_place_of_every_norm_and_sees_no_group(compose):
+    """An image's answer is the same in any minibatch, also in training. Wrong options are named."""
+    config = compose("experiment=noniid_groupnorm", *TINY)
+    model = build(config).training.model.train()
     images = torch.randn(6, 1, 16, 16)
     torch.testing.assert_close(model(images)[:2], model(images[:2]), rtol=1e-4, atol=1e-5)
-
-
-def test_groupnorm_takes_the_place_of_every_norm_and_wrong_options_of_it_are_named(compose):
-    config = compose("experiment=noniid_groupnorm", *TINY)
-    model = build(config).training.model
     norms = {m.num_channels: m.num_groups for m in model.modules() if isinstance(m, torch.nn.GroupNorm)}
     assert norms == {16: 1, 24: 1, 48: 3, 80: 5, 256: 16}
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
@@ -159,11 +157,6 @@ def test_a_short_run_is_a_few_steps_in_its_own_place(compose):
     config = compose("debug=true", "scale=imagenet", "data.root=/data/ilsvrc")
     assert (config["size"]["steps"], config["size"]["evaluate_every"], config["fresh"]) == (4, 4, True)
     assert config["folder"] == "runs/debug/imagenet/noniid_renorm/seed0"
-
-
-def test_lightnings_profile_is_in_the_run_folder(compose, tmp_path):
-    trained(compose(*TINY, "trainer.profile=simple"), tmp_path)
-    assert "run_training_epoch" in next(tmp_path.glob("fit-profile*")).read_text()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them, and the commands that README names."""
+"""The scripts as a user runs them, and the code of README."""
 
 import re
 import shutil
@@ -14,27 +14,15 @@ from torch import nn
 from batch_renorm.models.glyph_inception import GlyphInception
 from batch_renorm.running.build import load_run
 from batch_renorm.running.checkpoints import newest_readable
-from tests.conftest import ROOT, TINY, run_forked
+from tests.conftest import ROOT, TINY
 from tests.data import imagenet_files
 from tests.running.forked import trained
 from tests.running.test_files import FILES
 
 
-@pytest.fixture
-def script():
-    """Run a script as a user does: exit status, standard output and error."""
-
-    def run(*arguments):
-        done = run_forked(arguments)
-        return done.returncode, done.stdout, done.stderr
-
-    return run
-
-
-@pytest.mark.slow
-def test_evaluate_again_gives_what_was_logged(script, train_command, tmp_path):
-    train_command("size.steps=4", "experiment=noniid_batchnorm")
-    code, out, err = script("scripts/evaluate.py", str(tmp_path / "run"))
+def test_evaluate_again_gives_what_was_logged(run_script, compose, tmp_path):
+    trained(compose(*TINY, "size.steps=4", "experiment=noniid_batchnorm"), tmp_path / "run")
+    code, out, err = run_script("scripts/evaluate.py", tmp_path / "run")
     assert code == 0, err
     pairs = re.findall(r"(\S+) +(\S+)  \(logged: (\S+)\)", out)
     names = [name for name, _, _ in pairs]
@@ -42,17 +30,15 @@ def test_evaluate_again_gives_what_was_logged(script, train_command, tmp_path):
     assert {"val_top1_as_trained", "activation_distance", "activation_distance/head.0.1"} <= set(names)
     assert all(now == then for _, now, then in pairs), out
     older = tmp_path / "run/checkpoints/step00000002.ckpt"
-    code, out, err = script("scripts/evaluate.py", str(tmp_path / "run"), f"--checkpoint={older}")
+    code, out, err = run_script("scripts/evaluate.py", tmp_path / "run", f"--checkpoint={older}")
     assert "step 2" in out, err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", ["glyph_inception", "resnet10t"])
-def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(script, train_command, tmp_path, network):
-    ours = network == "glyph_inception"
-    train_command(*([] if ours else ["model=timm", f"model.name={network}"]))
-    folder, file = tmp_path / "run", tmp_path / "weights.safetensors"
-    code, out, err = script("scripts/export.py", str(folder), str(file))
+def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(run_script, compose, tmp_path, network):
+    ours, folder, file = network == "glyph_inception", tmp_path / "run", tmp_path / "weights.safetensors"
+    trained(compose(*TINY, *([] if ours else ["model=timm", f"model.name={network}"])), folder)
+    code, out, err = run_script("scripts/export.py", folder, file)
     assert code == 0, err
     if ours:
         plain = GlyphInception(40, 1, partial(nn.BatchNorm2d, eps=1e-3), head=256, head_kernel=2, head_layers=3)
@@ -78,8 +64,7 @@ def test_evaluate_names_what_is_wrong(run_script, tmp_path):
         assert answer in err
 
 
-@pytest.mark.slow
-def test_a_run_is_evaluated_on_other_validation_images(script, compose, tmp_path):
+def test_a_run_is_evaluated_on_other_validation_images(run_script, compose, tmp_path):
     """Their labels are the folders' sorted names, or what a list says."""
     root = imagenet_files.write_folders(tmp_path / "set")
     trained(
@@ -89,19 +74,19 @@ def test_a_run_is_evaluated_on_other_validation_images(script, compose, tmp_path
     others = [str(tmp_path / "run"), f"data.root={root / 'train'}"]
     accuracies = []
     for more in ([], [f"data.class_list={tmp_path / 'classes.txt'}"]):
-        code, out, err = script("scripts/evaluate.py", *others, *more)
+        code, out, err = run_script("scripts/evaluate.py", *others, *more)
         assert code == 0, err
         assert "12 images" in out
         accuracies.append(re.findall(r"val_top\d +(\S+)", out))
     assert accuracies[0] == accuracies[1]
     for name in "abcde":
         shutil.copytree(next((root / "train").iterdir()), tmp_path / "five" / name)
-    code, _, err = script("scripts/evaluate.py", others[0], f"data.root={tmp_path / 'five'}")
+    code, _, err = run_script("scripts/evaluate.py", others[0], f"data.root={tmp_path / 'five'}")
     assert (code, err.splitlines()[-1]) == (2, "error: the run knows 4 classes, data.root has 5")
 
 
-def test_a_page_of_samples(script, tmp_path):
-    code, _, err = script("scripts/samples.py", str(tmp_path / "page.png"), "scale=one_letter")
+def test_a_page_of_samples(run_script, tmp_path):
+    code, _, err = run_script("scripts/samples.py", tmp_path / "page.png", "scale=one_letter")
     assert code == 0, err
     with Image.open(tmp_path / "page.png") as page:
         assert page.size == (8 * (16 + 4) + 4, 6 * (16 + 4) + 4)  # images of 16, gaps of 4
@@ -111,11 +96,3 @@ def test_a_page_of_samples(script, tmp_path):
 def test_readme_code_runs():
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
         exec(compile(block, "README.md", "exec"), {})
-
-
-@pytest.mark.slow
-def test_one_command_runs_several(script, tmp_path):
-    folders = "folder=" + str(tmp_path) + "/${experiment}/seed${seed}"
-    code, _, err = script("train.py", "-m", "experiment=iid_batchnorm,iid_renorm", folders, *TINY)
-    assert code == 0, err
-    assert len(list(tmp_path.glob("*/seed0/curve.csv"))) == 2
