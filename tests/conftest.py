@@ -66,6 +66,14 @@ def compose():
 
 
 @pytest.fixture
+def made(compose):
+    """A tiny run's objects, from overrides."""
+    from batch_renorm.running.build import build
+
+    return lambda *overrides: build(compose(*TINY, *overrides))
+
+
+@pytest.fixture
 def run_script(monkeypatch, capsys):
     """Run a script in this process, without the seconds that imports take: exit status, standard output and error."""
 

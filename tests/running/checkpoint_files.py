@@ -30,8 +30,12 @@ def curve(folder: Path) -> list[tuple[str, ...]]:
     return [row for row in rows if not row[1].startswith(BY_THE_CLOCK)]
 
 
-def assert_bit_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    torch.testing.assert_close(left, right, rtol=0, atol=0)
+def assert_same_run(left: Path, right: Path) -> None:
+    """The curve, and in the last checkpoint weights, mu, sigma, their average, the optimiser's state: bit for bit."""
+    assert curve(left) == curve(right)
+    held = [torch.load(checkpoints(folder)[0], weights_only=True) for folder in (left, right)]
+    one, other = [[last["state_dict"], *(each["state"] for each in last["optimizer_states"])] for last in held]
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:

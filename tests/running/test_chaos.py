@@ -5,12 +5,10 @@ import signal
 import time
 
 import pytest
-import torch
 
 from batch_renorm.records.curve import read_rows
-from batch_renorm.running.checkpoints import checkpoints
 from tests.conftest import TINY, Forked, script
-from tests.running.checkpoint_files import curve
+from tests.running.checkpoint_files import assert_same_run
 from tests.wandb_file import history, offline_files
 
 EVERY, KILLS = 3, 4
@@ -23,12 +21,6 @@ def start(folder):
 
 def last_step(folder):
     return max((row[0] for row in read_rows(folder / "curve.csv")[-60:]), default=0)
-
-
-def everything(folder):
-    """Weights, mu, sigma, their average and the optimiser's state in the last checkpoint."""
-    loaded = torch.load(checkpoints(folder)[0], weights_only=True)
-    return loaded["state_dict"], [optimizer["state"] for optimizer in loaded["optimizer_states"]]
 
 
 @pytest.mark.slow
@@ -51,8 +43,7 @@ def test_kills_at_random_moments_lose_double_and_change_nothing(tmp_path):
     assert kills > KILLS / 2, "the run was over before it could be killed"
     last = start(killed)
     assert last.ended() == 0, last.text("err")
-    assert curve(killed) == curve(undisturbed)
-    torch.testing.assert_close(everything(killed), everything(undisturbed), rtol=0, atol=0)
+    assert_same_run(killed, undisturbed)
     logged = [(step, name) for file in offline_files(killed) for step, row in history(file) for name in row]
     assert len(logged) == len(set(logged))  # W&B gets each number once, too
     assert {row[:2] for row in read_rows(killed / "curve.csv")} <= set(logged)

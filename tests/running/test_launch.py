@@ -15,7 +15,7 @@ from batch_renorm.running import launch, ranks
 from batch_renorm.running.launch import find_world, meeting_point_of_srun
 from batch_renorm.running.ranks import ALONE, World
 from tests.conftest import TINY, Forked, script
-from tests.running.checkpoint_files import assert_bit_equal, assert_close, curve, final_state
+from tests.running.checkpoint_files import assert_close, assert_same_run, final_state
 from tests.running.forked import as_rank, fit_in_forks, free_port, in_forks, train_in_forks, trained
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1"}
@@ -114,8 +114,7 @@ def test_torchrun_srun_and_a_sweep_of_plain_python_give_the_same_bits(tmp_path):
         assert text.count(f"(started by {name})") == text.count("validation top-1") == runs, text
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(started)
     for other in ("srun", "python/0"):
-        assert_bit_equal(final_state(tmp_path / other), final_state(tmp_path / "torchrun"))
-        assert curve(tmp_path / other) == curve(tmp_path / "torchrun")
+        assert_same_run(tmp_path / other, tmp_path / "torchrun")
 
 
 def test_fifty_workers_over_eight_ranks_are_one_step(compose, tmp_path):

@@ -11,7 +11,7 @@ from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
 from batch_renorm.training.random_layers import Masks, RandomLayers, image_keys
 from tests.conftest import TINY
-from tests.running.checkpoint_files import assert_bit_equal, assert_close, final_state
+from tests.running.checkpoint_files import assert_close, final_state
 from tests.running.forked import fit_in_forks, trained
 
 NETWORK = [
@@ -59,7 +59,7 @@ def test_resumed_and_uninterrupted_are_bit_equal_and_ranks_and_passes_agree(comp
     options = [*TINY, *NETWORK, "size.evaluate_every=1"]
     whole = trained(compose(*options), tmp_path / "whole").path
     trained(compose(*options), tmp_path / "resumed", whole / "checkpoints/step00000001.ckpt")
-    assert_bit_equal(final_state(tmp_path / "resumed"), final_state(whole))
+    assert_close(final_state(tmp_path / "resumed"), final_state(whole), 0)
     fit_in_forks(compose(*options, "trainer.workers_per_pass=1"), tmp_path / "ranks", 2)
     assert_close(final_state(tmp_path / "ranks"), final_state(whole), 3e-6)
 
