@@ -20,7 +20,7 @@ from batch_renorm.running.build import build
 from batch_renorm.running.cli import composition, explained
 from batch_renorm.running.schema import read
 from tests.conftest import ROOT, TINY
-from tests.running.forked import trained
+from tests.running.runs import trained
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 SCALES = sorted(path.stem for path in (ROOT / "configs/scale").glob("*.yaml"))

@@ -12,12 +12,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from batch_renorm.models.glyph_inception import GlyphInception
+from batch_renorm.records.curve import BY_THE_CLOCK, read_rows
 from batch_renorm.running.build import load_run
 from batch_renorm.running.checkpoints import newest_readable
 from tests.conftest import ROOT, TINY
 from tests.data import imagenet_files
-from tests.running.forked import trained
-from tests.running.test_files import FILES
+from tests.running.runs import train_in_forks, trained
+
+FILES = [
+    *[override for override in TINY if not override.startswith("data.")],
+    "scale=imagenet", "data=folder", "minibatch.size=4", "minibatch.group=4", "size.steps=1",
+    "evaluation.labels_per_minibatch=2", "size.evaluation_batch=4", "size.train_sample=4", "trainer.workers_per_pass=1",
+    "model=timm", "model.name=test_resnet", "data.size=64",
+]  # fmt: skip
+"""The paper's scale on files, shrunk in steps, workers and images, and a network of timm."""
 
 
 def test_evaluate_again_gives_what_was_logged(run_script, compose, tmp_path):
@@ -67,9 +75,7 @@ def test_evaluate_names_what_is_wrong(run_script, tmp_path):
 def test_a_run_is_evaluated_on_other_validation_images(run_script, compose, tmp_path):
     """Their labels are the folders' sorted names, or what a list says."""
     root = imagenet_files.write_folders(tmp_path / "set")
-    trained(
-        compose(*FILES, "model=timm", "model.name=test_resnet", "data.size=64", f"data.root={root}"), tmp_path / "run"
-    )
+    trained(compose(*FILES, f"data.root={root}"), tmp_path / "run")
     (tmp_path / "classes.txt").write_text("\n".join(sorted(path.name for path in (root / "train").iterdir())))
     others = [str(tmp_path / "run"), f"data.root={root / 'train'}"]
     accuracies = []
@@ -83,6 +89,22 @@ def test_a_run_is_evaluated_on_other_validation_images(run_script, compose, tmp_
         shutil.copytree(next((root / "train").iterdir()), tmp_path / "five" / name)
     code, _, err = run_script("scripts/evaluate.py", others[0], f"data.root={tmp_path / 'five'}")
     assert (code, err.splitlines()[-1]) == (2, "error: the run knows 4 classes, data.root has 5")
+
+
+@pytest.mark.slow
+def test_real_files_give_the_same_curve_from_folders_and_from_a_store(run_script, compose, tmp_path):
+    """Of JPEG images: two ranks with loader processes on folders, one on a store."""
+    folders = imagenet_files.write_folders(tmp_path / "folders", per_class=2)
+    code, _, err = run_script("scripts/prepare_imagenet.py", folders, tmp_path / "store", "--any-counts")
+    assert code == 0, err
+    options = [*FILES, "trainer.loader_processes=1", f"data.root={folders}"]
+    out, _ = train_in_forks(compose(*options), tmp_path / "two", 2)
+    assert re.search(r"a step takes [\d.e-]+ s, of which \d+% waits for images", " ".join(out.split()))
+    trained(compose(*FILES, f"data.root={tmp_path / 'store'}"), tmp_path / "one")
+    two, one = ({metric: v for _, metric, v in read_rows(tmp_path / run / "curve.csv")} for run in ("two", "one"))
+    assert {"seconds_step", "seconds_wait", "loss", "val_top1", "train_top1"} <= set(two)
+    two, one = ({k: v for k, v in row.items() if not k.startswith(BY_THE_CLOCK)} for row in (two, one))
+    assert two == pytest.approx(one, rel=1e-3)
 
 
 def test_a_page_of_samples(run_script, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from batch_renorm.records.curve import read_rows
 from tests.conftest import TINY, Forked, script
-from tests.running.checkpoint_files import assert_same_run
+from tests.running.runs import assert_same_run
 from tests.wandb_file import history, offline_files
 
 EVERY, KILLS = 3, 4

@@ -10,8 +10,7 @@ from batch_renorm.records.folder import Folder
 from batch_renorm.running.checkpoints import checkpoints, remove_old, step_of
 from batch_renorm.running.loggers import CurveLogger
 from tests.conftest import TINY
-from tests.running.checkpoint_files import final_state
-from tests.running.forked import trained
+from tests.running.runs import final_state, trained
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):

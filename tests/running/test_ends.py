@@ -12,7 +12,7 @@ from batch_renorm.running import checkpoints, fitting
 from batch_renorm.running.run import train
 from batch_renorm.training.module import Training
 from tests.conftest import TINY
-from tests.running.forked import in_forks
+from tests.running.runs import in_forks
 
 MOMENTS = {
     "a training image": (Glyphs, "fetch", lambda source, split, *_: split == "train"),

@@ -15,8 +15,7 @@ from batch_renorm.running import launch, ranks
 from batch_renorm.running.launch import find_world, meeting_point_of_srun
 from batch_renorm.running.ranks import ALONE, World
 from tests.conftest import TINY, Forked, script
-from tests.running.checkpoint_files import assert_close, assert_same_run, final_state
-from tests.running.forked import as_rank, fit_in_forks, free_port, in_forks, train_in_forks, trained
+from tests.running.runs import as_rank, assert_close, assert_same_run, final_state, free_port, in_forks, train_in_forks
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1"}
 SRUN = {
@@ -123,21 +122,27 @@ def test_fifty_workers_over_eight_ranks_are_one_step(compose, tmp_path):
         *TINY, "size.workers=50", "size.minibatch=2", "model.head=16", "model.head_layers=1", "data.labels=4",
         "evaluation.labels_per_minibatch=1", "trainer.workers_per_pass=4", "size.steps=1",
     )  # fmt: skip
-    trained(config, tmp_path / "1")
-    fit_in_forks(config, tmp_path / "8", 8)
+    for number in (1, 8):
+        train_in_forks(config, tmp_path / str(number), number)
     assert_close(final_state(tmp_path / "8"), final_state(tmp_path / "1"), 3e-6)
 
 
+@pytest.mark.slow
 def test_what_rank_0_refuses_no_rank_begins(compose, tmp_path):
-    folder = f"folder={tmp_path}/run"
-    for finished in (0, 1):
-        statuses, out, err = train_in_forks(compose(*TINY, folder), 2)
-        assert statuses == [0, 0], err
-        assert (out.count("validation top-1"), out.count("This run is finished")) == (1, finished)
-    statuses, _, err = train_in_forks(compose(*TINY, folder, "optim.clip_norm=1"), 2)
-    assert statuses == [2, 2]
+    """What is finished is reported, another config is refused, and fresh moves the earlier run aside."""
+    folder = tmp_path / "run"
+    first, _ = train_in_forks(compose(*TINY), folder, 2)
+    assert first.startswith("validation top-1 ")
+    assert first.count("validation top-1 ") == 1
+    again, _ = train_in_forks(compose(*TINY), folder, 2)
+    assert again == "This run is finished; fresh=true repeats it.\n" + first
+    _, err = train_in_forks(compose(*TINY, "optim.clip_norm=1"), folder, 2, statuses=(2,))
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "it differs in optim.clip_norm." in line
+    before = (folder / "curve.csv").read_bytes()
+    train_in_forks(compose(*TINY, "fresh=true"), folder, 2)
+    assert (tmp_path / "run.old/curve.csv").read_bytes() == before
+    assert_same_run(folder, tmp_path / "run.old")
 
 
 def wait_for_another():

@@ -5,8 +5,7 @@ import torch
 
 from batch_renorm.running.arithmetic import Arithmetic, choose_arithmetic, entries
 from tests.conftest import TINY
-from tests.running.checkpoint_files import assert_close, final_state
-from tests.running.forked import trained
+from tests.running.runs import assert_close, final_state, trained
 
 CPU = torch.device("cpu")
 

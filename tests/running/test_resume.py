@@ -11,7 +11,7 @@ from batch_renorm.records.config import differences
 from batch_renorm.records.folder import Folder
 from batch_renorm.running.checkpoints import checkpoints
 from batch_renorm.running.folder import check_data, move_aside, prepare_folder
-from tests.running.checkpoint_files import assert_same_run, curve, final_state
+from tests.running.runs import assert_same_run, final_state
 
 
 @pytest.mark.slow
@@ -28,18 +28,6 @@ def test_other_loader_processes_resume_the_same_run(train_command, tmp_path):
     assert f"{newest} is damaged: falling back to" in " ".join(again.stderr.split())
     assert "resuming at step 8" in again.stderr
     assert_same_run(tmp_path / "other", tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_finished_run_reports_and_fresh_moves_it_aside(train_command, tmp_path):
-    first = train_command()
-    assert first.stdout.startswith("validation top-1 ")
-    before = (tmp_path / "run/curve.csv").read_bytes()
-    assert train_command().stdout == "This run is finished; fresh=true repeats it.\n" + first.stdout
-    assert (tmp_path / "run/curve.csv").read_bytes() == before
-    train_command("fresh=true")
-    assert (tmp_path / "run.old/curve.csv").read_bytes() == before
-    assert curve(tmp_path / "run") == curve(tmp_path / "run.old")
 
 
 def test_images_may_move_but_not_change(tmp_path):

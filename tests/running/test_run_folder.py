@@ -23,11 +23,6 @@ from tests.test_durable import in_use_by_another
 CONFIG = {"seed": 0, "size": {"steps": 2}, "norm": {"eps": 1}, "minibatch": {"size": 8}, "folder": "x"}
 
 
-@pytest.fixture(autouse=True)
-def short_grace(monkeypatch):
-    monkeypatch.setattr(durable, "GRACE", 0.1)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A run that has begun."""

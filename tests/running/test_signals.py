@@ -8,8 +8,7 @@ import pytest
 
 from batch_renorm.running.checkpoints import checkpoints, step_of
 from tests.conftest import TINY, Forked, script
-from tests.running.checkpoint_files import assert_same_run
-from tests.running.forked import fit_in_forks, wait_for_rows
+from tests.running.runs import assert_same_run, train_in_forks, wait_for_rows
 
 LONG = [*TINY, "size.steps=400", "size.evaluate_every=150"]
 SHORT = [*TINY, "size.steps=16", "size.evaluate_every=12", "trainer.devices=2"]
@@ -45,12 +44,12 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_stop_at_one_step_though_one_has_heard_and_go_on_bit_for_bit(compose, tmp_path):
     """Plain python, which starts a process for each rank, with its own imports."""
-    fit_in_forks(compose(*SHORT), tmp_path / "whole", 2)
+    train_in_forks(compose(*SHORT), tmp_path / "whole", 2)
     process = Forked(script, "train.py", *SHORT, f"folder={tmp_path}/cut")
     wait_for_rows(tmp_path / "cut", 2, process)
     process.signal(signal.SIGINT)  # as a terminal sends it; the ranks get it once, from the first process
     assert process.ended() == 130, process.text("err")
     reached = step_of(checkpoints(tmp_path / "cut")[0])
     assert reached not in (12, 16)
-    fit_in_forks(compose(*SHORT), tmp_path / "cut", 2, checkpoints(tmp_path / "cut")[0])
+    train_in_forks(compose(*SHORT), tmp_path / "cut", 2)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")

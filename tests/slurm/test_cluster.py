@@ -15,8 +15,7 @@ import pytest
 from batch_renorm.durable import LOCK
 from batch_renorm.running.checkpoints import checkpoints
 from tests.conftest import ROOT, TINY
-from tests.running.checkpoint_files import assert_same_run, curve
-from tests.running.forked import fit_in_forks
+from tests.running.runs import assert_same_run, curve, train_in_forks
 from tests.slurm.cluster import cluster, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -66,7 +65,7 @@ def test_two_nodes_train_one_run_through_a_requeue_and_a_kill(slurm, repository,
 
     interrupted(lambda: slurm.call("scontrol", "requeue", job))
     interrupted(lambda: os.kill(writer(folder), signal.SIGKILL))
-    fit_in_forks(compose(*LONG), tmp_path / "whole", 2)
+    train_in_forks(compose(*LONG), tmp_path / "whole", 2)
     slurm.wait(lambda: slurm.job(job)["JobState"] == "COMPLETED", "end of the run")
 
     assert slurm.job(job)["Restarts"] == "2"

@@ -3,7 +3,7 @@
 from batch_renorm.records.curve import read_rows
 from batch_renorm.training.evaluation import watched
 from tests.conftest import TINY
-from tests.running.forked import trained
+from tests.running.runs import trained
 
 
 def test_only_some_evaluations_measure_on_minibatches(compose, tmp_path):

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from batch_renorm.norm import BatchRenorm2d
 from batch_renorm.running.build import build
 from tests.conftest import TINY
-from tests.running.checkpoint_files import assert_close, curve, final_state, mu_and_sigma
-from tests.running.forked import fit_in_forks, trained
+from tests.running.runs import assert_close, curve, final_state, mu_and_sigma, train_in_forks, trained
 
 STEPS = 4
 OVERRIDES = [
@@ -123,7 +122,7 @@ def test_one_two_and_three_ranks_agree(compose, tmp_path, experiment):
     for ranks, limit in ((1, "null"), (2, "null"), (3, 1)):
         folder = tmp_path / str(ranks)
         config = compose(*OVERRIDES, f"experiment={experiment}", f"trainer.workers_per_pass={limit}")
-        fit_in_forks(config, folder, ranks)
+        train_in_forks(config, folder, ranks)
         assert_close(final_state(folder), final_state(tmp_path / "1"), 3e-6)
         one, other = curve(tmp_path / "1"), curve(folder)
         assert [row[:2] for row in one] == [row[:2] for row in other]

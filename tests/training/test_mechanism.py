@@ -11,7 +11,7 @@ from batch_renorm.data.glyphs import Glyphs
 from batch_renorm.norm import BatchRenorm2d
 from scripts.mechanism import Shown, company, measure, specific_channels
 from tests.conftest import ROOT, TINY
-from tests.running.forked import trained
+from tests.running.runs import trained
 
 GROUP = 16
 

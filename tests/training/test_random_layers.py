@@ -11,8 +11,7 @@ from batch_renorm.data.loaders import Draw
 from batch_renorm.errors import UserError
 from batch_renorm.training.random_layers import Masks, RandomLayers, image_keys
 from tests.conftest import TINY
-from tests.running.checkpoint_files import assert_close, final_state
-from tests.running.forked import fit_in_forks, trained
+from tests.running.runs import assert_close, final_state, train_in_forks, trained
 
 NETWORK = [
     "model=timm", "model.name=resnet10t", "+model.drop_rate=0.3", "+model.drop_path_rate=0.3", "data.size=32",
@@ -60,7 +59,7 @@ def test_resumed_and_uninterrupted_are_bit_equal_and_ranks_and_passes_agree(comp
     whole = trained(compose(*options), tmp_path / "whole").path
     trained(compose(*options), tmp_path / "resumed", whole / "checkpoints/step00000001.ckpt")
     assert_close(final_state(tmp_path / "resumed"), final_state(whole), 0)
-    fit_in_forks(compose(*options, "trainer.workers_per_pass=1"), tmp_path / "ranks", 2)
+    train_in_forks(compose(*options, "trainer.workers_per_pass=1"), tmp_path / "ranks", 2)
     assert_close(final_state(tmp_path / "ranks"), final_state(whole), 3e-6)
 
 
