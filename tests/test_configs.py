@@ -261,10 +261,9 @@ def test_any_value_of_any_option_is_allowed_or_refused_in_a_line_that_names_it(g
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             root = ["data.root=/data"] if choice == "imagenet" else []
             config = hydra.compose("train", [f"{group}={choice}", *root])
-        names = [name for name, _ in flat_options(OmegaConf.to_container(config))]
-        of_group = {name: name.partition(".")[0] for name in names}
-        of_group |= {name: "scale" for name, section in of_group.items() if section not in CHOICES}
-        for name in [name for name in names if of_group[name] == group]:
+        for name, _ in flat_options(OmegaConf.to_container(config)):
+            if group != (name.partition(".")[0] if name.partition(".")[0] in CHOICES else "scale"):
+                continue
             parent, _, key = name.rpartition(".")
             section = OmegaConf.select(config, parent) if parent else config
             before = OmegaConf.to_container(section)[key]

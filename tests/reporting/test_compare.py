@@ -1,4 +1,4 @@
-"""Means, intervals, verdicts and gaps against numbers worked out by hand."""
+"""Means, intervals, verdicts and gaps against numbers worked out by hand; the published data agree with themselves."""
 
 import math
 
@@ -142,8 +142,49 @@ def test_reach_uses_shares_of_each_own_baseline(compared):
 def test_mean_curve_interpolates_between_different_evaluation_steps(write, tmp_path):
     write(tmp_path, "iid_renorm", 0, {VAL: [(100, 10), (200, 20), (300, 30)]})
     write(tmp_path, "iid_renorm", 1, {VAL: [(150, 25), (250, 35)]})
-    steps, mean, low, high = compare.mean_curve(find_runs([tmp_path])[0], VAL)
-    assert steps.tolist() == [150, 200, 250]
-    assert mean.tolist() == [20, 25, 30]
-    assert low.tolist() == [15, 20, 25]
-    assert high.tolist() == [25, 30, 35]
+    steps, *mean_low_high = compare.mean_curve(find_runs([tmp_path])[0], VAL)
+    np.testing.assert_array_equal(steps, [150, 200, 250])
+    np.testing.assert_array_equal(mean_low_high, [[20, 25, 30], [15, 20, 25], [25, 30, 35]])
+
+
+def test_curves_reach_the_printed_numbers(published):
+    for series, (steps, values) in published.curves.items():
+        printed = [number.top1 for number in published.numbers[series]]
+        if series == ("micro4_batchnorm", paper.VAL):  # the figure ends before the step of the printed number
+            assert steps[-1] < published.number(series).at_step
+            assert printed[0] - 0.6 < values.max() < printed[0]
+        else:
+            assert min(abs(values.max() - p) for p in printed) <= 0.15, series
+        assert (steps[1:] > steps[:-1]).all()
+        assert values.min() >= 30
+        assert values.max() <= 80
+
+
+def test_the_paper_agrees_with_its_own_claims(published):
+    for claim in paper.CLAIMS:
+        assert claim.agrees(published.difference(claim.left, claim.right)), claim.text
+        assert claim.agrees(published.final_difference(claim.left, claim.right)), claim.text
+    assert published.final_difference(paper.BASELINE, ("noniid_batchnorm", paper.VAL)) == pytest.approx(23, abs=0.2)
+    steps, values = published.curves["noniid_batchnorm", paper.VAL]
+    assert steps[values.argmax()] < 60_000
+    renorm = published.number(("noniid_renorm", paper.VAL))
+    assert (renorm.top1, renorm.at_step) == (78.5, 120_000)
+
+
+def test_seven_experiments_nine_curves_all_with_a_number(published):
+    assert len(paper.EXPERIMENTS) == 7
+    assert set(paper.SERIES) == set(published.curves) == set(published.numbers)
+    assert len(paper.SERIES) == 9
+    drawn = {series for figure in paper.FIGURES.values() for series in figure.lines}
+    assert drawn == set(paper.SERIES)
+    assert len(paper.FIGURES["fig3"].lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("relation", "margin", "agreeing", "contrary"),
+    [(">", 5, [5.1], [5, 4.9, -6]), (">=", 1, [-1, 0, 3], [-1.1]), ("=", 2, [-2, 2], [-2.1, 2.1])],
+)
+def test_claims_with_margins(relation, margin, agreeing, contrary):
+    claim = paper.Claim("", paper.BASELINE, relation, paper.BASELINE, margin)
+    assert all(map(claim.agrees, agreeing))
+    assert not any(map(claim.agrees, contrary))

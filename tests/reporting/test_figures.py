@@ -1,12 +1,15 @@
 """What is drawn is what was read: the drawing's own lines and texts are checked, not its pixels."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from batch_renorm.reporting import paper
+from batch_renorm.reporting import compare, paper
 from batch_renorm.reporting.runs import find_runs
-from batch_renorm.showing import diagnoses, drawings, figures, looks, summary
+from batch_renorm.showing import diagnoses, drawings, figures, looks, page, summary
 
 FIG3 = paper.FIGURES["fig3"]
 
@@ -94,12 +97,7 @@ def test_no_two_lines_of_a_figure_look_alike():
 
 
 def test_activations_over_depth_and_steps(write, tmp_path):
-    levels = {
-        "/stem.1": 30,
-        "/blocks.10.1": 60,
-        "/blocks.2.1": 90,
-        "": 60,
-    }  # in the network's order, not the alphabet's
+    levels = {"/stem.1": 30, "/blocks.10.1": 60, "/blocks.2.1": 90, "": 60}  # in the network's order
     curves = {f"activation_distance{layer}": [(s, v / s) for s in (100, 200, 300)] for layer, v in levels.items()}
     write(tmp_path, "noniid_batchnorm", 0, curves, steps=300)
     drawing = diagnoses.draw_activations(find_runs([tmp_path])[0])
@@ -113,3 +111,21 @@ def test_files_are_redrawn_alike(fill, published, tmp_path):
     first, second = (drawings.draw_all(runs, published, "glyphs", tmp_path / name, {}) for name in "ab")
     assert [path.name for path in first] == ["summary.png", "summary.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_page_has_every_curve_and_asks_nothing_of_a_network(write, published, tmp_path):
+    for seed, last in enumerate((60.0, 61.0)):
+        curves = {"val_top1": [(100, 50.0), (300, last)], "loss": [(100, 2.0)]}
+        write(tmp_path, "noniid_renorm", seed, curves, steps=300)
+    write(tmp_path, "noniid_batchnorm", 0, {"val_top1": [(100, 48.0)]}, steps=300, step=100, state="running")
+    runs = find_runs([tmp_path])[0]
+    text = page.page(compare.compare(runs, published, "glyphs", {}), runs, published)
+    begin = text.index("[", text.rindex("Plotly.newPlot("))
+    lines = json.JSONDecoder().raw_decode(text[begin:])[0]
+    ours = {line["name"]: line["y"] for line in lines if line.get("showlegend", True)}
+    assert ours["Batch Renorm, mean of 2 seeds"] == [50, 60.5]
+    assert ours["Batchnorm, seed 0, running at step 100 of 300"] == [48]
+    assert ours["Batch Renorm, non-i.i.d., mean of 2 seeds"] == [2]  # the loss
+    papers = [line["y"] for line in lines if line["name"] == "Batch Renorm" and not line.get("showlegend", True)]
+    assert round(max(papers[-1]), 1) == 78.6
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", text)
