@@ -78,6 +78,7 @@ def run_script(monkeypatch, capsys):
     """Run a script in this process, without the seconds that imports take: exit status, standard output and error."""
 
     def run(name, *arguments):
+        monkeypatch.syspath_prepend(str((ROOT / name).parent))
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         code = 0
         try:
@@ -144,18 +145,13 @@ def script(name, *arguments):
     runpy.run_path(str(ROOT / name), run_name="__main__")
 
 
-def run_forked(arguments):
-    """subprocess.run of a script, without the seconds that its imports take."""
-    process = Forked(script, *arguments)
-    return subprocess.CompletedProcess(arguments, process.ended(), process.text("out"), process.text("err"))
-
-
 @pytest.fixture
 def train_command(tmp_path):
     """Run train.py as a user does; returns the finished process."""
 
     def run(*overrides, folder="run", check=True):
-        done = run_forked(["train.py", *TINY, f"folder={tmp_path / folder}", *overrides])
+        process = Forked(script, "train.py", *TINY, f"folder={tmp_path / folder}", *overrides)
+        done = subprocess.CompletedProcess(overrides, process.ended(), process.text("out"), process.text("err"))
         assert not check or done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
         return done
 
