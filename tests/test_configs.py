@@ -103,6 +103,16 @@ def test_two_tiny_steps_and_lightnings_profile_of_them(compose, tmp_path, experi
     assert ("r_clipped" in metrics) == ("renorm" in experiment)
 
 
+def test_only_some_evaluations_measure_on_minibatches(compose, tmp_path):
+    """The last one is always whole."""
+    folder = trained(compose(*TINY, "size.steps=10", "evaluation.minibatches_every=2"), tmp_path)
+    rows = read_rows(folder.curve)
+    steps_of = {metric: [step for step, name, _ in rows if name == metric] for _, metric, _ in rows}
+    assert steps_of["val_top1"] == [2, 4, 6, 8, 10]
+    for kind in ("batch_statistics", "no_counterpart", "as_trained"):
+        assert steps_of[f"val_top1_{kind}"] == [4, 8, 10]
+
+
 @pytest.mark.slow
 def test_a_step_of_the_papers_network(compose, tmp_path):
     """Inception-v3 at 299 pixels with its auxiliary head, in the trainer's own step, on few images."""

@@ -44,18 +44,20 @@ def report_script():
 
 @pytest.fixture
 def report(report_script, monkeypatch, tmp_path, capsys):
-    """report(*arguments): scripts/report.py's status, output and errors, in an empty working directory."""
+    """report(*arguments): the output and errors of scripts/report.py, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
 
-    def report(*arguments):
+    def report(*arguments, status=0):
         code = 0
         try:
             with report_script.explained():
                 code = report_script.main(list(arguments))
         except SystemExit as stopped:
             code = stopped.code
-        return code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        assert code == status, err
+        return out, err
 
     return report
 

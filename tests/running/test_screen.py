@@ -10,6 +10,7 @@ import pytest
 from batch_renorm import screen
 from batch_renorm.running.progress import Progress
 from batch_renorm.screen import wrapped
+from batch_renorm.training.evaluation import watched
 
 
 def test_time_left_is_at_the_mean_speed_with_evaluations():
@@ -28,6 +29,13 @@ def test_what_is_waited_for_is_said(monkeypatch, capfd):
     with screen.waiting("Godot"):
         time.sleep(0.5)
     assert capfd.readouterr().err == "waiting for Godot\n"
+
+
+def test_a_long_evaluation_says_how_far_it_is(capfd):
+    assert list(watched(range(3), quiet=60)) == [0, 1, 2]
+    assert capfd.readouterr().err == ""
+    assert list(watched(range(3))) == [0, 1, 2]
+    assert "evaluating:   0%" in capfd.readouterr().err
 
 
 def test_a_line_that_nobody_reads_is_no_error():
