@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for other processes; now, because a module's fixture may start the first of them
 
@@ -85,6 +87,9 @@ def run_script(monkeypatch, capsys):
             runpy.run_path(str(ROOT / name), run_name="__main__")
         except SystemExit as stopped:
             code = stopped.code or 0
+        finally:
+            GlobalHydra.instance().clear()
+            HydraConfig.instance().cfg = None  # or this process stays in a sweep
         return code, *capsys.readouterr()
 
     return run

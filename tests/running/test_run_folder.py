@@ -2,14 +2,11 @@
 
 import random
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 
 from batch_renorm import durable
 from batch_renorm.records.curve import rewind
@@ -182,22 +179,19 @@ def test_homes_are_found_and_nothing_is_empty(monkeypatch):
             with_places(settings | wrong)
 
 
-def places_of(monkeypatch, tmp_path, *arguments):
+@pytest.fixture
+def places_of(run_script, monkeypatch, tmp_path):
     """Where the jobs of a command would train, without training."""
-    import train
-
     places = []
     monkeypatch.chdir(tmp_path)  # in the repository a finished run may be there, which is told and not trained
     monkeypatch.setattr("batch_renorm.running.run.train", lambda config: places.append(config["folder"]))
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"hydra.sweep.dir={tmp_path}"])
-    sys.argv[1:] = cli.as_hydra_reads(sys.argv[1:])
-    GlobalHydra.instance().clear()
-    try:
-        train.main()
-    finally:
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None  # or this process stays in a sweep
-    return places
+
+    def of(*arguments):
+        code, _, err = run_script("train.py", *arguments, f"hydra.sweep.dir={tmp_path}")
+        assert code == 0, err
+        return places
+
+    return of
 
 
 @pytest.mark.parametrize(
@@ -218,12 +212,11 @@ def places_of(monkeypatch, tmp_path, *arguments):
         (["-m", "ramp=paper,none", "folder='x/${swept:}'"], ["x/,ramp=paper", "x/,ramp=none"]),
     ],
 )  # fmt: skip
-def test_every_job_of_a_sweep_has_a_place_of_its_own(monkeypatch, tmp_path, arguments, expected):
-    places = places_of(monkeypatch, tmp_path, *arguments)
-    assert places == [place if place.startswith("x/") else f"runs/glyphs/{place}" for place in expected]
+def test_every_job_of_a_sweep_has_a_place_of_its_own(places_of, arguments, expected):
+    assert places_of(*arguments) == [place if place.startswith("x/") else f"runs/glyphs/{place}" for place in expected]
 
 
-def test_long_sweeps_have_names_that_a_file_system_takes(monkeypatch, tmp_path):
+def test_long_sweeps_have_names_that_a_file_system_takes(places_of):
     value = [number / 7 for number in range(40)]
-    places = set(places_of(monkeypatch, tmp_path, "-m", f"data.contrast={value},[0,1]".replace(" ", "")))
+    places = set(places_of("-m", f"data.contrast={value},[0,1]".replace(" ", "")))
     assert [max(map(len, Path(place).parts)) < 200 for place in places] == [True, True]

@@ -41,21 +41,18 @@ class Waits(TorchDispatchMode):
             return 1
         if name in ("nonzero", "equal", "is_nonzero", "masked_select") and any(t.device == CUDA for t in inputs):
             self.places.append(f"{name} at {place()}")
-        page_locked = kwargs.pop("pin_memory", None)
+        pin = kwargs.pop("pin_memory", None)
         result = func(*args, **kwargs)
-        if page_locked:
+        if pin:
             PINNED.update(t.untyped_storage()._cdata for t in tree_leaves(result))
         if name in ("_to_copy", "copy_"):
             source, target = (inputs[0], result) if name == "_to_copy" else (inputs[1], inputs[0])
             host = source if target.device == CUDA else target
             non_blocking = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
-            if source.device.type != target.device.type and not (non_blocking and is_pinned(host)):
+            page_locked = host.untyped_storage()._cdata in PINNED
+            if source.device.type != target.device.type and not (non_blocking and page_locked):
                 self.places.append(f"a copy from {source.device.type} to {target.device.type} blocks at {place()}")
         return result
-
-
-def is_pinned(tensor: Tensor) -> bool:
-    return tensor.untyped_storage()._cdata in PINNED
 
 
 def pinned(tensor: Tensor) -> Tensor:
