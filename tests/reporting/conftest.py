@@ -1,6 +1,5 @@
 """Run folders as a training run leaves them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import yaml
 
 from batch_renorm.records.naming import as_name
 from batch_renorm.reporting import paper
-from tests.conftest import ROOT
+from scripts.report import explained, main
 
 
 def write_run(root, experiment, seed, curves, *, scale="glyphs", steps=3000, step=None, state="finished", config=None):
@@ -33,26 +32,20 @@ def published():
     return paper.load_published()
 
 
-@pytest.fixture(scope="session")
-def report_script():
-    """scripts/report.py as a module, so that all tests share the configs that it composes."""
-    spec = importlib.util.spec_from_file_location("report_script", ROOT / "scripts/report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def report(report_script, monkeypatch, tmp_path, capsys):
-    """report(*arguments): the output and errors of scripts/report.py, in an empty working directory."""
+def report(monkeypatch, tmp_path, capsys):
+    """report(*arguments): the output and errors of scripts/report.py, in an empty working directory.
+
+    It is imported, so that all tests share the configs that it composes.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
 
     def report(*arguments, status=0):
         code = 0
         try:
-            with report_script.explained():
-                code = report_script.main(list(arguments))
+            with explained():
+                code = main(list(arguments))
         except SystemExit as stopped:
             code = stopped.code
         out, err = capsys.readouterr()

@@ -8,6 +8,7 @@ import pytest
 from batch_renorm.errors import UserError
 from batch_renorm.reporting.compare import missing_commands
 from batch_renorm.reporting.runs import find_runs, read_run
+from scripts.report import expected
 from tests.conftest import ROOT
 
 VAL = "val_top1"
@@ -91,10 +92,10 @@ def test_what_differs_is_a_row_of_its_own(report, trained, tmp_path, undrawn):
     assert "| +10.0 | +23.2 | +10.0 | +11.5 |" in claim  # of the two runs that are the paper's
 
 
-def test_the_machine_is_no_difference(report_script, trained, tmp_path):
+def test_the_machine_is_no_difference(trained, tmp_path):
     options = ["trainer=cpu", "trainer.threads=3", "trainer.precision=32", "logger=csv", "trainer.loader_processes=2"]
     trained("experiment=noniid_renorm", "size.evaluate_every=100", *options)
-    [run] = find_runs([tmp_path / "runs"], report_script.expected)[0]
+    [run] = find_runs([tmp_path / "runs"], expected)[0]
     assert not run.differs
 
 
@@ -115,9 +116,9 @@ def test_without_a_config_of_that_experiment_most_runs_decide(write, tmp_path):
     assert [run.experiment for run in found] == ["my_idea", "my_idea", "my_idea, norm.alpha=0.1"]
 
 
-def test_the_recorded_runs_are_the_papers_experiments(report_script):
+def test_the_recorded_runs_are_the_papers_experiments():
     """An older commit's configs lack today's options; that is no difference."""
-    found, problems = find_runs([ROOT / "results/runs"], report_script.expected)
+    found, problems = find_runs([ROOT / "results/runs"], expected)
     assert len(found) >= 25
     variants = [run for run in found if "," in run.folder.parent.name]  # of a sweep: their folders say what differs
     options = {tuple(run.differs.items()) for run in variants}

@@ -7,6 +7,7 @@ import pytest
 from batch_renorm.reporting.runs import find_runs
 from batch_renorm.reporting.study import axis, study
 from batch_renorm.showing.study import draw_grid, draw_lines
+from scripts.report import expected
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_sweep_becomes_lines_of_means_and_what_differs_stands_apart(report, sw
     assert "micro4" not in page
 
 
-def test_pairs_of_values_are_a_row_and_combinations_a_grid(report_script, sweep, tmp_path):
+def test_pairs_of_values_are_a_row_and_combinations_a_grid(sweep, tmp_path):
     for rmax, dmax in ((1.1, 0.1), (3.0, 5.0), ("inf", "inf")):
         state = {"state": "stopped", "step": 210} if rmax == "inf" else {}
         sweep("noniid_renorm", 0, 50.0, f"ramp.rmax={rmax}", f"ramp.dmax={dmax}", **state)
@@ -63,13 +64,13 @@ def test_pairs_of_values_are_a_row_and_combinations_a_grid(report_script, sweep,
         sweep("micro4_renorm", 0, 40.0, value)
     sweep("micro4_renorm", 0, 41.0, "size.alpha=0.1", "ramp.rmax=1.1")
     sweep("micro4_renorm", 0, 42.0)
-    runs = find_runs([tmp_path / "runs"], report_script.expected)[0]
-    drawing = draw_lines(study(runs, ["ramp.rmax", "ramp.dmax"], report_script.expected), ["a", "b"], "")
+    runs = find_runs([tmp_path / "runs"], expected)[0]
+    drawing = draw_lines(study(runs, ["ramp.rmax", "ramp.dmax"], expected), ["a", "b"], "")
     labels = [label.get_text().replace("\n", ", ") for label in drawing.axes[0].get_xticklabels()]
     assert labels == ["1.1, 0.1", "1.1, 5", "3, 5", "inf, inf"]
     assert drawing.axes[0].get_ylim() == drawing.axes[1].get_ylim()
     assert "\N{MULTIPLICATION SIGN} 210" in texts(drawing)
-    [line] = lines = study(runs, ["size.alpha", "ramp.rmax"], report_script.expected, ["micro4_renorm"])
+    [line] = lines = study(runs, ["size.alpha", "ramp.rmax"], expected, ["micro4_renorm"])
     assert line.default == ("0.02", "3")
     [axes] = draw_grid(lines, ["size.alpha", "ramp.rmax"], "").axes
     assert sorted(text.get_text() for text in axes.texts) == ["40.0", "40.0", "41.0", "42.0"]
