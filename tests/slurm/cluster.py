@@ -130,16 +130,11 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         result.wait(lambda: len(idle().stdout.split()) == 2, "idle nodes", 60)
         yield result
     finally:
-        if len(started) > 1:
-            end_jobs(result)
+        if len(started) > 1:  # leave no process of a test that failed: a step outlives the daemons that started it
+            with suppress(AssertionError):
+                result.call("scancel", "--quiet", "--user=root")
+                result.call("scancel", "--quiet", "--user=root", "--full", "--signal=KILL")
+                result.wait_for_all(10)
         for process in reversed(started):
             process.kill()
             process.wait()
-
-
-def end_jobs(running: Cluster) -> None:
-    """Leave no process of a test that failed: a step outlives the daemons that started it."""
-    with suppress(AssertionError):
-        running.call("scancel", "--quiet", "--user=root")
-        running.call("scancel", "--quiet", "--user=root", "--full", "--signal=KILL")
-        running.wait_for_all(10)

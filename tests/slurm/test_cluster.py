@@ -42,11 +42,6 @@ def newest(folder: Path) -> str:
     return next((path.name for path in checkpoints(folder)), "")
 
 
-def writer(folder: Path) -> int:
-    """The process of rank 0, which holds the run folder."""
-    return json.loads((folder / LOCK).read_text())["process"]
-
-
 @pytest.mark.slow
 def test_two_nodes_train_one_run_through_a_requeue_and_a_kill(slurm, repository, compose, tmp_path):
     """It ends bit for bit as two ranks do that nothing interrupts."""
@@ -64,7 +59,7 @@ def test_two_nodes_train_one_run_through_a_requeue_and_a_kill(slurm, repository,
         slurm.start_again(job)
 
     interrupted(lambda: slurm.call("scontrol", "requeue", job))
-    interrupted(lambda: os.kill(writer(folder), signal.SIGKILL))
+    interrupted(lambda: os.kill(json.loads((folder / LOCK).read_text())["process"], signal.SIGKILL))  # rank 0
     train_in_forks(compose(*LONG), tmp_path / "whole", 2)
     slurm.wait(lambda: slurm.job(job)["JobState"] == "COMPLETED", "end of the run")
 
