@@ -171,7 +171,6 @@ def test_a_short_run_is_a_few_steps_in_its_own_place(compose):
 @pytest.fixture
 def complaint(run_script, monkeypatch, tmp_path):
     """What train.py prints on stderr for a wrong command, run in this process."""
-
     monkeypatch.chdir(tmp_path)
 
     def of(*arguments):

@@ -63,10 +63,7 @@ def test_processes_that_a_writer_starts_do_not_hold_its_folder(tmp_path):
 
 
 def test_a_file_system_without_locks_is_told_of_and_used(tmp_path, monkeypatch, capfd):
-    def refuse(*_):
-        raise OSError(95, os.strerror(95))
-
-    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(95, os.strerror(95))))
     with durable.only_writer(tmp_path, "the run", "wait"):
         pass
     assert f"{tmp_path} is on a file system without locks" in capfd.readouterr().err

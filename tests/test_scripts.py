@@ -56,6 +56,7 @@ def test_exported_weights_give_the_runs_logits_in_plain_batchnorm(run_script, co
         plain = timm.create_model(network, num_classes=40, in_chans=1, checkpoint_path=str(file))
     run = load_run(folder)
     checkpoint = torch.load(newest_readable(folder)[0], weights_only=True)
+    assert checkpoint["config"] == run.config
     run.training.load_state_dict(checkpoint["state_dict"])
     images = torch.randn(4, 1, 16, 16)
     expected = run.training.inference_model(2).eval()(images)

@@ -1,7 +1,5 @@
 """Means, intervals, verdicts and gaps against numbers worked out by hand; the published data agree with themselves."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -47,11 +45,9 @@ def test_final_best_and_to_baseline(compared):
     assert ours.seeds == (0, 1)
     assert ours.final.values == (50.0, 52.0)
     assert ours.best.values == (56.0, 55.0)
-    assert ours.final.std == pytest.approx(math.sqrt(2))
     assert ours.to_baseline.values == (-4.0, -7.0)  # best with best, seed with seed
     assert ours.published == 67.0
     assert ours.published_to_baseline == pytest.approx(-11.3)
-    assert ours.gap is None  # another data set
     assert ours.minutes == pytest.approx(4.0)
     assert row(c, "iid_batchnorm").to_baseline is None
     assert verdict(c, "batchnorm: non-i.i.d. below").final.values == (9.0, 10.0)

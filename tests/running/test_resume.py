@@ -58,7 +58,6 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(train_comma
     assert done.returncode == 2
     assert "The layer with the largest moving statistics is '" in done.stderr
     assert "Warning" not in done.stderr
-    kept = checkpoints(tmp_path / "run")
-    assert [path.name for path in kept] == ["step00000004.ckpt"]
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step00000004.ckpt"]
     assert all(torch.isfinite(value).all() for value in final_state(tmp_path / "run").values())
     assert '"state": "stopped"' in (tmp_path / "run/run.json").read_text()

@@ -15,11 +15,6 @@ from tests.wandb_file import history, offline_files, records
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture
-def run(made):
-    return made("logger=offline")
-
-
 @pytest.fixture(autouse=True)
 def own_service(tmp_path, monkeypatch):
     """W&B's service ends with the test, as it does with a process; one inherited from another process is not used."""
@@ -52,7 +47,8 @@ def opened(file):
     return [record.run for record in records(file) if record.HasField("run")][-1]
 
 
-def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhere(run, tmp_path, monkeypatch):
+def test_after_a_resume_the_newest_file_has_every_step_once_and_the_key_is_nowhere(made, tmp_path, monkeypatch):
+    run = made("logger=offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     follow(run, tmp_path, 0, 5, "failed")
     wandb.teardown()
@@ -105,19 +101,19 @@ def test_wandbs_own_variable_keeps_a_run_from_the_network_or_off(made, tmp_path,
 
 
 @pytest.mark.parametrize("trouble", ["not installed", "no"])
-def test_without_wandb_training_goes_on(run, tmp_path, monkeypatch, capfd, trouble):
+def test_without_wandb_training_goes_on(made, tmp_path, monkeypatch, capfd, trouble):
     monkeypatch.setattr("wandb.init", Mock(side_effect=RuntimeError("no\nway")))
     if trouble == "not installed":
         monkeypatch.setitem(sys.modules, "wandb", None)
-    follow(run, tmp_path, 0, 3)
+    follow(made("logger=offline"), tmp_path, 0, 3)
     assert capfd.readouterr().err == f"going on without W&B ({trouble}); curve.csv has everything\n"
     assert (tmp_path / "curve.csv").read_text().count("loss") == 3
 
 
-def test_with_wandb_hanging_training_ends(run, tmp_path, monkeypatch, capfd):
+def test_with_wandb_hanging_training_ends(made, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("wandb.init", lambda **_: time.sleep(1))
     monkeypatch.setitem(loggers.PATIENCE, "offline", 0.1)
-    live = logger_of(run, tmp_path, 0)
+    live = logger_of(made("logger=offline"), tmp_path, 0)
     live.log_metrics({"loss": 1.0}, 1)
     live.finalize("success")
     assert "going on without W&B (not done after 0 s" in capfd.readouterr().err

@@ -88,7 +88,6 @@ def convolution_format(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Fake tensors on "cuda", even without a GPU; torch.cuda reports one GPU, on which nothing has to be waited for."""
-
     events = mock.Mock(**{"return_value.query.return_value": True, "return_value.elapsed_time.return_value": 1.0})
     properties = SimpleNamespace(
         name="fake", major=9, minor=0, total_memory=80 << 30, L2_cache_size=50 << 20, multi_processor_count=132

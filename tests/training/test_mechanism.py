@@ -120,9 +120,8 @@ def test_the_script_measures_a_run_and_the_report_draws_it(compose, run_script, 
     recorded = "glyphs/noniid_batchnorm/seed0"  # the tiny run differs from the experiment, and is not drawn as it
     shutil.copytree(ROOT / "results/runs" / recorded, tmp_path / "runs" / recorded)
     shutil.copy(place / "mechanism.csv", tmp_path / "runs" / recorded)
-    code, out, err = run_script(
-        "scripts/report.py", "--runs", tmp_path / "runs", "--out", tmp_path / "report", "--no-page"
-    )
+    options = ["--runs", tmp_path / "runs", "--out", tmp_path / "report", "--no-page"]
+    code, out, err = run_script("scripts/report.py", *options)
     assert code == 0, err
     assert (tmp_path / "report/figures/glyphs/mechanism.png").stat().st_size > 10_000
     assert "figures/glyphs/mechanism.png" in (tmp_path / "report/glyphs.md").read_text()
