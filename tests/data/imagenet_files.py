@@ -111,7 +111,7 @@ def devkit(folder="ILSVRC2012_devkit_t12/data/", meta_name="meta.mat"):
     savemat(meta, {"synsets": synsets}, do_compression=True)
     truth = "".join(f"{ILSVRC_IDS[WNIDS[label]]}\n" for label in VAL_LABELS)
     files = {"ILSVRC2012_validation_ground_truth.txt": truth.encode(), meta_name: meta.getvalue()}
-    return gzip.compress(tar({folder + name: data for name, data in files.items()}))
+    return gzip.compress(tar({folder + name: data for name, data in files.items()}), mtime=0)
 
 
 def hugging_face():

@@ -149,7 +149,7 @@ TWO_CLASSES_FOR_ONE = f"{TABLE}\r\n{ROWS[0].split(',')[0]},n99999999 1".encode()
 @pytest.mark.parametrize(
     ("name", "data", "answer"),
     [
-        (TRAIN, gzip.compress(EMPTY), "is not a whole tar file, uncompressed"),
+        (TRAIN, gzip.compress(EMPTY, mtime=0), "is not a whole tar file, uncompressed"),
         (TRAIN, LFS, "is a pointer of Git LFS"),
         (TRAIN, HTML, "is an HTML page"),
         (TRAIN, tar({"a.JPEG": b"x"}), "has no folders: training images must be in train/<class>/*.JPEG, or in a tar"),
@@ -333,7 +333,7 @@ def test_classes_that_val_lacks_are_refused_unless_they_are_meant(copied):
         (lambda t: t.set_column(1, "label", pa.array([-1] * len(t))), "has images without a label (null or -1)"),
         (lambda t: t.set_column(0, "image", pa.array(["a.JPEG"] * len(t))), "has images as string: save it again"),
         (lambda t: t.set_column(1, "label", pa.array([9] * len(t))), "has the label 9, but the table has 4 classes"),
-        (lambda t: t.replace_schema_metadata(), "is not of a table with the names of its classes"),
+        (lambda t: t.replace_schema_metadata({"huggingface": "{"}), "is not of a table with names of classes"),
         (LFS, "is a pointer of Git LFS, not the file itself (git lfs pull): copy or download it again"),
         (b"PAR1", "is not a whole Parquet file"),
     ],
@@ -356,6 +356,17 @@ def test_a_series_of_parquet_files_is_whole(copied):
     path.unlink()
     lacks = "lacks number 1 of the files such as train-00000-of-00002.parquet (1 of 2 files): download it"
     assert complaint(root) == f"{root / 'data'} {lacks}"
+
+
+@pytest.mark.parametrize("wrap", [bytes, lambda data: {"bytes": data}])
+def test_a_table_of_ones_own_numbers_its_classes(tmp_path, wrap):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        table = pa.table({"label": [10, 2], "image": [wrap(b"ten"), wrap(b"two")]})
+        pq.write_table(table, tmp_path / f"data/{split}-00000-of-00001.parquet")
+    found = find(tmp_path)
+    assert found.classes == list(map(str, range(11)))
+    assert contents(found, "val") == [(10, b"ten"), (2, b"two")]
 
 
 def test_the_hubs_own_conversion_to_parquet_is_read(tmp_path, written):

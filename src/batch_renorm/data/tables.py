@@ -85,15 +85,18 @@ def parquet_files(root: Path, split: str) -> list[Path]:
 
 
 def class_names(splits: dict[str, Any]) -> list[str]:
-    """The data set's names for its labels, which `datasets` writes into a file's schema.
+    """The data set's names for its labels, which `datasets` writes into a file's schema; numbers if it has none.
 
     Raises:
-        UserError: there are none, or fewer names than labels.
+        UserError: there are fewer names than labels.
     """
     most = max(splits.values(), key=lambda files: int(files.labels.max()))
     where = most.name(int(most.labels.argmax()))
-    with reading(where, "of a table with the names of its classes (class_encode_column)", COPY):
-        names = json.loads((most.schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+    with reading(where, "of a table with names of classes", COPY):
+        description = json.loads((most.schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = description.get("info", {}).get("features", {}).get("label", {}).get("names")
+    if names is None:
+        names = [str(label) for label in range(min(int(most.labels.max()) + 1, 10**6))]  # more are damage
     if len(names) <= most.labels.max():
         raise UserError(
             f"{where} has the label {most.labels.max():,}, but the table has {len(names):,} classes: {COPY}"
@@ -106,8 +109,9 @@ def check_columns(schema: pa.Schema, where: object) -> None:
     if not {"image", "label"} <= set(schema.names):
         raise UserError(f"{where} has the columns {', '.join(schema.names)}: image and label are needed")
     image, label = schema.field("image").type, schema.field("label").type
-    if not pa.types.is_struct(image) or {field.name for field in image} != {"bytes", "path"}:
-        raise UserError(f"{where} has images as {image}: save it again with datasets.Image, bytes and path")
+    data = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    if not (pa.types.is_binary(data) or pa.types.is_large_binary(data)):
+        raise UserError(f"{where} has images as {image}: save it again with the images' bytes in it (embedded)")
     if not pa.types.is_integer(label):
         raise UserError(f"{where} has labels of type {label}: whole numbers are needed (class_encode_column)")
 
@@ -127,16 +131,20 @@ class TableFiles(Files):
 
     schema: pa.Schema
 
-    def image(self, index: int) -> dict[str, Any]:
-        """The image's entry in the table: its bytes and its path, or None for either."""
+    def cell(self, index: int) -> pa.Scalar:
+        """The image's cell in the table: its bytes, or its bytes and its path."""
         raise NotImplementedError
+
+    def image(self, index: int) -> dict[str, Any]:
+        cell = self.cell(index).as_py()  # here the disk is read
+        return cell if isinstance(cell, dict) else {"bytes": cell}
 
     def place(self, index: int) -> str:
         """The image's file or folder, and its row there."""
         raise NotImplementedError
 
     def path(self, index: int) -> str | None:
-        path = self.image(index)["path"]
+        path = self.image(index).get("path")
         return None if path is None else printable(path)
 
     def name(self, index: int) -> str:
@@ -162,15 +170,17 @@ class ArrowFiles(TableFiles):
                 table.validate(full=True)  # reads the images' places, not the images
         with reading(self.folder, "a folder of Arrow files with the same columns", COPY):
             self.schema = self._table.schema
-            paths = pc.struct_field(self._table["image"], "path").cast(pa.binary())
+            images, kind = self._table["image"], self.schema.field("image").type
+            named = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+            paths = pc.struct_field(images, "path").cast(pa.binary()) if named else pa.nulls(len(images), pa.binary())
             super().__init__(checked_labels(self._table["label"], self.folder), paths)
 
     @cached_property
     def _table(self) -> pa.Table:
         return pa.concat_tables([_opened(shard) for shard in self.shards])
 
-    def image(self, index: int) -> dict[str, Any]:
-        return self._table["image"][self.rows[index]].as_py()  # here the disk is read
+    def cell(self, index: int) -> pa.Scalar:
+        return self._table["image"][self.rows[index]]
 
     def place(self, index: int) -> str:
         return f"{self.folder}, row {self.rows[index]}"
@@ -203,11 +213,11 @@ class ParquetFiles(TableFiles):
         self.group_of = np.repeat(np.arange(len(rows)), rows)
         self._reading = Lock()  # so that of several threads one reads a group
 
-    def image(self, index: int) -> dict[str, Any]:
+    def cell(self, index: int) -> pa.Scalar:
         group = self.group_of[index]
         with self._reading:
             images = _images_of(*self.groups[group])
-        return images[index - int(self.ends[group])].as_py()  # from the group's end
+        return images[index - int(self.ends[group])]  # from the group's end
 
     def place(self, index: int) -> str:
         return f"{self.groups[self.group_of[index]][0]}, row {index}"
