@@ -22,9 +22,7 @@ from batch_renorm.showing.looks import FAINT, INK, Look, looks_of
 from batch_renorm.showing.tables import NONE, Table, accuracy, in_short
 
 WHICH = {"final": "At the end", "best": "At best"}
-KEY = (
-    "Means, 95% intervals (the frame may cut them), dots: seeds. Ring: the default. Cross: unfinished, with its steps."
-)
+KEY = "Means, 95% intervals of three seeds or more, dots: seeds. Ring: the default. Cross: unfinished, with its steps."
 GRID_KEY = "Mean top-1 at the end, %. Frame: the default. Cross: unfinished, with its steps."
 
 
@@ -107,7 +105,7 @@ def draw_lines(lines: Sequence[Line], options: Sequence[str], heading: str) -> A
         axes.margins(x=0.09)  # room for the steps at a cross
     samples = (sample(runs, which) for line in lines for runs in line.points.values() for which in WHICH)
     seeds = [value for one in samples if one for value in one.values] or [0.0, 100.0]
-    margin = 0.25 * (max(seeds) - min(seeds)) + 0.5  # by the seeds: intervals over two of them are wide
+    margin = 0.25 * (max(seeds) - min(seeds)) + 0.5  # by the seeds: intervals over few of them are wide
     panels[0].set(ylim=(min(seeds) - margin, max(seeds) + margin), ylabel="top-1 accuracy, %")
     panels[0].locator_params(axis="y", nbins=6, steps=[1, 2, 5, 10])
     canvas.text(LEFT, row * (len(lines) + 0.6) / height, KEY, va="center", fontsize=11, color=FAINT)
@@ -122,7 +120,8 @@ def _draw_line(axes: Any, line: Line, which: str, style: Look, x: Mapping[Value,
         if value == line.default and len(line.points) > 1:
             axes.plot(x[value], s.mean, "o", ms=14, mfc="none", mec=style.color, mew=1.6)
     means = np.array([s.mean for s in samples.values()])
-    ends = np.array([s.interval or (s.mean, s.mean) for s in samples.values()]).reshape(-1, 2)
+    # those of two seeds would fill the frame
+    ends = np.array([(s.n > 2 and s.interval) or (s.mean, s.mean) for s in samples.values()]).reshape(-1, 2)
     if len(line.points) > 1:
         bars: dict[str, Any] = {"marker": style.mark, "ms": 6, "lw": 2, "elinewidth": 0.8, "capsize": 2}
         axes.errorbar([x[value] for value in samples], means, np.abs(ends.T - means), color=style.color, **bars)
