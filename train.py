@@ -9,6 +9,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from batch_renorm.records.curve import accuracies
+from batch_renorm.records.folder import Folder
 from batch_renorm.running.cli import as_hydra_reads, explained
 from batch_renorm.screen import print_remark
 
@@ -23,7 +24,8 @@ def main(config: DictConfig) -> float | None:
         from batch_renorm.running.run import train
 
         train(settings)
-        return next(reversed(accuracies(Path(settings["folder"], "curve.csv").expanduser()).values()), None)
+        found = accuracies(Folder(Path(settings["folder"]).expanduser()).curve)
+        return found[max(found)] if found else None
     return None
 
 

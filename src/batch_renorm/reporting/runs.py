@@ -104,5 +104,5 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
         return read_mapping(path)
     except (OSError, UserError) as error:
-        notes.append(f"{path}: left out, {error}")
+        notes.append(f"left out: {error}")
     return {}
